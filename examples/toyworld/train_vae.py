@@ -1,0 +1,164 @@
+"""Train the toy world's VAE on long streams.
+
+A VAE trained on short clips drifts by itself after the clip's end (its causal convolutions look back some 120 frames) and would
+pass for a decaying student. So every video here is a stream of 161 frames, walked in segments of 16 with the temporal caches
+carried along, detached.
+
+    torchrun --nproc-per-node 2 examples/toyworld/train_vae.py --out runs/vae
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from sfpp_cli.data.toyworld import ToyWorld
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
+
+CONFIG = {
+    "base_dim": 16,
+    "z_dim": 8,
+    "dim_mult": [1, 2, 4],
+    "num_res_blocks": 1,
+    "temperal_downsample": [True, True],
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "latents_mean": [0.0] * 8,
+    "latents_std": [1.0] * 8,
+}
+SEGMENT = 16
+SEGMENTS = 10
+
+
+def main() -> None:
+    options = parse()
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    vae = AutoencoderKLWan(**CONFIG)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    step = restore(options.out, vae, optimizer)
+    torch.manual_seed(options.seed * 1000 + rank + step)
+
+    while step < options.steps:
+        indices = torch.randint(2**40, (options.batch,)).tolist()
+        scenes = ToyWorld(options.seed).scenes(indices)
+        encoder, decoder = StreamingEncoder(vae), StreamingDecoder(vae)
+        for segment in range(SEGMENTS):
+            began = time.perf_counter()
+            start, count = (0, 1 + SEGMENT) if segment == 0 else (1 + SEGMENT * segment, SEGMENT)
+            frames = scenes.frames(start, count)
+            weight = 1 + options.foreground * scenes.neighbourhood(start, count)[:, :, None]
+            loss, parts = reconstruct(encoder, decoder, frames, weight, options.kl)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, options)
+            optimizer.zero_grad()
+            loss.backward()
+            average_gradients(vae, ranks)
+            norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimizer.step()
+            encoder.detach()
+            decoder.detach()
+            step += 1
+            if rank == 0 and step % 20 == 0:
+                record = dict(step=step, segment=segment, **parts, grad_norm=norm.item(), step_s=time.perf_counter() - began)
+                with open(options.out / "metrics.jsonl", "a") as log:
+                    log.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
+            if step >= options.steps:
+                break
+        if rank == 0 and step >= options.steps:
+            measure_statistics(vae, options.seed)
+        if rank == 0 and (step % options.save_every < SEGMENTS or step >= options.steps):
+            save(options.out, vae, optimizer, step)
+
+
+def reconstruct(
+    encoder: StreamingEncoder, decoder: StreamingDecoder, frames: Tensor, weight: Tensor, kl: float
+) -> tuple[Tensor, dict[str, float]]:
+    mean, log_variance = encoder.moments(frames)
+    mean, log_variance = mean.float(), log_variance.float().clamp(-20, 10)
+    pixels = decoder.from_raw(mean + torch.exp(log_variance / 2) * torch.randn_like(mean)).float()
+    difference = (pixels - frames).abs()
+    reconstruction = (weight * difference).mean() + 2 * (weight * difference.square()).mean()
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+    psnr = -10 * torch.log10(F.mse_loss(pixels, frames) / 4)
+    parts = {"loss": reconstruction.item(), "kl": divergence.item(), "psnr": psnr.item(), "latent_std": mean.std().item()}
+    return reconstruction + kl * divergence, parts
+
+
+def average_gradients(vae: AutoencoderKLWan, ranks: int) -> None:
+    if ranks == 1:
+        return
+    gradients = [p.grad for p in vae.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= ranks
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view_as(gradient))
+
+
+def learning_rate(step: int, options: argparse.Namespace) -> float:
+    """Linear warm-up, then a cosine to a hundredth."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    progress = (step - options.warmup) / (options.steps - options.warmup)
+    return options.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@torch.no_grad()
+def measure_statistics(vae: AutoencoderKLWan, seed: int, videos: int = 64) -> None:
+    """Per-channel mean and std of the latents go into the configuration, as in Wan's, so that networks see unit variance."""
+    scenes = ToyWorld(seed).scenes(range(videos))
+    encoder = StreamingEncoder(vae)
+    pieces = [encoder(scenes.frames(0, 1 + SEGMENT))]
+    pieces += [encoder(scenes.frames(1 + SEGMENT * i, SEGMENT)) for i in range(1, SEGMENTS)]
+    latents = torch.cat(pieces, dim=1)
+    mean, std = latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4))
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
+
+
+def save(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, step: int) -> None:
+    vae.save_pretrained(out / "vae")
+    torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
+    (out / "state.tmp").rename(out / "state.pt")
+
+
+def restore(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer) -> int:
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "state.pt").exists():
+        return 0
+    state = torch.load(out / "state.pt", weights_only=True)
+    vae.load_state_dict(state["vae"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--batch", type=int, default=4, help="streams a rank")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--kl", type=float, default=1e-4)
+    parser.add_argument("--foreground", type=float, default=6.0, help="extra weight of pixels around the object")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-every", type=int, default=200)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

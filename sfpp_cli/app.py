@@ -1,0 +1,46 @@
+"""The command line. Importing this module imports no torch: commands load what they need when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from sfpp_cli import __version__
+from sfpp_cli.commands import distill, generate, train, weights
+from sfpp_cli.console import err
+from sfpp_cli.errors import UserError
+
+app = typer.Typer(
+    name="sfpp",
+    help="Minute-long video from a causal few-step student (Self-Forcing++).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(generate.generate)
+app.command()(train.train)
+app.command()(distill.distill)
+app.add_typer(weights.app, name="weights")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sfpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {error}", markup=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,53 @@
+"""Flow matching: how a teacher is trained from latents and captions (arXiv 2210.02747)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.randomness import normal, seeded
+from sfpp_cli.core.teacher import Teacher
+
+
+class Clips(Protocol):
+    """Captioned clips."""
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
+        """A random clip's latents [F, C, H, W] and its caption."""
+
+
+class FlowMatching:
+    """Mean squared error of the predicted flow, timesteps uniform and then shifted; captions are dropped for later guidance."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        encode_text: Callable[[list[str]], Tensor],
+        clips: Clips,
+        *,
+        schedule: FlowSchedule,
+        text_dropout: float,
+        seed: int,
+        models: Mapping[str, nn.Module],
+    ) -> None:
+        self.teacher, self.encode_text, self.clips = teacher, encode_text, clips
+        self.schedule, self.text_dropout, self.seed, self.models = schedule, text_dropout, seed, models
+
+    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        generators = [seeded(self.seed, number) for number in samples]
+        latents, captions = zip(*(self.clips.draw(generator) for generator in generators), strict=True)
+        uniform = torch.cat([torch.rand(2, 1, generator=generator) for generator in generators], dim=1)
+        prompts = ["" if u < self.text_dropout else caption for u, caption in zip(uniform[0].tolist(), captions, strict=True)]
+
+        device = next(self.teacher.parameters()).device
+        x0 = torch.stack(latents).to(device)
+        noise = torch.stack([normal(x0.shape[1:], generator) for generator in generators]).to(device)
+        timestep = self.schedule.shift_timesteps(TRAIN_STEPS * uniform[1]).to(device)
+        sigma = (timestep / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
+        flow = self.teacher((1 - sigma) * x0 + sigma * noise, timestep, self.encode_text(prompts))
+        return F.mse_loss(flow.float(), noise - x0), {}

@@ -1,0 +1,115 @@
+"""ODE warm-up: a causal student learns to jump from points of the teacher's trajectories to their ends.
+
+arXiv 2510.02283, section 3.1 and equation 4; the idea is CausVid's (arXiv 2412.07772).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.randomness import seeded
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.teacher import Teacher
+from sfpp_cli.errors import UserError
+
+
+def sampling_sigmas(schedule: FlowSchedule, sampling_steps: int) -> Tensor:
+    """The sampler's grid: `sampling_steps` + 1 noise levels from 1 to 0, float64, shifted like the student's."""
+    uniform = torch.linspace(1.0, 0.0, sampling_steps + 1, dtype=torch.float64)
+    return schedule.shift * uniform / (1 + (schedule.shift - 1) * uniform)
+
+
+def kept_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: int) -> list[int]:
+    """Where the student's steps lie on the sampler's grid; a grid that misses them would train the student off its noise levels."""
+    timesteps = TRAIN_STEPS * sampling_sigmas(schedule, sampling_steps)
+    distance = (timesteps[None] - schedule.warp(steps).double()[:, None]).abs()
+    if distance.min(1).values.max() > 1e-2:
+        good = [n for n in range(max(4, sampling_steps - 12), sampling_steps + 13) if all(s * n % TRAIN_STEPS == 0 for s in steps)]
+        raise UserError(
+            f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to one of {good}"
+        )
+    return distance.argmin(1).tolist()
+
+
+@torch.no_grad()
+def trajectory(
+    teacher: Teacher,
+    noise: Tensor,
+    text: Tensor,
+    negative: Tensor,
+    *,
+    schedule: FlowSchedule,
+    steps: Sequence[int],
+    sampling_steps: int,
+    guidance: float,
+) -> Tensor:
+    """Euler from `noise` [B, F, C, H, W] down the teacher's guided flow: [B, len(steps) + 1, F, C, H, W].
+
+    Kept are the latents at the student's steps and the clean end. Guidance in the usual convention: negative + g (text - negative).
+    """
+    keep = kept_indices(schedule, steps, sampling_steps)
+    sigmas = sampling_sigmas(schedule, sampling_steps)
+    x = noise
+    kept = []
+    for i in range(sampling_steps):
+        if i in keep:
+            kept.append(x)
+        timestep = x.new_full(x.shape[:1], TRAIN_STEPS * sigmas[i].item())
+        flow = teacher(x, timestep, text)
+        if guidance != 1.0:
+            unguided = teacher(x, timestep, negative)
+            flow = unguided + guidance * (flow - unguided)
+        x = x + (sigmas[i + 1] - sigmas[i]).item() * flow
+    return torch.stack([*kept, x], dim=1)
+
+
+class Trajectories(Protocol):
+    """Stored trajectories."""
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
+        """A random trajectory [S + 1, F, C, H, W] and its prompt."""
+
+
+class TrajectoryRegression:
+    """L = E || G({x_t_i}, {t_i}) - {x0_i} ||^2 with an independent student step for every chunk (equation 4)."""
+
+    def __init__(
+        self,
+        student: CausalWanModel,
+        encode_text: Callable[[list[str]], Tensor],
+        trajectories: Trajectories,
+        *,
+        schedule: FlowSchedule,
+        steps: Sequence[int],
+        chunk: int,
+        context: int,
+        seed: int,
+    ) -> None:
+        self.student, self.encode_text, self.trajectories = student, encode_text, trajectories
+        self.schedule, self.timesteps, self.chunk, self.context, self.seed = schedule, schedule.warp(steps), chunk, context, seed
+        self.models: Mapping[str, nn.Module] = {"student": student}
+
+    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        generators = [seeded(self.seed, number) for number in samples]
+        paths, prompts = zip(*(self.trajectories.draw(generator) for generator in generators), strict=True)
+        device = next(self.student.parameters()).device
+        path = torch.stack(paths).to(device)
+        step = torch.stack([self._steps(path.shape[2], generator) for generator in generators]).to(device)
+        x_t = path.gather(1, step[:, None, :, None, None, None].expand(-1, 1, -1, *path.shape[3:])).squeeze(1)
+        timestep = self.timesteps.to(device)[step]
+        memory = self.student.block_causal(
+            self.encode_text(list(prompts)).to(device), (path.shape[-2], path.shape[-1]), chunk=self.chunk, context=self.context
+        )
+        x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
+        return F.mse_loss(x0, path[:, -1]), {}
+
+    def _steps(self, frames: int, generator: torch.Generator) -> Tensor:
+        """A student step for every chunk, repeated over its frames: indices [F]."""
+        chunks = -(-frames // self.chunk)
+        return torch.randint(len(self.timesteps), (chunks,), generator=generator).repeat_interleave(self.chunk)[:frames]

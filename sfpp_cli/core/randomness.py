@@ -1,0 +1,45 @@
+"""Randomness as a pure function of what it is for: no state to save, so any batch, rank, length or restart draws the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator determined by `numbers` alone (a splitmix-style hash; neighbouring numbers give unrelated streams)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state % 2**63)
+
+
+def normal(shape: Iterable[int], generator: torch.Generator) -> Tensor:
+    """Standard normal noise in float32, drawn on the CPU so that every device sees the same."""
+    return torch.randn(tuple(shape), generator=generator)
+
+
+class VideoNoise:
+    """The noise of a batch of videos, one seed a video: a function of (seed, chunk, student step)."""
+
+    def __init__(self, seeds: Iterable[int], shape: Iterable[int], device: torch.device | str = "cpu") -> None:
+        """`shape` is that of one video's chunk, [chunk, C, H, W]."""
+        self.seeds = tuple(seeds)
+        self.shape = tuple(shape)
+        self.device = torch.device(device)
+
+    def chunks(self, first: int, last: int) -> Iterator[Tensor]:
+        """The starting noise [B, chunk, C, H, W] of chunks first..last-1."""
+        return (self._draw(index, 0) for index in range(first, last))
+
+    def draw(self, chunk: int, step: int, like: Tensor) -> Tensor:
+        """What re-noises the x0 of a student step, for `rollout`."""
+        return self._draw(chunk, step + 1).to(like)
+
+    def _draw(self, chunk: int, use: int) -> Tensor:
+        return torch.stack([normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]).to(self.device)

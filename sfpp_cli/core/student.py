@@ -1,0 +1,173 @@
+"""The causal student: Wan's transformer, with attention that sees only the past.
+
+Same modules, parameter names and configuration as diffusers' `WanTransformer3DModel`, so a teacher's weights load unchanged and a
+saved student is a diffusers folder. What differs is the forward pass: latents may start at any absolute frame, every frame has its
+own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, section 3.2; arXiv 2510.02283, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from torch import Tensor
+
+from sfpp_cli.core.cache import BlockCausal, KeysValues, KVCache, Memory
+from sfpp_cli.core.geometry import tokens_per_frame
+
+ROPE_BASE = 10000.0
+
+
+class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
+    """A Wan block in three parts: `project` and `finish`, pure tensor functions that can be compiled, and the memory between."""
+
+    def forward(self, x: Tensor, modulation: Tensor, rope: KeysValues, memory: Memory, layer: int) -> Tensor:
+        """x [B, F, N, D] (N tokens a latent frame), modulation [B, F or 1, 6, D] -> [B, F, N, D]."""
+        attended = memory.attend(layer, *self.project(x, modulation, rope))
+        return self.finish(x, attended, modulation, *memory.text[layer])
+
+    def remember(self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: KVCache, layer: int) -> None:
+        """Write this block's keys and values and nothing more: what the last block owes the context pass."""
+        _, key, value = self.project(x, modulation, rope)
+        cache.write(layer, key, value)
+
+    def project(self, x: Tensor, modulation: Tensor, rope: KeysValues) -> tuple[Tensor, Tensor, Tensor]:
+        """Self-attention's query, key and value [B, heads, F N, head_dim], rotated."""
+        shift, scale = self._modulation(modulation, 0, 1)
+        h = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
+        attn = self.attn1
+        query, key = attn.norm_q(attn.to_q(h)), attn.norm_k(attn.to_k(h))
+        return (
+            rotate(_heads(query, attn.heads), rope),
+            rotate(_heads(key, attn.heads), rope),
+            _heads(attn.to_v(h), attn.heads),
+        )
+
+    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, text_key: Tensor, text_value: Tensor) -> Tensor:
+        """Everything behind self-attention: its gate, cross-attention to all text tokens, the feed-forward."""
+        gate, ffn_shift, ffn_scale, ffn_gate = self._modulation(modulation, 2, 3, 4, 5)
+        frames = x.shape[1]
+        out = self.attn1.to_out[0](attended.transpose(1, 2).flatten(2)).unflatten(1, (frames, -1))
+        x = (x.float() + out * gate).type_as(x)
+
+        h = self.norm2(x.float()).type_as(x).flatten(1, 2)
+        query = _heads(self.attn2.norm_q(self.attn2.to_q(h)), self.attn2.heads)
+        out = F.scaled_dot_product_attention(query, text_key, text_value).transpose(1, 2).flatten(2)
+        x = x + self.attn2.to_out[0](out).unflatten(1, (frames, -1))
+
+        h = (self.norm3(x.float()) * (1 + ffn_scale) + ffn_shift).type_as(x)
+        out = self.ffn(h).float()
+        x = (x.float() + out * ffn_gate).type_as(x)
+        return x
+
+    def text_keys_values(self, text: Tensor) -> KeysValues:
+        """Cross-attention's keys and values of embedded text [B, L, D]: the same for every chunk of a prompt."""
+        attn = self.attn2
+        return _heads(attn.norm_k(attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
+
+    def _modulation(self, modulation: Tensor, *which: int) -> list[Tensor]:
+        """Rows of the adaptive-norm table plus the timestep's part, each [B, F, 1, D]."""
+        return [(self.scale_shift_table[:, i] + modulation[:, :, i]).unsqueeze(2) for i in which]
+
+
+class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
+    """The student. Called as `student(latents, timestep, memory)`, it answers the flow."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(**config)
+        for block in self.blocks:
+            block.__class__ = CausalBlock
+
+    def new_cache(self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0) -> KVCache:
+        """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
+        return KVCache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
+
+    def block_causal(self, text: Tensor, latent_size: tuple[int, int], *, chunk: int, context: int | None = None) -> BlockCausal:
+        """The memory of one pass over all chunks of a clip (ODE training, arXiv 2510.02283, equation 4)."""
+        return BlockCausal(self.embed_text(text), tokens=self.tokens(latent_size), chunk=chunk, context=context)
+
+    def tokens(self, latent_size: tuple[int, int]) -> int:
+        return tokens_per_frame(*latent_size, self.config.patch_size)
+
+    def embed_text(self, text: Tensor) -> list[KeysValues]:
+        """Every block's cross-attention keys and values for padded prompt embeddings [B, L, D]."""
+        embedded = self.condition_embedder.text_embedder(text)
+        return [block.text_keys_values(embedded) for block in self.blocks]
+
+    def forward(self, latents: Tensor, timestep: Tensor, memory: Memory) -> Tensor:
+        """Flow of noisy `latents` [B, F, C, H, W], shaped alike. `timestep` [B] or [B, F] (the same within a chunk)."""
+        x, temb, modulation, rope = self._embed(latents, timestep, memory.frame)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, modulation, rope, memory, layer)
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).chunk(2, dim=2)
+        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
+        return self._unpatchify(self.proj_out(x), latents)
+
+    def remember(self, x0: Tensor, cache: KVCache) -> None:
+        """The context pass: run clean latents [B, F, C, H, W] at t = 0 so that the cache holds clean context, and commit them.
+
+        Only keys and values are wanted, so the last block's output and the head are never computed.
+        """
+        clean = x0.new_zeros(x0.shape[0], dtype=torch.float32)
+        x, _, modulation, rope = self._embed(x0, clean, cache.frame)
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks[:-1]):
+            x = block(x, modulation, rope, cache, layer)
+        self.blocks[-1].remember(x, modulation, rope, cache, last)
+        cache.commit(x0.shape[1])
+
+    def _embed(self, latents: Tensor, timestep: Tensor, frame: int) -> tuple[Tensor, Tensor, Tensor, KeysValues]:
+        """Patches [B, F, N, D]; time embedding [B, F', D] and modulation [B, F', 6, D] (F' = F or 1); the rotation."""
+        batch, frames, _, height, width = latents.shape
+        _, patch_h, patch_w = self.config.patch_size
+        x = self.patch_embedding(latents.transpose(1, 2).to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
+        time = self.condition_embedder
+        sinusoid = time.timesteps_proj(timestep.flatten()).to(time.time_embedder.linear_1.weight.dtype)
+        temb = time.time_embedder(sinusoid).type_as(x)
+        modulation = time.time_proj(time.act_fn(temb)).float()
+        shape = (batch, -1)
+        rope = self._rope(frame, frames, height // patch_h, width // patch_w, latents.device)
+        return x, temb.unflatten(0, shape), modulation.unflatten(0, shape).unflatten(2, (6, -1)), rope
+
+    def _rope(self, frame: int, frames: int, rows: int, columns: int, device: torch.device) -> KeysValues:
+        """Cosine and sine [F rows columns, head_dim / 2] at absolute frames; float64 inside, so no frame is too late.
+
+        Of the head's complex pairs, two thirds (rounded down) go to rows and columns, the rest to time.
+        """
+        pairs = self.config.attention_head_dim // 2
+        spatial = pairs // 3
+        angles = [
+            _angles(frame, frames, pairs - 2 * spatial, device)[:, None, None].expand(-1, rows, columns, -1),
+            _angles(0, rows, spatial, device)[None, :, None].expand(frames, -1, columns, -1),
+            _angles(0, columns, spatial, device)[None, None].expand(frames, rows, -1, -1),
+        ]
+        angle = torch.cat(angles, dim=-1).flatten(0, 2)
+        return angle.cos().float(), angle.sin().float()
+
+    def _unpatchify(self, x: Tensor, like: Tensor) -> Tensor:
+        """Tokens [B, F, N, pH pW C] -> [B, F, C, H, W]."""
+        _, patch_h, patch_w = self.config.patch_size
+        rows, columns = like.shape[3] // patch_h, like.shape[4] // patch_w
+        x = x.unflatten(3, (patch_h, patch_w, -1)).unflatten(2, (rows, columns))
+        return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).to(like.dtype)
+
+
+def rotate(x: Tensor, rope: KeysValues) -> Tensor:
+    """Rotate interleaved pairs of x [B, heads, L, head_dim] in float32."""
+    cos, sin = rope
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+def _angles(first: int, count: int, pairs: int, device: torch.device) -> Tensor:
+    positions = torch.arange(first, first + count, device=device, dtype=torch.float64)
+    frequency = ROPE_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+    return torch.outer(positions, frequency)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    split: Tensor = x.unflatten(2, (heads, -1))
+    return split.transpose(1, 2)

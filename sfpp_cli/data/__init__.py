@@ -1,0 +1,1 @@
+"""Prompt files, the toy world and stored trajectories."""

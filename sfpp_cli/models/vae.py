@@ -1,0 +1,102 @@
+"""Wan's VAE as a stream: a video is encoded and decoded piece by piece, its temporal cache kept per video.
+
+diffusers keeps that cache inside the module and clears it on every call; here the cache belongs to the stream, so one VAE serves
+many videos at once and the memory of a decode does not grow with its length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from torch import Tensor, nn
+
+
+class _Stream:
+    """The temporal feature cache of one half of the VAE; empty until the first piece has passed."""
+
+    def __init__(self, vae: AutoencoderKLWan, module: nn.Module) -> None:
+        self.vae = vae
+        self.module = module
+        self.cache: list[Any] = [None] * sum(isinstance(part, WanCausalConv3d) for part in module.modules())
+        self.started = False
+
+    def _pass(self, piece: Tensor) -> Tensor:
+        out: Tensor = self.module(piece, feat_cache=self.cache, feat_idx=[0])
+        return out
+
+    def _pass_all(self, pieces: Tensor, first: int) -> Tensor:
+        """The first piece of a video goes alone (it becomes one picture, or comes from one); all later ones go together."""
+        if self.started or pieces.shape[2] == first:
+            out = self._pass(pieces)
+        else:
+            out = torch.cat([self._pass(pieces[:, :, :first]), self._pass(pieces[:, :, first:])], dim=2)
+        self.started = True
+        return out
+
+    def detach(self) -> None:
+        """Cut the graph here: truncated back-propagation through a long stream."""
+        self.cache = [part.detach() if isinstance(part, Tensor) else part for part in self.cache]
+
+
+class StreamingEncoder(_Stream):
+    """Video frames [B, T, 3, H, W] in [-1, 1] -> latents [B, F, C, h, w], normalised by the VAE's statistics.
+
+    The first call takes 1 + 4k frames, later ones 4k (4 being the temporal compression); F = T / 4 but for the first frame, which
+    is a latent frame by itself.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__(vae, vae.encoder)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        mean, _ = self.moments(frames)
+        return normalise(self.vae, mean.transpose(1, 2))
+
+    def moments(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, [B, C, F, h, w], not normalised."""
+        pixels = frames.transpose(1, 2)
+        if self.vae.config.patch_size is not None:
+            pixels = patchify(pixels, self.vae.config.patch_size)
+        mean, log_variance = self.vae.quant_conv(self._pass_all(pixels, first=1)).chunk(2, dim=1)
+        return mean, log_variance
+
+
+class StreamingDecoder(_Stream):
+    """Latents [B, F, C, h, w] (normalised) -> video frames [B, T, 3, H, W], in [-1, 1] but for overshoot (not clamped).
+
+    T = 4 F, less 3 for the first latent frame of the video, which is one picture.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__(vae, vae.decoder)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.from_raw(denormalise(self.vae, latents).transpose(1, 2))
+
+    def from_raw(self, raw: Tensor) -> Tensor:
+        """Decode latents [B, C, F, h, w] that were never normalised."""
+        pixels = self._pass_all(self.vae.post_quant_conv(raw), first=1)
+        if self.vae.config.patch_size is not None:
+            pixels = unpatchify(pixels, self.vae.config.patch_size)
+        return pixels.transpose(1, 2)
+
+
+def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """(latents - mean) / std per channel, [B, F, C, h, w]."""
+    mean, std = _statistics(vae, latents)
+    return (latents - mean) / std
+
+
+def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    mean, std = _statistics(vae, latents)
+    return latents * std + mean
+
+
+def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (
+        torch.tensor(values, device=like.device, dtype=like.dtype) for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean[:, None, None], std[:, None, None]

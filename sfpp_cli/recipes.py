@@ -1,0 +1,149 @@
+"""Typed recipes: frozen dataclasses read from TOML. An unknown key is an error that suggests the right one; all come at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from sfpp_cli.core.trainer import Training
+from sfpp_cli.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """Captioned latents for flow matching."""
+
+    latents: str
+    mid_stream: float = 0.0
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """`sfpp train` by flow matching: a teacher from a store of latents."""
+
+    objective: Literal["flow-matching"]
+    model: str
+    data: TeacherData
+    training: Training
+    shift: float = 3.0
+    train_text_encoder: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """ODE trajectories of the teacher (arXiv 2510.02283, section 3.1)."""
+
+    prompts: str
+    count: int
+    folder: str
+    guidance: float = 4.0
+    sampling_steps: int = 48
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class StudentRecipe:
+    """`sfpp distill`: ODE pairs from a teacher, then trajectory regression of a causal student."""
+
+    objective: Literal["ode"]
+    model: str
+    pairs: Pairs
+    training: Training
+    init: str | None = None
+    seed: int = 0
+
+
+def read_recipe(path: Path, kind: type[T], overrides: dict[str, str] | None = None) -> T:
+    """Parse a TOML file into `kind`; `overrides` are dotted keys with values in TOML's (or plain text) form."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no recipe at {path}: give the path of a TOML file, such as those in examples/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        _set(table, key.split("."), _value(value))
+    problems: list[str] = []
+    recipe = _build(kind, table, "", problems)
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return recipe  # type: ignore[no-any-return]
+
+
+def write_recipe(recipe: Any, path: Path) -> None:
+    """The resolved recipe as TOML, so that a run folder tells how it was made."""
+    top: list[str] = []
+    tables: list[str] = []
+    for key, value in asdict(recipe).items():
+        if isinstance(value, dict):
+            tables += ["", f"[{key}]", *(_line(k, v) for k, v in value.items() if v is not None)]
+        elif value is not None:
+            top.append(_line(key, value))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(top + tables) + "\n")
+
+
+def _line(key: str, value: Any) -> str:
+    return f"{key} = {json.dumps(value)}"
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+    table[keys[-1]] = value
+
+
+def _build(kind: Any, table: dict[str, Any], where: str, problems: list[str]) -> Any:
+    hints = get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key in table.keys() - known.keys():
+        near = difflib.get_close_matches(key, known, n=1)
+        problems.append(
+            f"unknown key '{where}{key}'" + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})")
+        )
+    values = {}
+    for name, spec in known.items():
+        if name in table:
+            values[name] = _check(hints[name], table[name], where + name, problems)
+        elif spec.default is MISSING and spec.default_factory is MISSING:
+            problems.append(f"'{where}{name}' is missing")
+    return kind(**values) if not problems else None
+
+
+def _check(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
+    if is_dataclass(hint):
+        if isinstance(value, dict):
+            return _build(hint, value, f"{where}.", problems)
+    elif get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+        problems.append(f"'{where}' must be one of {', '.join(map(repr, get_args(hint)))}, not {value!r}")
+        return None
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list):
+            inner = [a for a in get_args(hint) if a is not Ellipsis]
+            return tuple(_check(inner[min(i, len(inner) - 1)], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+    elif get_origin(hint) is UnionType:
+        return _check(next(a for a in get_args(hint) if a is not type(None)), value, where, problems)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    problems.append(f"'{where}' must be {getattr(hint, '__name__', hint)}, not {value!r}")
+    return None

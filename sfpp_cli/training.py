@@ -1,0 +1,156 @@
+"""From a recipe to a running trainer: the pieces that `sfpp train` and `sfpp distill` put together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sfpp_cli.console import err, progress
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.flow_matching import FlowMatching
+from sfpp_cli.core.ode import TrajectoryRegression, kept_indices, trajectory
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.randomness import normal, seeded
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.trainer import Objective, Trainer, Training
+from sfpp_cli.data.latents import LatentWindows
+from sfpp_cli.data.prompts import read_prompts
+from sfpp_cli.data.trajectories import TrajectoryStore, shard_path, write_shard
+from sfpp_cli.devices import pick_device
+from sfpp_cli.errors import UserError
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.text import EmbeddedPrompts
+from sfpp_cli.recipes import StudentRecipe, TeacherRecipe, read_recipe, write_recipe
+
+
+def overrides(pairs: list[str] | None, steps: int | None, seed: int | None) -> dict[str, str]:
+    """`--set key=value`, `--steps` and `--seed` as dotted recipe keys."""
+    found = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--set {pair}: write it as key=value, for example --set training.lr=1e-4")
+        found[key.strip()] = value.strip()
+    if steps is not None:
+        found["training.steps"] = str(steps)
+    if seed is not None:
+        found["seed"] = str(seed)
+    return found
+
+
+def train_teacher(path: Path, out: Path, changes: dict[str, str], *, resume: bool, device: str | None) -> None:
+    """Flow matching of a bidirectional teacher (and its text encoder, if the recipe says so)."""
+    recipe = read_recipe(path, TeacherRecipe, changes)
+    where = pick_device(device)
+    bundle = Bundle(recipe.model)
+    teacher = bundle.load_teacher(where, torch.float32).train().requires_grad_(True)
+    text = bundle.load_text(where, torch.float32)
+    models: dict[str, torch.nn.Module] = {"transformer": teacher}
+    if recipe.train_text_encoder:
+        models["text_encoder"] = text.model.train().requires_grad_(True)
+    objective = FlowMatching(
+        teacher,
+        text,
+        LatentWindows(Path(recipe.data.latents), bundle.settings.horizon, recipe.data.mid_stream),
+        schedule=FlowSchedule(recipe.shift),
+        text_dropout=recipe.data.text_dropout,
+        seed=recipe.seed,
+        models=models,
+    )
+    run(objective, recipe.training, out, recipe, resume=resume, device=where)
+
+
+def distill_student(path: Path, out: Path, changes: dict[str, str], *, pairs_only: bool, resume: bool, device: str | None) -> None:
+    """ODE pairs from the teacher, then trajectory regression of a student that starts from its weights (or from `init`)."""
+    recipe = read_recipe(path, StudentRecipe, changes)
+    where = pick_device(device)
+    bundle = Bundle(recipe.model)
+    prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))]
+    text = EmbeddedPrompts(bundle.load_text(where, torch.float32), ["", *prompts])
+    make_pairs(bundle, recipe, prompts, text, where)
+    if pairs_only:
+        return
+    settings = bundle.settings
+    if recipe.init is None:
+        teacher = bundle.load_teacher(where, torch.float32)
+        student = CausalWanModel.from_config(teacher.config)
+        student.load_state_dict(teacher.state_dict())
+    else:
+        student = Bundle(recipe.model, recipe.init).load_student(where, torch.float32).requires_grad_(True)
+    objective = TrajectoryRegression(
+        student.to(where).train(),
+        text,
+        TrajectoryStore(Path(recipe.pairs.folder)),
+        schedule=FlowSchedule(settings.shift),
+        steps=settings.steps,
+        chunk=settings.chunk,
+        context=settings.context,
+        seed=recipe.seed,
+    )
+    run(objective, recipe.training, out, recipe, resume=resume, device=where)
+
+
+def make_pairs(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EmbeddedPrompts, device: torch.device) -> None:
+    """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
+    pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
+    schedule, folder = FlowSchedule(settings.shift), Path(pairs.folder)
+    kept_indices(schedule, settings.steps, pairs.sampling_steps)
+    shards = range(-(-pairs.count // pairs.batch))
+    mine = [shard for shard in shards if shard % ranks.world == ranks.rank and not shard_path(folder, shard).exists()]
+    teacher = bundle.load_teacher(device, torch.float32)
+    channels = teacher.config.in_channels
+    size = bundle.compression.latent_size(settings.width, settings.height)
+    shape = (settings.horizon, channels, *size)
+    passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
+    megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
+    if ranks.first:
+        err.print(
+            f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.0f} MB in {folder}; {len(mine)} shards to do"
+        )
+    with progress("{task.completed}/{task.total} shards of trajectories") as bar:
+        task = bar.add_task("", total=len(mine))
+        for shard in mine:
+            numbers = range(shard * pairs.batch, min((shard + 1) * pairs.batch, pairs.count))
+            chosen = [prompts[number % len(prompts)] for number in numbers]
+            noise = torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device)
+            path = trajectory(
+                teacher,
+                noise,
+                text(chosen).to(device),
+                text([""] * len(chosen)).to(device),
+                schedule=schedule,
+                steps=settings.steps,
+                sampling_steps=pairs.sampling_steps,
+                guidance=pairs.guidance,
+            )
+            write_shard(folder, shard, path.cpu(), chosen)
+            bar.advance(task)
+    ranks.join(device)
+    ranks.wait()
+
+
+def run(objective: Objective, training: Training, out: Path, recipe: object, *, resume: bool, device: torch.device) -> None:
+    """Train with progress on stderr; refuse to walk over an earlier run."""
+    ranks = Ranks.from_environment()
+    if checkpoint.saved_steps(out) and not resume:
+        raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
+    ranks.join(device)
+    if ranks.first:
+        write_recipe(recipe, out / "recipe.toml")
+    with progress("{task.completed}/{task.total}", "{task.description}") as bar:
+        task = bar.add_task("", total=training.steps)
+        Trainer(objective, training, out, ranks, _show(bar, task) if ranks.first else lambda record: None).run()
+    if ranks.first:
+        err.print(f"done: {checkpoint.path_of(out, training.steps)}")
+
+
+def _show(bar, task) -> Callable[[dict[str, float]], None]:  # type: ignore[no-untyped-def]
+    def show(record: dict[str, float]) -> None:
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
+        bar.update(task, completed=record["step"], description=figures)
+
+    return show

@@ -1,0 +1,111 @@
+"""The streaming VAE against diffusers' own, which sees the whole video at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, denormalise, normalise
+
+LATENT_CHUNKS = [3, 1, 2, 5]
+FRAME_CHUNKS = [9, 4, 8, 20]
+ATOL = 1e-5
+
+
+@pytest.fixture(params=[None, 2], ids=["pixels", "patches"])
+def vae(request: pytest.FixtureRequest) -> AutoencoderKLWan:
+    return random_vae(request.param)
+
+
+def random_vae(patch_size: int | None = None) -> AutoencoderKLWan:
+    """Four times compressed in time and 4 or 8 times in space; weights large enough for outputs of order one."""
+    torch.manual_seed(0)
+    channels = 3 * (patch_size or 1) ** 2
+    vae = AutoencoderKLWan(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        latents_mean=[0.5, -0.25, 0.0, 1.0],
+        latents_std=[2.0, 1.0, 0.5, 1.5],
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=patch_size,
+    )
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            if parameter.ndim > 3:
+                parameter.normal_(1.0, 0.1) if parameter[0].numel() == 1 else parameter.mul_(1.8)
+    return vae.eval()
+
+
+def video(vae: AutoencoderKLWan, frames: int) -> Tensor:
+    side = 4 * (vae.config.patch_size or 1)
+    return torch.rand(2, frames, 3, 2 * side, 3 * side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def latents(frames: int, seed: int = 2) -> Tensor:
+    return torch.randn(2, frames, 4, 2, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_streamed_decode_equals_the_whole(vae: AutoencoderKLWan) -> None:
+    z = latents(sum(LATENT_CHUNKS))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std))
+    whole = vae.decode((z * std + mean).transpose(1, 2)).sample.transpose(1, 2)
+    decoder = StreamingDecoder(vae)
+    pieces = [decoder(chunk) for chunk in z.split(LATENT_CHUNKS, dim=1)]
+    assert [piece.shape[1] for piece in pieces] == [9, 4, 8, 20]
+    assert whole.std() > 0.1
+    torch.testing.assert_close(torch.cat(pieces, dim=1).clamp(-1, 1), whole, atol=ATOL, rtol=0)
+
+
+@torch.no_grad()
+def test_streamed_encode_equals_the_whole(vae: AutoencoderKLWan) -> None:
+    frames = video(vae, sum(FRAME_CHUNKS))
+    posterior = vae.encode(frames.transpose(1, 2)).latent_dist
+    encoder = StreamingEncoder(vae)
+    moments = [encoder.moments(chunk) for chunk in frames.split(FRAME_CHUNKS, dim=1)]
+    mean, log_variance = (torch.cat(parts, dim=2) for parts in zip(*moments, strict=True))
+    assert mean.std() > 0.1
+    torch.testing.assert_close(mean, posterior.mean, atol=ATOL, rtol=0)
+    torch.testing.assert_close(log_variance.clamp(-30, 20), posterior.logvar, atol=ATOL, rtol=0)
+
+    encoder = StreamingEncoder(vae)
+    z = torch.cat([encoder(chunk) for chunk in frames.split(FRAME_CHUNKS, dim=1)], dim=1)
+    torch.testing.assert_close(denormalise(vae, z), posterior.mean.transpose(1, 2), atol=ATOL, rtol=0)
+
+
+@torch.no_grad()
+def test_interleaved_streams_do_not_disturb_each_other() -> None:
+    vae = random_vae()
+    videos = [latents(6, seed=3), latents(6, seed=4)]
+    apart = [StreamingDecoder(vae)(z) for z in videos]
+    decoders = [StreamingDecoder(vae), StreamingDecoder(vae)]
+    together: list[list[Tensor]] = [[], []]
+    for start in range(0, 6, 2):
+        for decoder, z, pieces in zip(decoders, videos, together, strict=True):
+            pieces.append(decoder(z[:, start : start + 2]))
+        vae.decode(videos[0].transpose(1, 2))
+    for pieces, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=ATOL, rtol=0)
+
+
+def test_normalise_undoes_denormalise() -> None:
+    vae = random_vae()
+    z = latents(2)
+    torch.testing.assert_close(normalise(vae, denormalise(vae, z)), z)
+
+
+def test_detach_ends_back_propagation() -> None:
+    vae = random_vae()
+    decoder = StreamingDecoder(vae)
+    first, second = (latents(1, seed=seed).requires_grad_() for seed in (5, 6))
+    decoder(first)
+    decoder.detach()
+    decoder(second).sum().backward()
+    assert first.grad is None
+    assert second.grad is not None
