@@ -8,7 +8,7 @@ import typer
 
 from sfpp_cli import __version__
 from sfpp_cli.commands import distill, generate, train, weights
-from sfpp_cli.console import err
+from sfpp_cli.console import error
 from sfpp_cli.errors import UserError
 
 app = typer.Typer(
@@ -39,8 +39,9 @@ def main() -> None:
     """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 130 interrupted."""
     try:
         app(standalone_mode=True)
-    except UserError as error:
-        err.print(f"[bold red]error:[/] {error}", markup=True)
+    except UserError as problem:
+        error(str(problem))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        error(str(interrupt) or "interrupted")
         sys.exit(130)

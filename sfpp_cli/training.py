@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from sfpp_cli.console import err, progress
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
@@ -25,6 +23,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.recipes import StudentRecipe, TeacherRecipe, read_recipe, write_recipe
+from sfpp_cli.watch import Watch
 
 
 def overrides(pairs: list[str] | None, steps: int | None, seed: int | None) -> dict[str, str]:
@@ -42,10 +41,10 @@ def overrides(pairs: list[str] | None, steps: int | None, seed: int | None) -> d
     return found
 
 
-def train_teacher(path: Path, out: Path, changes: dict[str, str], *, resume: bool, device: str | None) -> None:
+def train_teacher(path: Path, out: Path, changes: dict[str, str], watch: Watch, *, resume: bool, device: str | None) -> None:
     """Flow matching of a bidirectional teacher (and its text encoder, if the recipe says so)."""
     recipe = read_recipe(path, TeacherRecipe, changes)
-    where = pick_device(device)
+    where = pick_device(device, Ranks.from_environment().local)
     bundle = Bundle(recipe.model)
     teacher = bundle.load_teacher(where, torch.float32).train().requires_grad_(True)
     text = bundle.load_text(where, torch.float32)
@@ -61,17 +60,19 @@ def train_teacher(path: Path, out: Path, changes: dict[str, str], *, resume: boo
         seed=recipe.seed,
         models=models,
     )
-    run(objective, recipe.training, out, recipe, resume=resume, device=where)
+    run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
 
 
-def distill_student(path: Path, out: Path, changes: dict[str, str], *, pairs_only: bool, resume: bool, device: str | None) -> None:
+def distill_student(
+    path: Path, out: Path, changes: dict[str, str], watch: Watch, *, pairs_only: bool, resume: bool, device: str | None
+) -> None:
     """ODE pairs from the teacher, then trajectory regression of a student that starts from its weights (or from `init`)."""
     recipe = read_recipe(path, StudentRecipe, changes)
-    where = pick_device(device)
+    where = pick_device(device, Ranks.from_environment().local)
     bundle = Bundle(recipe.model)
     prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))]
     text = EmbeddedPrompts(bundle.load_text(where, torch.float32), ["", *prompts])
-    make_pairs(bundle, recipe, prompts, text, where)
+    make_pairs(bundle, recipe, prompts, text, watch, where)
     if pairs_only:
         return
     settings = bundle.settings
@@ -91,10 +92,12 @@ def distill_student(path: Path, out: Path, changes: dict[str, str], *, pairs_onl
         context=settings.context,
         seed=recipe.seed,
     )
-    run(objective, recipe.training, out, recipe, resume=resume, device=where)
+    run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
 
 
-def make_pairs(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EmbeddedPrompts, device: torch.device) -> None:
+def make_pairs(
+    bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EmbeddedPrompts, watch: Watch, device: torch.device
+) -> None:
     """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
     pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
     schedule, folder = FlowSchedule(settings.shift), Path(pairs.folder)
@@ -108,12 +111,11 @@ def make_pairs(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: 
     passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
     megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
     if ranks.first:
-        err.print(
+        watch.say(
             f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.0f} MB in {folder}; {len(mine)} shards to do"
         )
-    with progress("{task.completed}/{task.total} shards of trajectories") as bar:
-        task = bar.add_task("", total=len(mine))
-        for shard in mine:
+    with watch.stage("trajectories", len(mine)) as advance:
+        for done, shard in enumerate(mine, start=1):
             numbers = range(shard * pairs.batch, min((shard + 1) * pairs.batch, pairs.count))
             chosen = [prompts[number % len(prompts)] for number in numbers]
             noise = torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device)
@@ -128,29 +130,26 @@ def make_pairs(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: 
                 guidance=pairs.guidance,
             )
             write_shard(folder, shard, path.cpu(), chosen)
-            bar.advance(task)
+            advance(done, {})
     ranks.join(device)
     ranks.wait()
 
 
-def run(objective: Objective, training: Training, out: Path, recipe: object, *, resume: bool, device: torch.device) -> None:
-    """Train with progress on stderr; refuse to walk over an earlier run."""
+def run(
+    objective: Objective, training: Training, out: Path, recipe: object, watch: Watch, *, resume: bool, device: torch.device
+) -> None:
+    """Train, watched; refuse to walk over an earlier run."""
     ranks = Ranks.from_environment()
     if checkpoint.saved_steps(out) and not resume:
         raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
     ranks.join(device)
     if ranks.first:
         write_recipe(recipe, out / "recipe.toml")
-    with progress("{task.completed}/{task.total}", "{task.description}") as bar:
-        task = bar.add_task("", total=training.steps)
-        Trainer(objective, training, out, ranks, _show(bar, task) if ranks.first else lambda record: None).run()
+    with watch.stage("training", training.steps) as advance:
+
+        def show(record: dict[str, float]) -> None:
+            advance(int(record["step"]), {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
+
+        Trainer(objective, training, out, ranks, show).run()
     if ranks.first:
-        err.print(f"done: {checkpoint.path_of(out, training.steps)}")
-
-
-def _show(bar, task) -> Callable[[dict[str, float]], None]:  # type: ignore[no-untyped-def]
-    def show(record: dict[str, float]) -> None:
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "step")
-        bar.update(task, completed=record["step"], description=figures)
-
-    return show
+        watch.say(f"done: {checkpoint.path_of(out, training.steps)}")

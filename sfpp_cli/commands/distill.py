@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sfpp_cli.console import Terminal
+
 
 def distill(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), such as examples/toyworld/student.toml.")],
@@ -19,6 +21,15 @@ def distill(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")] = None,
 ) -> None:
     """Warm up a causal student on the teacher's ODE trajectories; both stages continue where they were interrupted."""
+    from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.training import distill_student, overrides
 
-    distill_student(recipe, out, overrides(set_, steps, seed), pairs_only=pairs_only, resume=resume, device=device)
+    distill_student(
+        recipe,
+        out,
+        overrides(set_, steps, seed),
+        Terminal(quiet=not Ranks.from_environment().first),
+        pairs_only=pairs_only,
+        resume=resume,
+        device=device,
+    )

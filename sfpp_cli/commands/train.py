@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sfpp_cli.console import Terminal
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), such as examples/toyworld/teacher.toml.")],
@@ -18,6 +20,9 @@ def train(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")] = None,
 ) -> None:
     """Train a model by a recipe; interrupted runs continue with --resume."""
+    from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.training import overrides, train_teacher
 
-    train_teacher(recipe, out, overrides(set_, steps, seed), resume=resume, device=device)
+    train_teacher(
+        recipe, out, overrides(set_, steps, seed), Terminal(quiet=not Ranks.from_environment().first), resume=resume, device=device
+    )

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -17,11 +19,14 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    local: int = 0
+    """The rank within its machine, which is the index of its GPU."""
 
     @classmethod
     def from_environment(cls) -> Ranks:
         """Read what `torchrun` sets, without joining a process group: enough to share out independent work."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        rank, world, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+        return cls(rank, world, local)
 
     @property
     def first(self) -> bool:

@@ -43,12 +43,17 @@ def rollout(
     """
     timesteps = schedule.warp(steps)[: None if exit_step is None else exit_step + 1]
     last_step = len(timesteps) - 1
-    cache = None
-    pending = list(past)
-    for index, x in enumerate(_chunks(noise, chunk), start=len(pending)):
+    cache: KVCache | None = None
+    index = 0
+    for clean in past:
+        cache = cache or _open(student, text, clean, context, sink)
+        _remember(student, clean, cache)
+        index += 1
+    previous: Tensor | None = None
+    for x in _chunks(noise, chunk):
         cache = cache or _open(student, text, x, context, sink)
-        while pending:
-            _remember(student, pending.pop(0), cache)
+        if previous is not None:
+            _remember(student, previous, cache)
         for step, level in enumerate(timesteps):
             with torch.set_grad_enabled(step == last_step and index in gradient):
                 flow = student(x, x.new_full(x.shape[:1], level.item()), cache)
@@ -56,7 +61,8 @@ def rollout(
             if step < last_step:
                 x = schedule.add_noise(x0, draw(index, step, x0), timesteps[step + 1])
         yield x0
-        pending.append(x0.detach())
+        previous = x0.detach()
+        index += 1
 
 
 @torch.no_grad()

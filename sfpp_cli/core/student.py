@@ -81,6 +81,12 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         for block in self.blocks:
             block.__class__ = CausalBlock
 
+    def compile_blocks(self) -> None:
+        """Compile the tensor functions of every block; the memory and its Python integers stay outside, so shapes are static."""
+        for block in self.blocks:
+            block.project = torch.compile(block.project)
+            block.finish = torch.compile(block.finish)
+
     def new_cache(self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0) -> KVCache:
         """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
         return KVCache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)

@@ -7,6 +7,7 @@ A bundle may hold its teacher too, in `teacher/`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKLWan
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError, safe_open
@@ -27,6 +29,7 @@ from sfpp_cli.models.hub import EMBEDDED, resolve
 from sfpp_cli.models.text import TextEncoder
 
 SETTINGS = "sfpp.json"
+_ENDS = 2**22
 COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer")
 
 
@@ -45,6 +48,8 @@ class Settings:
     width: int = 832
     height: int = 480
     text_length: int = 512
+    prompt: str = ""
+    """What `sfpp generate` shows when it is given no prompt."""
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -94,10 +99,18 @@ class Bundle:
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
         return _load(AutoencoderKLWan, self.folder / "vae", device, dtype)
 
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
+        """The text encoder; `layerwise` keeps it in main memory and brings one layer at a time to the device."""
         check_weights(self.folder / "text_encoder")
-        encoder = TextEncoder.load(self.folder / "tokenizer", self.folder / "text_encoder", self.settings.text_length, dtype)
-        encoder.model.to(device).eval()
+        try:
+            encoder = TextEncoder.load(self.folder / "tokenizer", self.folder / "text_encoder", self.settings.text_length, dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"{self.folder / 'text_encoder'} cannot be loaded: {_first_line(error)}") from error
+        encoder.model.eval().requires_grad_(False)
+        if layerwise and device.type != "cpu":
+            cpu_offload(encoder.model, device)
+        else:
+            encoder.model.to(device)
         return encoder
 
     @property
@@ -120,6 +133,19 @@ class Bundle:
         missing = [name for name in components if not (self.folder / name).is_dir()]
         if missing:
             raise UserError(f"{self.folder} is not a model: {', '.join(missing)} missing; it takes diffusers' layout")
+
+
+def fingerprint(bundle: Bundle) -> str:
+    """A digest that tells one set of weights from another: names, shapes and sizes in full, and the bytes of every file's ends."""
+    digest = hashlib.sha256()
+    for folder in (bundle.student, bundle.folder / "vae", bundle.folder / "text_encoder"):
+        for file in _weight_files(folder):
+            with file.open("rb") as opened:
+                digest.update(f"{folder.name} {file.name} {file.stat().st_size}".encode())
+                digest.update(opened.read(_ENDS))
+                opened.seek(max(0, file.stat().st_size - _ENDS))
+                digest.update(opened.read(_ENDS))
+    return digest.hexdigest()[:16]
 
 
 def embedded() -> list[str]:

@@ -70,8 +70,8 @@ _RESIDUAL_NAMES = {
 def load_original(path: str | Path, which: str | None = None) -> Weights:
     """Read a state dict from a .pt, .pth, .bin or .safetensors file; nothing in the file is ever executed.
 
-    Of a training checkpoint, `which` names the part to take ("generator", "generator_ema"); by default it is the first of `WRAPPERS`
-    that is there. Prefixes that FSDP, compile and module wrappers leave in names are dropped. Tensors may be mapped from the file.
+    Of a training checkpoint, `which` names the part to take ("generator", "generator_ema"); by default the first of `WRAPPERS` that
+    is there. Prefixes that FSDP, compile and module wrappers leave in names are dropped. Tensors may be mapped from the file.
     Raises UserError if the file is missing, damaged, holds anything but weights, or lacks `which`.
     """
     path = Path(path)
@@ -124,8 +124,8 @@ def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Wan's configuration -> the arguments of diffusers' `WanTransformer3DModel`.
 
-    Sizes that differ between Wan's models must be there, the rest defaults to Wan's. Other keys (attention window, sink, text length)
-    describe how the weights are used, and are ignored. Raises UserError naming the key at fault.
+    Sizes that differ between Wan's models must be there, the rest defaults to Wan's. Other keys (attention window, sink, length of
+    the text) say how the weights are used, and are ignored. Raises UserError naming the key at fault.
     """
     dim, heads = _size(config, "dim"), _size(config, "num_heads")
     if dim % (2 * heads):
@@ -299,7 +299,7 @@ def _read(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a hostile file can make the restricted unpickler fail in any way
         raise UserError(
-            f"{path} cannot be read: it is damaged, or holds more than tensors (which is never executed); "
+            f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds more than tensors (code is never executed); "
             "fetch it again, or save its weights as .safetensors"
         ) from error
 

@@ -13,6 +13,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
 from torch import Tensor, nn
 
+from sfpp_cli.errors import UserError
+
 
 class _Stream:
     """The temporal feature cache of one half of the VAE; empty until the first piece has passed."""
@@ -100,3 +102,57 @@ def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
         torch.tensor(values, device=like.device, dtype=like.dtype) for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean[:, None, None], std[:, None, None]
+
+
+class TiledDecoder:
+    """`StreamingDecoder` in spatial tiles that overlap and are blended, each with a temporal cache of its own.
+
+    The largest activation is that of one tile, so a small GPU decodes large frames; near tile borders the picture differs slightly
+    from an untiled decode, since a convolution there sees padding.
+    """
+
+    def __init__(self, vae: AutoencoderKLWan, tile: int, overlap: int | None = None) -> None:
+        """`tile` and `overlap` in latent cells (height and width alike); the overlap is a quarter of the tile by default."""
+        if tile < 2:
+            raise UserError(f"a tile of {tile} latent cells is too small: use 2 or more")
+        self.vae, self.tile = vae, tile
+        self.overlap = max(1, tile // 4) if overlap is None else overlap
+        self.decoders: dict[tuple[int, int], StreamingDecoder] = {}
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        height, width = latents.shape[-2:]
+        total: Tensor | None = None
+        weight: Tensor | None = None
+        for top in self._starts(height):
+            for left in self._starts(width):
+                decoder = self.decoders.setdefault((top, left), StreamingDecoder(self.vae))
+                piece = decoder(latents[..., top : top + self.tile, left : left + self.tile])
+                scale = piece.shape[-1] // min(self.tile, width)
+                if total is None or weight is None:
+                    total = piece.new_zeros(*piece.shape[:-2], height * scale, width * scale)
+                    weight = piece.new_zeros(height * scale, width * scale)
+                ramp = self._ramp(piece.shape[-2], scale, piece)[:, None] * self._ramp(piece.shape[-1], scale, piece)
+                rows = slice(top * scale, top * scale + piece.shape[-2])
+                columns = slice(left * scale, left * scale + piece.shape[-1])
+                total[..., rows, columns] += piece * ramp
+                weight[rows, columns] += ramp
+        assert total is not None
+        assert weight is not None
+        return total / weight
+
+    def _starts(self, length: int) -> list[int]:
+        """Tile origins that cover `length`; the last tile ends at the border."""
+        if length <= self.tile:
+            return [0]
+        stride = self.tile - self.overlap
+        return [*range(0, length - self.tile, stride), length - self.tile]
+
+    def _ramp(self, pixels: int, scale: int, like: Tensor) -> Tensor:
+        """Weights that rise linearly over the overlap from both ends; positive everywhere, so a lone tile is untouched."""
+        distance = torch.arange(pixels, device=like.device, dtype=like.dtype) + 0.5
+        return torch.minimum(distance, pixels - distance).clamp(max=self.overlap * scale)
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames [B, T, 3, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3]; overshoot is clamped."""
+    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1)

@@ -1,0 +1,54 @@
+"""Assemble the embedded model: untrained layout + trained parts, stored as float16.
+
+    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-006000 --out runs/teacher-bundle
+    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-006000 \\
+        --student runs/student/step-002000/student-ema --out weights/toyworld
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import UMT5EncoderModel
+
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.teacher import Teacher
+
+PROMPT = "a red circle bouncing over a blue background"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--init", type=Path, required=True, help="folder made by init_model.py")
+    parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken")
+    parser.add_argument("--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    out: Path = options.out
+    for part in ("tokenizer", "scheduler"):
+        shutil.copytree(options.init / part, out / part, dirs_exist_ok=True)
+    store(AutoencoderKLWan.from_pretrained(options.init / "vae"), out / "vae")
+    store(UMT5EncoderModel.from_pretrained(options.teacher / "text_encoder-ema"), out / "text_encoder")
+    teacher = Teacher.from_pretrained(options.teacher / "transformer-ema")
+    if options.student is None:
+        store(teacher, out / "transformer")
+    else:
+        store(teacher, out / "teacher")
+        store(CausalWanModel.from_pretrained(options.student), out / "transformer")
+    settings = json.loads((options.init / "sfpp.json").read_text())
+    (out / "sfpp.json").write_text(json.dumps({**settings, "prompt": PROMPT}, indent=2) + "\n")
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def store(model: torch.nn.Module, folder: Path) -> None:
+    model.to(torch.float16).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
