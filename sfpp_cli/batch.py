@@ -31,7 +31,7 @@ def make_all(
     generator = Generator(bundle, device, options, [request.prompt for request in mine], watch)
     finished = {request: generator.finished(request) if resume else None for request in mine}
     if resume and not overwrite:
-        refuse_existing([request for request in mine if finished[request] is None])
+        refuse_existing([request for request in mine if finished[request] is None and not generator.interrupted(request)])
     results = []
     for request in mine:
         done = finished[request]

@@ -27,7 +27,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import Bundle, Settings, fingerprint
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
-from sfpp_cli.video import Frames, SheetSampler, VideoWriter, atomic_write, contact_sheet, output_path
+from sfpp_cli.video import Frames, SheetSampler, VideoWriter, atomic_write, contact_sheet, output_path, remove_leftovers
 from sfpp_cli.watch import Watch
 
 SHEET_FRAMES = 24
@@ -164,9 +164,13 @@ class Generator:
     def _log_folder(self, request: Request) -> Path:
         return request.out.parent / f".sfpp-{self.key(request)[:16]}"
 
+    def interrupted(self, request: Request) -> bool:
+        """Whether this very request was begun and not finished; what stands under its name is then its own."""
+        return self._log_folder(request).exists()
+
     def discard(self, request: Request) -> None:
         """Forget an interrupted attempt at this request."""
-        if self._log_folder(request).exists():
+        if self.interrupted(request):
             self.log(request).remove()
 
     @torch.inference_mode()
@@ -180,6 +184,7 @@ class Generator:
         total = -(-compression.latent_frames(request.frames) // chunk)
         describe = self.describe(request)
         target = output_path(request.out)
+        remove_leftovers(target)
         sampler = SheetSampler(request.frames, min(SHEET_FRAMES, request.frames)) if self.options.sheet else None
         made = 0
         name = request.prompt if len(request.prompt) < 40 else request.prompt[:37] + "..."

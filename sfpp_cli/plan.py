@@ -134,10 +134,10 @@ def _out(wish: Wish, line: PromptLine, seed: int, position: int, total: int) -> 
 
 
 def _writable(folder: Path) -> None:
-    """Make the folder if need be, and see that a file can be written there."""
+    """See that a file can be written into the folder, or into what exists of its path; nothing stays behind."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
+        with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(os.urandom(4096))
     except OSError as error:
         raise UserError(f"cannot write to {folder} ({error.strerror}): choose another folder, or make room") from error

@@ -60,6 +60,8 @@ def train_teacher(path: Path, out: Path, changes: dict[str, str], watch: Watch, 
         seed=recipe.seed,
         models=models,
     )
+    if recipe.training.compile:
+        teacher.compile_blocks()
     run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
 
 
@@ -92,6 +94,8 @@ def distill_student(
         context=settings.context,
         seed=recipe.seed,
     )
+    if recipe.training.compile:
+        student.compile_blocks()
     run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
 
 

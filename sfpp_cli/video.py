@@ -7,6 +7,7 @@ is told to leave out whatever differs from run to run, so that the same frames g
 
 from __future__ import annotations
 
+import glob
 import io
 import json
 import os
@@ -75,6 +76,12 @@ def output_path(path: Path) -> Path:
         elif directory.exists():
             raise UserError(f"{directory} is a file, but the frames of {path.name} go into a directory; choose another name")
     return directory
+
+
+def remove_leftovers(path: Path) -> None:
+    """Clear away what a killed process left of its unfinished `path`."""
+    for scratch in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class VideoWriter:

@@ -24,8 +24,9 @@ from sfpp_cli.data.toyworld import (
     TINT_DEGREES,
     Scenes,
     ToyWorld,
+    pixel_grid,
 )
-from sfpp_cli.data.toyworld_reader import classify_motion, judge_videos, read_frames, speed
+from sfpp_cli.data.toyworld_reader import UNIT_AREAS, classify_motion, judge_videos, read_frames, speed
 
 Degrade = Callable[[Tensor], Tensor]
 LATE = 100_000
@@ -131,6 +132,7 @@ def test_the_reader_finds_the_truth(scenes: Scenes, videos: Tensor, degrade: Deg
         assert torch.allclose(seen.background_luma, torch.tensor(BACKGROUND_LUMA), atol=0.005)
         x, y = scenes.positions(torch.arange(48))[i].unbind(-1)
         assert torch.hypot(seen.x - x, seen.y - y).mean() < error
+        assert (seen.area / (UNIT_AREAS[scenes.shape[i]] * scenes.radius[i] ** 2)).median() == pytest.approx(1, abs=0.12)
         assert classify_motion(seen.x, seen.y, seen.present) == scenes.motion[i]
         assert speed(seen.x, seen.y) == pytest.approx(speed(x, y), rel=0.03)
 
@@ -187,12 +189,24 @@ def test_degraded_frames_are_out_of_the_world(videos: Tensor, leave: Degrade) ->
 
 
 def test_a_broken_object_is_out_of_the_world(scenes: Scenes, videos: Tensor) -> None:
-    twins = torch.where(scenes.neighbourhood(0, 1)[:, 0, None].roll(30, 3), videos[:, 0].roll(30, 3), videos[:, 0])
-    columns = torch.arange(64).expand(64, 64)
-    x = (scenes.positions(torch.arange(1))[:, 0, 0] * 64).long()
-    halved = torch.where((columns > x[:, None, None])[:, None], pure_background(scenes), videos[:, 0])
-    for frames in (twins, halved):
-        assert not read_frames(frames).intact.any()
+    frames, empty = videos[:, 0], pure_background(scenes)
+    twins = torch.where(scenes.neighbourhood(0, 1).roll(30, 3), frames.roll(30, 3), frames)
+    x = scenes.positions(torch.arange(1))[:, 0, 0, None, None, None]
+    halved = torch.where(pixel_grid((64, 64))[1] > x, empty, frames)
+    magenta = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+    body = (frames - empty).abs().amax(1, keepdim=True) > 0.35
+    for broken in (twins, halved, torch.where(body, magenta, frames)):
+        assert not read_frames(broken).intact.any()
+
+
+def test_noise_has_no_object_and_clipping_is_counted(videos: Tensor) -> None:
+    frames = videos[:, 0]
+    assert not read_frames(noise(frames)).present.any()
+    seen = read_frames(frames)
+    assert (seen.clipped < 0.05).all()
+    assert not replace(seen, clipped=torch.full((12,), 0.2)).in_world.any()
+    half = torch.cat([frames[..., :32, :], torch.ones(12, 3, 32, 64)], dim=2)
+    assert (read_frames(half).clipped >= 0.5).all()
 
 
 # --- motion -----------------------------------------------------------------------------------------------------------------
@@ -211,7 +225,7 @@ OTHER_TRACKS = {
     "still": (0.4 + 0 * T, 0.6 + 0 * T),
     "creeping": (0.4 + 0.1 * T, 0.6 + 0.05 * T),
     "trembling": (0.4 + 0.002 * torch.cos(200 * T), 0.6 + 0.002 * torch.sin(170 * T)),
-    "upright": (0.4 + 0 * T, 0.5 + 0.3 * torch.sin(T / 0.3)),
+    "upright": (0.4 + 0 * T, 0.2 + 0.5 * T),
     "round another centre": (0.3 + 0.12 * torch.cos(T / 0.12), 0.7 + 0.12 * torch.sin(T / 0.12)),
     "to and fro on the orbit": (0.5 + 0.25 * torch.cos(torch.sin(T * 6)), 0.5 + 0.25 * torch.sin(torch.sin(T * 6))),
 }

@@ -1,8 +1,9 @@
 """Gates between the stages of the toy world: is the VAE, then the teacher, good enough to build on?
 
     python examples/toyworld/gates.py vae --vae runs/vae/vae
-    python examples/toyworld/gates.py captions > runs/prompts.txt       # what to sample for the teacher's gate
-    python examples/toyworld/gates.py teacher --videos runs/samples
+    python examples/toyworld/gates.py teacher --model runs/teacher-bundle --guidance 2
+    python examples/toyworld/gates.py captions > runs/captions.txt     # or judge videos of these prompts, made elsewhere:
+    python examples/toyworld/gates.py videos --videos runs/samples
 
 Each prints what it measured and writes it as JSON. The exit code is 1 if a gate failed.
 """
@@ -19,9 +20,14 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from sfpp_cli.data.toyworld import Scenes, ToyWorld
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.ode import trajectory
+from sfpp_cli.core.randomness import normal, seeded
+from sfpp_cli.data.toyworld import FPS, Scenes, ToyWorld
 from sfpp_cli.data.toyworld_reader import judge_videos, read_frames
-from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
+from sfpp_cli.video import contact_sheet
 
 FRAMES, SEGMENT, BATCH = 481, 16, 4
 SPANS = {"0": (0, 0), "0..16": (0, 16), "40..80": (40, 80), "400..480": (400, 480)}
@@ -38,8 +44,13 @@ def main() -> None:
         return
     if options.command == "vae":
         report, gates = judge_vae(AutoencoderKLWan.from_pretrained(options.vae), world.scenes(range(options.count)))
+    elif options.command == "teacher":
+        scenes = world.scenes(range(options.count))
+        videos = sample_teacher(Bundle(options.model), scenes.captions(), options.guidance, options.seed)
+        save_sheet(videos, options.report.with_suffix(".png"))
+        report, gates = judge_samples(videos, world)
     else:
-        report, gates = judge_teacher(load_videos(options.videos), world)
+        report, gates = judge_samples(load_videos(options.videos), world)
     for name, passed in gates.items():
         print(f"{'pass' if passed else 'FAIL'}  {name}")
     options.report.parent.mkdir(parents=True, exist_ok=True)
@@ -97,7 +108,40 @@ def window_report(latents: Tensor) -> dict[str, float]:
     return {"mean": latents.mean().item(), "std": latents.std().item()}
 
 
-def judge_teacher(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, object], dict[str, bool]]:
+@torch.no_grad()
+def sample_teacher(bundle: Bundle, captions: list[str], guidance: float, seed: int) -> list[Tensor]:
+    """Clips of the teacher's horizon by the sampler that makes the ODE pairs: videos [T, 3, H, W] in [-1, 1]."""
+    cpu, settings = torch.device("cpu"), bundle.settings
+    teacher, vae, text = (load(cpu, torch.float32) for load in (bundle.load_teacher, bundle.load_vae, bundle.load_text))
+    shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    videos: list[Tensor] = []
+    for start in range(0, len(captions), 8):
+        batch = captions[start : start + 8]
+        noise = torch.stack([normal(shape, seeded(seed, start + i)) for i in range(len(batch))])
+        path = trajectory(
+            teacher,
+            noise,
+            text(batch),
+            text([""] * len(batch)),
+            schedule=FlowSchedule(settings.shift),
+            steps=settings.steps,
+            sampling_steps=48,
+            guidance=guidance,
+        )
+        videos += StreamingDecoder(vae)(path[:, -1]).clamp(-1, 1)
+        print(f"{len(videos)} of {len(captions)} clips", flush=True)
+    return videos
+
+
+def save_sheet(videos: list[Tensor], path: Path, rows: int = 8, columns: int = 9) -> None:
+    """A contact sheet: a row for each of the first videos."""
+    picked = [index * (len(videos[0]) - 1) // (columns - 1) for index in range(columns)]
+    frames = [to_uint8(video[None, index, None])[0, 0].numpy() for video in videos[:rows] for index in picked]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(frames, [index / FPS for _ in videos[:rows] for index in picked], path, columns=columns, tile=128)
+
+
+def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, object], dict[str, bool]]:
     """Do samples show what their captions say, moving as the world does? The videos are those of the first scenes, in order."""
     report = judge_videos(videos, world.scenes(range(len(videos))))
     print_table(f"{len(videos)} videos", {name: {"mean": mean} for name, mean in report.items()})
@@ -143,9 +187,14 @@ def parse() -> argparse.Namespace:
     vae.add_argument("--vae", type=Path, required=True, help="folder of an AutoencoderKLWan")
     vae.add_argument("--count", type=int, default=16, help="scenes")
     vae.add_argument("--report", type=Path, default=Path("runs/gate_vae.json"))
-    teacher = commands.add_parser("teacher", parents=[shared], help="samples of the scenes' captions")
-    teacher.add_argument("--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt")
+    teacher = commands.add_parser("teacher", parents=[shared], help="clips sampled from a teacher")
+    teacher.add_argument("--model", required=True, help="bundle that holds the teacher")
+    teacher.add_argument("--guidance", type=float, default=2.0)
+    teacher.add_argument("--count", type=int, default=32, help="scenes")
     teacher.add_argument("--report", type=Path, default=Path("runs/gate_teacher.json"))
+    videos = commands.add_parser("videos", parents=[shared], help="videos made from the scenes' captions")
+    videos.add_argument("--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt")
+    videos.add_argument("--report", type=Path, default=Path("runs/gate_videos.json"))
     return parser.parse_args()
 
 

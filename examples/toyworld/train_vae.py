@@ -5,6 +5,9 @@ pass for a decaying student. So every video here is a stream of 161 frames, walk
 carried along, detached.
 
     torchrun --nproc-per-node 2 examples/toyworld/train_vae.py --out runs/vae
+    python examples/toyworld/train_vae.py --out runs/vae-polished --polish runs/vae/vae --steps 5000 --lr 1e-3 --foreground 12
+
+The second command trains the decoder alone: latents stay what they are, so it can run while a teacher is trained on them.
 """
 
 from __future__ import annotations
@@ -48,8 +51,12 @@ def main() -> None:
         dist.init_process_group("gloo")
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    vae = AutoencoderKLWan(**CONFIG)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    vae = AutoencoderKLWan(**CONFIG) if options.polish is None else AutoencoderKLWan.from_pretrained(options.polish)
+    if options.polish is not None:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     step = restore(options.out, vae, optimizer)
     torch.manual_seed(options.seed * 1000 + rank + step)
 
@@ -57,7 +64,8 @@ def main() -> None:
         indices = torch.randint(2**40, (options.batch,)).tolist()
         scenes = ToyWorld(options.seed).scenes(indices)
         encoder, decoder = StreamingEncoder(vae), StreamingDecoder(vae)
-        for segment in range(SEGMENTS):
+        segments = 2 if options.polish is not None and torch.rand(()) < 0.5 else SEGMENTS
+        for segment in range(segments):
             began = time.perf_counter()
             start, count = (0, 1 + SEGMENT) if segment == 0 else (1 + SEGMENT * segment, SEGMENT)
             frames = scenes.frames(start, count)
@@ -73,13 +81,13 @@ def main() -> None:
             encoder.detach()
             decoder.detach()
             step += 1
-            if rank == 0 and step % 20 == 0:
+            if rank == 0 and step % 25 == 0:
                 record = dict(step=step, segment=segment, **parts, grad_norm=norm.item(), step_s=time.perf_counter() - began)
                 with open(options.out / "metrics.jsonl", "a") as log:
                     log.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
             if step >= options.steps:
                 break
-        if rank == 0 and step >= options.steps:
+        if rank == 0 and step >= options.steps and options.polish is None:
             measure_statistics(vae, options.seed)
         if rank == 0 and (step % options.save_every < SEGMENTS or step >= options.steps):
             save(options.out, vae, optimizer, step)
@@ -149,6 +157,7 @@ def restore(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer) 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--polish", type=Path, help="train only the decoder of this VAE; streams are short more often")
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--batch", type=int, default=4, help="streams a rank")
     parser.add_argument("--lr", type=float, default=2e-3)

@@ -64,5 +64,5 @@ def generate(
         save_latents=save_latents,
         sheet=sheet,
     )
-    made = make_all(wish, bundle, where, options, ranks, Terminal(), overwrite=overwrite, resume=resume)
+    made = make_all(wish, bundle, where, options, ranks, Terminal(quiet=not ranks.first), overwrite=overwrite, resume=resume)
     result(json.dumps({"videos": made}) if json_ else "\n".join(video["path"] for video in made))

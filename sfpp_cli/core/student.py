@@ -7,6 +7,7 @@ own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, sect
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import torch
@@ -76,8 +77,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
 class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
     """The student. Called as `student(latents, timestep, memory)`, it answers the flow."""
 
-    def __init__(self, **config: Any) -> None:
-        super().__init__(**config)
+    @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **config: Any) -> None:
+        super().__init__(*args, **config)
         for block in self.blocks:
             block.__class__ = CausalBlock
 

@@ -13,3 +13,8 @@ class Teacher(WanTransformer3DModel):  # type: ignore[misc]
         """Flow of noisy `latents` [B, F, C, H, W] at `timestep` [B] under `text` [B, L, D]; shaped like `latents`."""
         flow: Tensor = super().forward(latents.transpose(1, 2), timestep, text, return_dict=False)[0]
         return flow.transpose(1, 2)
+
+    def compile_blocks(self) -> None:
+        """Compile every transformer block with `torch.compile`."""
+        for block in self.blocks:
+            block.compile()

@@ -32,6 +32,7 @@ class Training:
     clip: float = 10.0
     ema: float = 0.99
     ema_start: int = 200
+    compile: bool = False
     save_every: int = 500
     keep: int = 2
 

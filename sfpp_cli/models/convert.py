@@ -107,7 +107,8 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
 
 def student_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> CausalWanModel:
     """The causal student, in float32, its weights copied. Raises UserError if weights and config do not fit each other."""
-    return _build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
+    student: CausalWanModel = _build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
+    return student
 
 
 def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Teacher:

@@ -1,0 +1,45 @@
+"""Does a longer video take more memory? Runs `sfpp generate` at several lengths and compares what it reports.
+
+python examples/benchmarks/generate_memory.py --seconds 20 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[20, 100])
+    parser.add_argument("--model", default="toyworld")
+    options = parser.parse_args()
+    print(
+        f"{'seconds':>8}{'wall s':>9}{'loop fps':>10}{'VAE fps':>9}{'end to end':>12}{'first frame s':>15}{'peak MB':>9}{'ratio':>7}"
+    )
+    first = None
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in options.seconds:
+            wall, made = generate(options.model, seconds, Path(folder) / f"{seconds:g}.mp4")
+            speed, peak = made["speed"], made["peak_memory_mb"]
+            first = first or peak
+            print(
+                f"{seconds:8g}{wall:9.1f}{speed['loop_fps']:10.1f}{speed['vae_fps']:9.1f}{speed['end_to_end_fps']:12.1f}"
+                f"{speed['time_to_first_frame_s']:15.2f}{peak:9d}{peak / first:7.3f}"
+            )
+
+
+def generate(model: str, seconds: float, out: Path) -> tuple[float, dict]:
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "sfpp_cli", "generate", "--model", model, "--seconds", str(seconds), "-o", str(out), "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return time.perf_counter() - began, json.loads(done.stdout)["videos"][0]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""The training loop: the update by hand, exact resume, checkpoints that are whole or absent, ranks that follow one.
+
+No model library is imported here: the ranks of the last test start as fresh processes and should not wait for one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.randomness import normal, seeded
+from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.errors import UserError
+
+TRAINING = Training(steps=12, batch=4, lr=1e-2, warmup=3, decay="cosine", clip=1.0, ema=0.9, ema_start=5, save_every=4)
+
+
+class Toy(nn.Module):
+    """A model that can be saved, without a library."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width
+        self.inner, self.outer = nn.Linear(2, width), nn.Linear(width, 1)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(normal(parameter.shape, seeded(number)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.outer(self.inner(x).tanh())
+        return answer
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        torch.save({"width": self.width, "state": self.state_dict()}, folder / "toy.pt")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Toy:
+        saved = torch.load(folder / "toy.pt", map_location="cpu")
+        toy = cls(saved["width"])
+        toy.load_state_dict(saved["state"])
+        return toy
+
+
+class Regression:
+    """Fit a plane to noise; notes the samples it was asked for, and says NaN for those in `broken`."""
+
+    def __init__(self, width: int = 3, broken: Sequence[int] = (), device: str = "cpu") -> None:
+        self.toy = Toy(width).to(device)
+        self.models = {"toy": self.toy}
+        self.broken = broken
+        self.device = device
+        self.asked: list[int] = []
+
+    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        self.asked += samples
+        x = torch.stack([normal((3,), seeded(number)) for number in samples]).to(self.device)
+        loss = (self.toy(x[:, :2]) - 5 * x[:, 2:]).square().mean()
+        if set(self.broken) & set(samples):
+            loss = loss * math.nan
+        return loss, {"first": x[:, 0].mean().item()}
+
+
+def train(run: Path, training: Training = TRAINING, stop: int | None = None, **toy: Any) -> Trainer:
+    """Train to the end, or until the terminal is closed behind step `stop`."""
+
+    def on_step(record: dict[str, float]) -> None:
+        if record["step"] == stop:
+            raise KeyboardInterrupt
+
+    trainer = Trainer(Regression(**toy), training, run, on_step=on_step)
+    if stop is None:
+        trainer.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    return trainer
+
+
+def contents(run: Path, step: int) -> dict[str, Any]:
+    """Everything in a checkpoint."""
+    folder = checkpoint.path_of(run, step)
+    models = {name: Toy.from_pretrained(folder / name).state_dict() for name in ("toy", "toy-ema")}
+    return {**checkpoint.load_state(run, step), **models}
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """What was logged, without the clock."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "step_s"} for record in records]
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Bitwise, through dictionaries and lists."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other)
+    else:
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole")
+    train(run)
+    return run
+
+
+def test_the_rate_warms_up_and_stays() -> None:
+    training = Training(steps=100, lr=2.0, warmup=4)
+    assert [training.learning_rate(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx([0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
+    assert Training(steps=100, lr=2.0).learning_rate(0) == 2.0
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    training = Training(steps=104, lr=2.0, warmup=4, decay="cosine")
+    rates = [training.learning_rate(step) for step in range(105)]
+    assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert rates[4] == 2.0
+    assert rates[54] == pytest.approx(2.0 * 0.505)
+    assert rates[29] == pytest.approx(2.0 * (0.01 + 0.99 * (2 + math.sqrt(2)) / 4))
+    assert rates[104] == pytest.approx(0.02)
+    assert sorted(rates[4:], reverse=True) == rates[4:]
+
+
+def test_updates_are_clipped_adamw() -> None:
+    """Four steps from the formulas, with gradients longer than the clip."""
+    training = Training(steps=4, batch=2, lr=0.05, betas=(0.5, 0.9), weight_decay=0.1, warmup=2, clip=0.5, ema_start=99)
+    objective, twin = Regression(), Regression()
+    trainer = Trainer(objective, training, Path())
+    parameters = list(twin.toy.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(4):
+        record = trainer.update()
+        loss, figures = twin.loss([2 * step, 2 * step + 1])
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item()
+        assert norm > 0.5, "the clip would not show"
+        assert record["step"] == step + 1
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert record["first"] == figures["first"]
+        rate = 0.05 * min(1, (step + 1) / 3)
+        with torch.no_grad():
+            for i, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                clipped = gradient * 0.5 / norm
+                first[i] = 0.5 * first[i] + 0.5 * clipped
+                second[i] = 0.9 * second[i] + 0.1 * clipped**2
+                direction = first[i] / (1 - 0.5 ** (step + 1)) / ((second[i] / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+                p.mul_(1 - rate * 0.1).sub_(rate * direction)
+        for ours, theirs in zip(objective.toy.parameters(), parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_average_is_the_recurrence(tmp_path: Path) -> None:
+    history = []
+    objective = Regression()
+    trainer = Trainer(
+        objective, TRAINING, tmp_path, on_step=lambda record: history.append(objective.toy.inner.weight.double().clone())
+    )
+    trainer.run()
+    expected = history[4]
+    for weight in history[5:]:
+        expected = 0.9 * expected + 0.1 * weight
+    assert trainer.average is not None
+    torch.testing.assert_close(trainer.average["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0)
+    assert (expected - history[-1]).abs().max() > 1e-3
+    assert_equal(contents(tmp_path, 12)["toy-ema"], trainer.average["toy"])
+    assert_equal(contents(tmp_path, 12)["toy"], objective.toy.state_dict())
+
+
+def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    assert not (checkpoint.path_of(tmp_path, 4) / "toy-ema").exists()
+    assert checkpoint.load_state(tmp_path, 4)["average"] is None
+
+
+@pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_resumed_run_is_the_uninterrupted_one(device: str, stops: list[int], tmp_path: Path, whole: Path) -> None:
+    """Stopped at a checkpoint, between two, before the first, and again and again."""
+    if device != "cpu":
+        whole = tmp_path / "whole"
+        train(whole, device=device)
+    run = tmp_path / "run"
+    for stop in stops:
+        train(run, stop=stop, device=device)
+    train(run, device=device)
+    assert checkpoint.saved_steps(run) == checkpoint.saved_steps(whole) == [8, 12]
+    for step in (8, 12):
+        assert_equal(contents(run, step), contents(whole, step))
+    assert list({record["step"]: record for record in metrics(run)}.values()) == metrics(whole)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    train(tmp_path)
+    before = metrics(tmp_path)
+    assert train(tmp_path).objective.asked == []  # type: ignore[attr-defined]
+    assert metrics(tmp_path) == before
+
+
+def test_every_sample_number_is_asked_for_once(tmp_path: Path) -> None:
+    asked = train(tmp_path, stop=4).objective.asked + train(tmp_path).objective.asked  # type: ignore[attr-defined]
+    assert asked == list(range(48))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [10, 12]), (4, [6, 8, 10, 12]), (9, [2, 4, 6, 8, 10, 12])])
+def test_the_newest_checkpoints_are_kept(keep: int, left: list[int], tmp_path: Path) -> None:
+    train(tmp_path, Training(steps=12, batch=1, save_every=2, keep=keep))
+    assert checkpoint.saved_steps(tmp_path) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", *(f"step-{step:06d}" for step in left)]
+
+
+def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
+    train(tmp_path, Training(steps=5, batch=1, save_every=3))
+    assert checkpoint.saved_steps(tmp_path) == [3, 5]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_killed_save_leaves_no_half_checkpoint(after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the model, before its average, before the state; the run goes on from the checkpoint before."""
+    train(tmp_path, stop=4)
+    left = [after]
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "save_pretrained", dying(Toy.save_pretrained, left))
+        patch.setattr(torch, "save", dying(torch.save, [2 if after == 2 else 99]))
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(Regression(), TRAINING, tmp_path).run()
+    assert checkpoint.saved_steps(tmp_path) == [4]
+    assert not checkpoint.path_of(tmp_path, 8).exists()
+    train(tmp_path)
+    assert_equal(contents(tmp_path, 12), contents(whole, 12))
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def dying(function: Callable[..., None], left: list[int]) -> Callable[..., None]:
+    """The function, for so many calls; then the machine is switched off."""
+
+    def call(*arguments: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        function(*arguments)
+
+    return call
+
+
+def test_what_is_not_a_checkpoint_is_not_taken_for_one(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path, stop=4)
+    checkpoint.path_of(tmp_path, 4).rename(tmp_path / ".step-000007.part")
+    (tmp_path / "step-000009" / "toy").mkdir(parents=True)
+    (tmp_path / "step-last").mkdir()
+    assert checkpoint.saved_steps(tmp_path) == []
+    assert train(tmp_path).objective.asked == list(range(48))  # type: ignore[attr-defined]
+    assert_equal(contents(tmp_path, 12), contents(whole, 12))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    state = checkpoint.path_of(tmp_path, 4) / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"step-000004 cannot be resumed .* delete it"):
+        train(tmp_path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    with pytest.raises(UserError, match=r"step-000004.* is not this recipe's model"):
+        train(tmp_path, width=4)
+
+
+@pytest.mark.parametrize(("broken", "figure"), [(0, "loss"), (23, "loss"), (41, "loss"), (23, "first")])
+def test_what_is_not_finite_stops_the_run_before_the_update(broken: int, figure: str, tmp_path: Path) -> None:
+    """In the first step, between two checkpoints, and once more after resuming."""
+    step = broken // 4
+    train(tmp_path / "sound", Training(**{**vars(TRAINING), "save_every": 1}))
+    for _ in range(2):
+        objective = Regression(broken={broken: figure})
+        trainer = Trainer(objective, TRAINING, tmp_path / "run")
+        with pytest.raises(UserError, match=rf"step {step + 1}: .*'{figure}': nan.* not finite"):
+            trainer.run()
+        assert trainer.step == step
+        assert checkpoint.saved_steps(tmp_path / "run") == [saved for saved in (4, 8) if saved <= step]
+    last = contents(tmp_path / "sound", 12) if step == 12 else None
+    assert last is None
+
+
+def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:
+    for world in (1, 2, 3):
+        shares = [Ranks(rank, world).share(12) for rank in range(world)]
+        assert {len(share) for share in shares} == {12 // world}
+        assert sorted(number for share in shares for number in share) == list(range(12))
+    with pytest.raises(UserError, match=r"batch 4 .* 3 ranks"):
+        Trainer(Regression(), TRAINING, tmp_path, Ranks(0, 3))
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = Ranks.from_environment()
+    ranks.join(torch.device("cpu"))
+    objective = Regression()
+    Trainer(objective, TRAINING, folder / "run", ranks).run()
+    torch.save({"asked": objective.asked, "state": objective.toy.state_dict()}, folder / f"{rank}.pt")
+    ranks.wait()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_follow_one(tmp_path: Path, whole: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [multiprocessing.get_context("spawn").Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert_equal(first["state"], second["state"])
+    assert sorted(first["asked"] + second["asked"]) == list(range(48))
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    for name, tensor in contents(whole, 12)["toy"].items():
+        torch.testing.assert_close(first["state"][name], tensor, atol=1e-5, rtol=0)
