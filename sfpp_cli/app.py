@@ -9,7 +9,7 @@ import typer
 from sfpp_cli import __version__
 from sfpp_cli.commands import distill, generate, train, weights
 from sfpp_cli.console import error
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import Interrupted, UserError
 
 app = typer.Typer(
     name="sfpp",
@@ -38,10 +38,10 @@ def options(version: bool = typer.Option(False, "--version", callback=_version, 
 def main() -> None:
     """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 130 interrupted."""
     try:
-        app(standalone_mode=True)
+        app()
     except UserError as problem:
         error(str(problem))
         sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        error(str(interrupt) or "interrupted")
+    except Interrupted as interruption:
+        error(str(interruption))
         sys.exit(130)

@@ -8,15 +8,11 @@ from typing import Any
 import torch
 
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import Interrupted, UserError
 from sfpp_cli.generation import Generator, Options, Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.plan import Wish, plan, refuse_existing
 from sfpp_cli.watch import Watch
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a batch; the message says how to go on."""
 
 
 def make_all(
@@ -24,10 +20,10 @@ def make_all(
 ) -> list[dict[str, Any]]:
     """Make this rank's share of the videos; returns their descriptions, finished ones included."""
     requests = plan(wish, bundle)
-    if not (overwrite or resume):
-        refuse_existing(requests)
-    _warn_beyond_horizon(requests, bundle, watch)
     mine = [requests[i] for i in ranks.share(len(requests))]
+    if not (overwrite or resume):
+        refuse_existing(mine)
+    _warn_beyond_horizon(requests, bundle, watch)
     generator = Generator(bundle, device, options, [request.prompt for request in mine], watch)
     finished = {request: generator.finished(request) if resume else None for request in mine}
     if resume and not overwrite:

@@ -19,7 +19,7 @@ from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.data.trajectories import TrajectoryStore, shard_path, write_shard
 from sfpp_cli.devices import pick_device
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import Interrupted, UserError
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.recipes import StudentRecipe, TeacherRecipe, read_recipe, write_recipe
@@ -154,6 +154,9 @@ def run(
         def show(record: dict[str, float]) -> None:
             advance(int(record["step"]), {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
 
-        Trainer(objective, training, out, ranks, show).run()
+        try:
+            Trainer(objective, training, out, ranks, show).run()
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; the same command with --resume goes on from the last checkpoint in {out}") from None
     if ranks.first:
         watch.say(f"done: {checkpoint.path_of(out, training.steps)}")

@@ -234,8 +234,8 @@ class Watched(KVCache):
         return keys, values
 
 
-def long_rollout(count: int, steps: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest student there is, one token a frame, for `count` chunks."""
+def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest student there is, one token a frame and two steps."""
     student = make_student(num_layers=1, num_attention_heads=1)
     caches = []
 
@@ -245,27 +245,28 @@ def long_rollout(count: int, steps: list[int], monkeypatch: pytest.MonkeyPatch) 
         return caches[-1]
 
     monkeypatch.setattr(student, "new_cache", new_cache)
-    noise = VideoNoise([1], (3, 4, 2, 2))
+    noise = VideoNoise([1], (chunk, 4, 2, 2))
+    settings = {**SETTINGS, "steps": [1000, 500], "chunk": chunk, "context": context}
     nbytes, scale = set(), []
-    for index, x0 in enumerate(rollout(student, noise.chunks(0, count), TEXT[:1], draw=noise.draw, **{**SETTINGS, "steps": steps})):
+    for index, x0 in enumerate(rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], draw=noise.draw, **settings)):
         (cache,) = caches
         nbytes.add(cache.nbytes)
-        assert cache.frame == 3 * index
-        if index > 3:
-            assert cache.seen == {8}, "a chunk late in the video sees as much as an early one"
+        assert cache.frame == chunk * index
+        if cache.frame >= context:
+            assert cache.seen == {context}, "a chunk late in the video sees as much as an early one"
         cache.seen.clear()
         assert x0.isfinite().all()
         scale.append(x0.std().item())
-    assert len(scale) == count
-    assert nbytes == {2 * 8 * 12 * 4}
+    assert len(scale) == frames // chunk
+    assert nbytes == {2 * context * 12 * 4}
     assert max(scale) < 10
 
 
 def test_memory_and_work_of_300_chunks_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
-    long_rollout(300, [1000, 500], monkeypatch)
+    long_rollout(900, 3, 8, monkeypatch)
 
 
 @pytest.mark.slow
 def test_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """14,400 latent frames at 4 pictures a frame and 16 pictures a second."""
-    long_rollout(4800, [1000], monkeypatch)
+    """14,400 latent frames at 4 pictures a frame and 16 pictures a second; long chunks, to have it done in seconds."""
+    long_rollout(14_400, 12, 30, monkeypatch)

@@ -280,6 +280,31 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
         torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 1e-5 * theirs[name].abs().max().item(), rtol=0, msg=name)
 
 
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="the ring is only copied when keys or values carry gradient")
+def test_gradients_survive_when_only_queries_learn() -> None:
+    """Adapters may train the queries alone; keys and values then carry no gradient, but the queries' needs them."""
+    student = make_student().requires_grad_(False)
+    student.blocks[0].attn1.to_q.requires_grad_(True)
+    first, second = latents(2, 6).split(3, dim=1)
+    cache = student.new_cache(TEXT, SIZE, context=6)
+    walk(student, first, cache)
+    flow = student(second, TIMESTEP, cache)
+    walk(student, second, cache)
+    flow.square().mean().backward()
+    assert student.blocks[0].attn1.to_q.weight.grad.abs().max() > 0
+
+
+def test_the_context_pass_needs_no_one_to_switch_gradients_off() -> None:
+    student = make_student()
+    chunk = latents(2, 3)
+    inside, outside = (student.new_cache(TEXT, SIZE, context=6) for _ in range(2))
+    student.remember(chunk, outside)
+    with torch.no_grad():
+        student.remember(chunk, inside)
+    for ours, theirs in zip([*outside.keys, *outside.values], [*inside.keys, *inside.values], strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @torch.no_grad()
 def test_videos_of_a_batch_do_not_meet() -> None:
     student = make_student()

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,12 @@ class Toy(nn.Module):
 
 
 class Regression:
-    """Fit a plane to noise; notes the samples it was asked for, and says NaN for those in `broken`."""
+    """Fit a plane to noise; notes the samples it was asked for. `broken` samples turn a figure, or the loss, to NaN."""
 
-    def __init__(self, width: int = 3, broken: Sequence[int] = (), device: str = "cpu") -> None:
+    def __init__(self, width: int = 3, broken: Mapping[int, str] | None = None, device: str = "cpu") -> None:
         self.toy = Toy(width).to(device)
-        self.models = {"toy": self.toy}
-        self.broken = broken
+        self.models: Mapping[str, nn.Module] = {"toy": self.toy}
+        self.broken = broken or {}
         self.device = device
         self.asked: list[int] = []
 
@@ -68,9 +68,13 @@ class Regression:
         self.asked += samples
         x = torch.stack([normal((3,), seeded(number)) for number in samples]).to(self.device)
         loss = (self.toy(x[:, :2]) - 5 * x[:, 2:]).square().mean()
-        if set(self.broken) & set(samples):
-            loss = loss * math.nan
-        return loss, {"first": x[:, 0].mean().item()}
+        figures = {"first": x[:, 0].mean().item()}
+        for figure in (self.broken[number] for number in samples if number in self.broken):
+            if figure == "loss":
+                loss = loss * math.nan
+            else:
+                figures[figure] = math.nan
+        return loss, figures
 
 
 def train(run: Path, training: Training = TRAINING, stop: int | None = None, **toy: Any) -> Trainer:
@@ -209,6 +213,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(device: str, stops: list[int], t
     assert list({record["step"]: record for record in metrics(run)}.values()) == metrics(whole)
 
 
+@pytest.mark.xfail(strict=True, reason="steps behind the last checkpoint are logged again after resuming")
+def test_the_log_of_a_resumed_run_is_the_uninterrupted_ones(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path, stop=6)
+    train(tmp_path)
+    assert metrics(tmp_path) == metrics(whole)
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     train(tmp_path)
     before = metrics(tmp_path)
@@ -290,16 +301,21 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 def test_what_is_not_finite_stops_the_run_before_the_update(broken: int, figure: str, tmp_path: Path) -> None:
     """In the first step, between two checkpoints, and once more after resuming."""
     step = broken // 4
-    train(tmp_path / "sound", Training(**{**vars(TRAINING), "save_every": 1}))
+    sound = Regression()
+    history = [clone(sound)]
+    Trainer(sound, TRAINING, tmp_path / "sound", on_step=lambda record: history.append(clone(sound))).run()
     for _ in range(2):
         objective = Regression(broken={broken: figure})
         trainer = Trainer(objective, TRAINING, tmp_path / "run")
         with pytest.raises(UserError, match=rf"step {step + 1}: .*'{figure}': nan.* not finite"):
             trainer.run()
         assert trainer.step == step
+        assert_equal(clone(objective), history[step])
         assert checkpoint.saved_steps(tmp_path / "run") == [saved for saved in (4, 8) if saved <= step]
-    last = contents(tmp_path / "sound", 12) if step == 12 else None
-    assert last is None
+
+
+def clone(objective: Regression) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in objective.toy.state_dict().items()}
 
 
 def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:

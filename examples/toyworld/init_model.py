@@ -74,7 +74,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         *TEMPLATES,
         *(s for synonyms in SYNONYMS.values() for s in synonyms),
     ]
-    words = sorted({word for phrase in phrases for word in phrase.split() if word.isalpha()})
+    words = sorted({word for phrase in phrases for word in phrase.split() if word.isalpha()} | {"an"})
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words, MID_STREAM])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])

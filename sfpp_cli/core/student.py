@@ -114,6 +114,7 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
         return self._unpatchify(self.proj_out(x), latents)
 
+    @torch.no_grad()
     def remember(self, x0: Tensor, cache: KVCache) -> None:
         """The context pass: run clean latents [B, F, C, H, W] at t = 0 so that the cache holds clean context, and commit them.
 

@@ -46,16 +46,16 @@ SYNONYMS = {
     "circle": ("circle", "ball", "disc"),
     "square": ("square", "box"),
     "triangle": ("triangle",),
-    "bouncing": ("bouncing", "bounces", "bouncing around"),
-    "circling": ("circling", "circles around", "going in circles"),
-    "sliding": ("sliding", "slides", "sliding left and right"),
+    "bouncing": ("bouncing", "bouncing around"),
+    "circling": ("circling", "going in circles"),
+    "sliding": ("sliding", "sliding left and right"),
     "grey": ("grey", "gray"),
 }
 TEMPLATES = (
-    "a {color} {shape} {motion} over a {background} background",
+    "{article} {color} {shape} {motion} over a {background} background",
     "{color} {shape} {motion} on {background}",
-    "a {color} {shape} is {motion} in front of a {background} wall",
-    "a video of a {color} {shape} {motion} over {background}",
+    "{article} {color} {shape} is {motion} in front of a {background} wall",
+    "a video of {article} {color} {shape} {motion} over {background}",
 )
 
 
@@ -91,8 +91,10 @@ class Scenes:
             choices = SYNONYMS.get(name, (name,))
             return choices[(variant // salt) % len(choices)]
 
+        color = list(OBJECT_COLORS)[self.color[i]]
         return TEMPLATES[variant % len(TEMPLATES)].format(
-            color=list(OBJECT_COLORS)[self.color[i]],
+            article="an" if color[0] in "aeiou" else "a",
+            color=color,
             shape=word(SHAPES[self.shape[i]], 4),
             motion=word(MOTIONS[self.motion[i]], 12),
             background=word(list(BACKGROUNDS)[self.background[i]], 36),
@@ -166,7 +168,7 @@ def pixel_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def shape_distance(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance to the outline of `shape` (index into SHAPES); negative inside. The three cover about the same area."""
+    """Signed distance to the outline of `shape` (index into SHAPES); negative inside."""
     circle = torch.hypot(dx, dy) - radius
     square = torch.maximum(dx.abs(), dy.abs()) - 0.88 * radius
     triangle = torch.maximum(0.866 * dx.abs() - 0.5 * dy, dy) - 0.62 * radius

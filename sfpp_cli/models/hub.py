@@ -1,40 +1,98 @@
-"""From a name to a folder: embedded, on disk, or on the hub."""
+"""From a name to a folder: embedded, on disk, or on the hub. Importing this loads no torch."""
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import CacheNotFound, constants, scan_cache_dir, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.settings import SETTINGS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-EMBEDDED = next(folder for folder in (_PACKAGE / "weights", _PACKAGE.parent / "weights") if folder.is_dir())
+_PLACES = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
+EMBEDDED = next((folder for folder in _PLACES if folder.is_dir()), _PLACES[0])
 """Inside the package in a wheel, beside it in a checkout."""
 
-PATTERNS = ["*.json", "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt", "*.safetensors"]
+MODEL_FILES = ["*.json", "*/*.json", "*.safetensors", "*/*.safetensors", "*/*.model", "*/*.txt"]
+STUDENT_FILES = ["*.json", "*.safetensors", "transformer/*.json", "transformer/*.safetensors"]
 
 
-def resolve(name: str, *, offline: bool | None = None) -> Path:
+def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
     """The folder of an embedded model, a path, or a hub id (downloaded if need be; interrupted downloads continue).
 
-    `HF_HUB_OFFLINE=1` is respected: then only what the hub's cache holds is found.
+    An embedded name wins over a folder of that name, which is still reached as ./name. Of a hub id, `student` fetches the causal
+    weights only. `offline`, or the variable HF_HUB_OFFLINE, takes what the hub's cache holds and downloads nothing.
     """
-    if (EMBEDDED / name).is_dir() and "/" not in name:
+    if name in embedded():
         return EMBEDDED / name
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    known = ", ".join(sorted(folder.name for folder in EMBEDDED.iterdir() if folder.is_dir()))
-    if path.exists() or path.is_absolute() or name.count("/") != 1 or name.startswith("."):
-        raise UserError(f"unknown model '{name}': it is none of the embedded ({known}), no folder and no hub id (owner/name)")
+    path = os.path.expanduser(name)
+    if name and os.path.isdir(path):
+        return Path(path)
+    if os.path.isfile(path):
+        raise UserError(f"{name} is a file, but a model is a folder: make one of original weights with `sfpp weights convert`")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"unknown model '{name}': {_suggestion(name)}")
+    return _download(name, STUDENT_FILES if student else MODEL_FILES, offline)
+
+
+def embedded() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(settings.parent.name for settings in EMBEDDED.glob(f"*/{SETTINGS}"))
+
+
+def cached() -> Iterator[tuple[str, Path]]:
+    """Models in the hub's cache, by id: of each the folder of its main revision, or of the newest there is."""
     try:
-        return Path(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=bool(offline)))
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        if repo.repo_type == "model" and repo.revisions:
+            newest = max(repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified))
+            yield repo.repo_id, newest.snapshot_path
+
+
+def _suggestion(name: str) -> str:
+    known = embedded()
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"it takes an embedded name ({', '.join(known) or 'none here'}), a folder that exists, or a hub id (owner/name)"
+
+
+def _download(name: str, patterns: list[str], offline: bool) -> Path:
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
     except HFValidationError as error:
-        raise UserError(f"unknown model '{name}': neither a folder nor a valid hub id") from error
+        raise UserError(f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)") from error
+    except GatedRepoError as error:
+        raise UserError(f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no model '{name}', or it is private: check the id, or log in with `hf auth login`") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"'{name}' is not a folder here and could not be fetched from the hub ({reason})") from error
+        raise UserError(
+            f"neither a folder '{name}' nor such a model on the hub: check the spelling, or `hf auth login` if it is private"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(_absence(name, offline)) from error
+    except Exception as error:  # the network, the hub's transfer library and the disk each fail in their own way
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"'{name}' could not be fetched from the hub ({reason}): try again, it continues where it stopped"
+        ) from error
+    if not folder.is_dir():
+        raise UserError(f"'{name}' holds no model in diffusers' layout: original weights are for `sfpp weights convert`")
+    return folder
+
+
+def _absence(name: str, offline: bool) -> str:
+    if constants.HF_HUB_OFFLINE:
+        return f"'{name}' is no folder here and not (fully) in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that"
+    if offline:
+        return f"'{name}' is no folder here and not (fully) in the hub's cache: fetch it with `sfpp weights pull {name}`"
+    return f"'{name}' is no folder here and the hub cannot be reached: check the network, or give a folder"

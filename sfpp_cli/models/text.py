@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import ftfy
 import torch
+from accelerate import cpu_offload
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
 
 
 def clean(prompt: str) -> str:
@@ -24,23 +24,33 @@ class TextEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: UMT5EncoderModel, length: int) -> None:
         self.tokenizer, self.model, self.length = tokenizer, model, length
+        self.device: torch.device = model.device
 
-    @classmethod
-    def load(cls, tokenizer: Path, model: Path, length: int, dtype: torch.dtype = torch.float32) -> TextEncoder:
-        return cls(AutoTokenizer.from_pretrained(tokenizer), UMT5EncoderModel.from_pretrained(model, dtype=dtype), length)
+    def place(self, device: torch.device, *, layerwise: bool = False) -> None:
+        """Run on `device`; `layerwise` keeps the weights in main memory and brings one layer at a time there."""
+        self.device = device
+        if layerwise:
+            cpu_offload(self.model, device)
+        else:
+            self.model.to(device)
 
-    def __call__(self, prompts: list[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [B, length, D] of cleaned prompts. Differentiable; callers that only read wrap it in `no_grad`."""
+        return _pad(self.unpadded(prompts), self.length)
+
+    def unpadded(self, prompts: Sequence[str]) -> list[Tensor]:
+        """The same without padding: for every prompt [n, D], n being its tokens."""
         tokens = self.tokenizer(
             [clean(prompt) for prompt in prompts],
             padding="longest",
             max_length=self.length,
             truncation=True,
             return_tensors="pt",
-        ).to(self.model.device)
+        )
+        counts = tokens.attention_mask.sum(1).tolist()
+        tokens = tokens.to(self.device)
         hidden: Tensor = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        hidden = hidden * tokens.attention_mask.unsqueeze(-1)
-        return torch.nn.functional.pad(hidden, (0, 0, 0, self.length - hidden.shape[1]))
+        return [row[:count] for row, count in zip(hidden, counts, strict=True)]
 
     def cut(self, prompt: str) -> str:
         """The end of the prompt that does not fit into `length` tokens; empty if all of it does."""
@@ -48,8 +58,8 @@ class TextEncoder:
         tokens = self.tokenizer(text, return_offsets_mapping=True)
         if len(tokens.input_ids) <= self.length:
             return ""
-        last_kept = self.length - 1 - self.tokenizer.num_special_tokens_to_add()
-        return text[tokens.offset_mapping[last_kept][1] :].strip()
+        first_lost = max(0, self.length - self.tokenizer.num_special_tokens_to_add())
+        return text[tokens.offset_mapping[first_lost][0] :].strip()
 
 
 class EmbeddedPrompts:
@@ -58,14 +68,12 @@ class EmbeddedPrompts:
     @torch.no_grad()
     def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
         self.length = encoder.length
-        self.embeddings = {prompt: self._trim(encoder([prompt])[0]) for prompt in dict.fromkeys(prompts)}
+        self.embeddings = {prompt: encoder.unpadded([prompt])[0] for prompt in dict.fromkeys(prompts)}
 
-    def __call__(self, prompts: list[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Padded embeddings [B, length, D]."""
-        rows = [self.embeddings[prompt] for prompt in prompts]
-        return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, self.length - row.shape[0])) for row in rows])
+        return _pad([self.embeddings[prompt] for prompt in prompts], self.length)
 
-    @staticmethod
-    def _trim(padded: Tensor) -> Tensor:
-        used = padded.any(-1).nonzero()[-1].item() + 1
-        return padded[: int(used)].clone()
+
+def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - row.shape[0])) for row in rows])

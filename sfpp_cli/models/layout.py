@@ -1,0 +1,164 @@
+"""A model as people name it, and where its parts are. Importing this loads no torch.
+
+A bundle is a folder with `transformer/ vae/ text_encoder/ tokenizer/ scheduler/` and `sfpp.json`. `transformer/` is the causal
+student; a bundle without `sfpp.json` is plain Wan, its transformer a bidirectional teacher. A bundle may hold its teacher too, in
+`teacher/`. A folder with a student alone is good for `--student`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sfpp_cli.core.geometry import Compression
+from sfpp_cli.errors import UserError
+from sfpp_cli.models.hub import resolve
+from sfpp_cli.models.settings import SETTINGS, Settings
+
+SHARED = ("vae", "text_encoder", "tokenizer")
+"""What every bundle needs besides a transformer."""
+STUDENTS = ("CausalWanModel",)
+TEACHERS = ("Teacher", "WanTransformer3DModel")
+
+
+class Layout:
+    """The folders and configurations of a model. Reads small files only."""
+
+    def __init__(self, model: str, student: str | None = None, *, offline: bool = False) -> None:
+        """`student` names a folder, bundle or hub id whose causal weights replace the bundle's own transformer.
+
+        Raises UserError if parts are missing, or if the student's channels and text are not the bundle's.
+        """
+        self.name = model
+        self.folder = resolve(model, offline=offline)
+        self._require(SHARED if student else ("transformer", *SHARED))
+        if student is None:
+            self.student = self.folder / "transformer"
+        else:
+            self.student = _student_folder(resolve(student, student=True, offline=offline))
+        places = (self.student, *([self.student.parent] if self.student.name == "transformer" else []), self.folder)
+        settings = next((place / SETTINGS for place in places if (place / SETTINGS).exists()), None)
+        self.settings = Settings.read(settings) if settings else Settings()
+        if class_of(self.student) in (*STUDENTS, *TEACHERS):
+            self.check_fit(self.transformer_config(), str(self.student))
+
+    @property
+    def teacher(self) -> Path | None:
+        """The bidirectional teacher: `teacher/`, or the transformer of a bundle that is one."""
+        return next((self.folder / part for part in ("teacher", "transformer") if class_of(self.folder / part) in TEACHERS), None)
+
+    @property
+    def compression(self) -> Compression:
+        config = read_config(self.folder / "vae")
+        down = config.get("temperal_downsample", [False, True, True])
+        spatial = 2 ** (len(config.get("dim_mult", [1, 2, 4, 4])) - 1) * (config.get("patch_size") or 1)
+        return Compression(temporal=2 ** sum(down), spatial=spatial)
+
+    def transformer_config(self) -> dict[str, Any]:
+        return read_config(self.student)
+
+    def _require(self, parts: tuple[str, ...]) -> None:
+        missing = [part for part in parts if not (self.folder / part).is_dir()]
+        if missing:
+            also = "; a student alone goes to --student" if class_of(self.folder / "transformer") in STUDENTS else ""
+            raise UserError(f"{self.folder} is not a model: {', '.join(missing)} missing; it takes diffusers' layout{also}")
+
+    def check_fit(self, config: Mapping[str, Any], what: str) -> None:
+        """Refuse a transformer of another family: one whose latent or text channels are not those of this VAE and text encoder."""
+        for ours, part, theirs in (("in_channels", "vae", "z_dim"), ("text_dim", "text_encoder", "d_model")):
+            own, others = config.get(ours), read_config(self.folder / part).get(theirs)
+            if own is not None and others is not None and own != others:
+                raise UserError(
+                    f"{what} has {ours} {own}, but the {part} of {self.name} has {theirs} {others}: use a base of its family"
+                )
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weight file says of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """In safetensors' words: F32, BF16 ..."""
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A component's config.json."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}): fetch or convert the model again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} must hold one JSON object: fetch or convert the model again")
+    return config
+
+
+def class_of(folder: Path) -> str | None:
+    """The class that a component says it is of; None if it is not there or does not say."""
+    name = read_config(folder).get("_class_name") if (folder / "config.json").exists() else None
+    return None if name is None else str(name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A component's safetensors files: those that its index lists, or all there are. UserError if none, or one is missing."""
+    index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
+    if index is None:
+        files = sorted(folder.glob("*.safetensors"))
+    else:
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
+    if not files:
+        raise UserError(f"no weights in {folder}: it takes .safetensors files")
+    missing = next((file for file in files if not file.exists()), None)
+    if missing is not None:
+        raise UserError(f"{missing} is missing: fetch or convert the model again")
+    return files
+
+
+def headers(folder: Path) -> dict[str, Header]:
+    """Every tensor of a component, by name, read from the files' headers. UserError if a file is damaged."""
+    found = {}
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                    part = opened.get_slice(name)
+                    found[name] = Header(tuple(part.get_shape()), str(part.get_dtype()))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged ({error}): fetch or convert it again") from error
+    return found
+
+
+def _student_folder(folder: Path) -> Path:
+    for candidate in (folder, folder / "transformer"):
+        if (candidate / "config.json").exists():
+            return candidate
+    inner = sorted(config.parent for pattern in ("*", "*/*") for config in folder.glob(f"{pattern}/config.json"))
+    near = next((str(place) for place in reversed(inner) if class_of(place) in STUDENTS), "a run's step-NNNNNN/student")
+    raise UserError(f"{folder} holds no student: it takes a folder in diffusers' layout, such as {near}")
+
+
+def pull(model: str, *, student: bool = False) -> Path:
+    """Fetch a model, or the student alone; returns its folder once it is seen to hold what was asked for."""
+    folder = resolve(model, student=student)
+    if student:
+        found = _student_folder(folder)
+        if class_of(found) not in STUDENTS:
+            raise UserError(f"{found} is no causal student: fetch the whole model without --student")
+        return found
+    if class_of(folder / "transformer") not in STUDENTS:
+        Layout(str(folder))
+    return folder

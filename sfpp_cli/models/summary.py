@@ -1,0 +1,174 @@
+"""What a model is and what it costs, from its small files and its weights' headers alone. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfpp_cli.core.geometry import tokens_per_frame
+from sfpp_cli.errors import UserError
+from sfpp_cli.models.hub import cached, embedded, resolve
+from sfpp_cli.models.layout import SHARED, STUDENTS, Header, Layout, class_of, headers
+from sfpp_cli.models.settings import SETTINGS, Settings
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of `sfpp weights list`."""
+
+    name: str
+    source: str
+    kind: str
+    """student, teacher, student only (no VAE and text encoder), incomplete or damaged."""
+    size: int
+    """Bytes on disk."""
+    folder: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network."""
+
+    parameters: int
+    dtype: str
+    """What most of its parameters are stored in."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that decide what a transformer's cache takes."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    tokens: int
+    """Per latent frame, at the native size."""
+
+    def cache_bytes(self, latent_frames: int, element: int) -> int:
+        """Keys and values of every layer, token and head."""
+        return 2 * self.layers * latent_frames * self.tokens * self.heads * self.head_dim * element
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `sfpp weights show` shows."""
+
+    name: str
+    folder: Path
+    weights: Path
+    kind: str
+    parts: dict[str, Part]
+    shape: Shape
+    settings: Settings
+    horizon_seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        frames = {"latent_frame": 1, "context": self.settings.context}
+        return {
+            "model": self.name,
+            "folder": str(self.folder),
+            "weights": str(self.weights),
+            "kind": self.kind,
+            "parts": {name: vars(part) for name, part in self.parts.items()},
+            **vars(self.shape),
+            **vars(self.settings),
+            "horizon_seconds": round(self.horizon_seconds, 3),
+            "cache_bytes": {
+                dtype: {name: self.shape.cache_bytes(count, size) for name, count in frames.items()}
+                for dtype, size in ELEMENT_BYTES.items()
+            },
+        }
+
+    def as_text(self) -> str:
+        s, shape = self.settings, self.shape
+        cache = (
+            f"{dtype} {readable(shape.cache_bytes(1, size))} a latent frame, {readable(shape.cache_bytes(s.context, size))} in all"
+            for dtype, size in ELEMENT_BYTES.items()
+        )
+        lines = {
+            "model": f"{self.name} ({self.kind}), {self.folder}",
+            "weights": f"{self.weights}",
+            **{name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}" for name, part in self.parts.items()},
+            "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
+            "video": f"{s.width}x{s.height} at {s.fps} fps, {shape.tokens} tokens a latent frame",
+            "rollout": f"chunks of {s.chunk} latent frames, context {s.context}, sink {s.sink}",
+            "sampling": f"shift {s.shift:g}, steps {' '.join(map(str, s.steps))}",
+            "trained on": f"rollouts of {s.horizon} latent frames ({self.horizon_seconds:.1f} s)",
+            "KV cache": "; ".join(cache),
+        }
+        return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
+
+
+def summarise(model: str, student: str | None = None) -> Summary:
+    """Look at a model that is here already; nothing is downloaded or loaded."""
+    layout = Layout(model, student, offline=True)
+    folders = {"transformer": layout.student, "vae": layout.folder / "vae", "text_encoder": layout.folder / "text_encoder"}
+    is_student = class_of(layout.student) in STUDENTS
+    if is_student and layout.teacher is not None:
+        folders["teacher"] = layout.teacher
+    return Summary(
+        name=layout.name,
+        folder=layout.folder,
+        weights=layout.student,
+        kind="student" if is_student else "teacher",
+        parts={name: _part(headers(folder)) for name, folder in folders.items()},
+        shape=_shape(layout),
+        settings=layout.settings,
+        horizon_seconds=layout.compression.video_frames(layout.settings.horizon) / layout.settings.fps,
+    )
+
+
+def listing() -> list[Listed]:
+    """The embedded models, then those in the hub's cache."""
+    here = [(name, "embedded", resolve(name)) for name in embedded()]
+    hub = [(name, "hub cache", folder) for name, folder in cached()]
+    found = [place for place in hub if (place[2] / "transformer").is_dir() or (place[2] / SETTINGS).exists()]
+    return [Listed(name, source, _kind(folder), _size(folder), str(folder)) for name, source, folder in [*here, *found]]
+
+
+def readable(count: int) -> str:
+    """Bytes in decimal units."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _part(tensors: dict[str, Header]) -> Part:
+    by_dtype: Counter[str] = Counter()
+    for tensor in tensors.values():
+        by_dtype[tensor.dtype] += tensor.elements
+    (dtype, _), *_ = by_dtype.most_common(1)
+    return Part(by_dtype.total(), _DTYPES.get(dtype, dtype))
+
+
+def _shape(layout: Layout) -> Shape:
+    config = layout.transformer_config()
+    latent_size = layout.compression.latent_size(layout.settings.width, layout.settings.height)
+    try:
+        return Shape(
+            layers=config["num_layers"],
+            heads=config["num_attention_heads"],
+            head_dim=config["attention_head_dim"],
+            tokens=tokens_per_frame(*latent_size, config["patch_size"]),
+        )
+    except KeyError as error:
+        raise UserError(f"{layout.student / 'config.json'} lacks {error}: fetch or convert the model again") from error
+
+
+def _kind(folder: Path) -> str:
+    try:
+        kind = "student" if class_of(folder / "transformer") in STUDENTS else "teacher"
+        parts = [part for part in SHARED if (folder / part).is_dir()]
+        headers(folder / "transformer")
+    except UserError:
+        return "damaged"
+    if len(parts) == len(SHARED):
+        return kind
+    return "student only" if kind == "student" and not parts else "incomplete"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,150 @@
+"""`sfpp train` and `sfpp distill` on the embedded model: from a recipe to weights that `sfpp generate` takes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sfpp_cli import app, training, video
+from sfpp_cli.core.randomness import seeded
+from sfpp_cli.data import latents, trajectories
+
+Run = Callable[..., tuple[int, str, str]]
+
+STUDENT = """
+objective = "ode"
+model = "toyworld"
+[pairs]
+prompts = "prompts.txt"
+count = 3
+folder = "pairs"
+guidance = 2.0
+sampling_steps = 4
+batch = 2
+[training]
+steps = 2
+batch = 2
+lr = 1e-3
+ema_start = 1
+save_every = 1
+"""
+
+TEACHER = """
+objective = "flow-matching"
+model = "toyworld"
+train_text_encoder = true
+[data]
+latents = "latents"
+mid_stream = 0.5
+[training]
+steps = 2
+batch = 2
+lr = 1e-3
+save_every = 1
+"""
+
+
+@pytest.fixture
+def sfpp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red circle bouncing over a blue background\na white square sliding on grey\n")
+    (tmp_path / "student.toml").write_text(STUDENT)
+    (tmp_path / "teacher.toml").write_text(TEACHER)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sfpp", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            app.main()
+        out, err = capfd.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return run
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Run, tmp_path: Path) -> None:
+    code, _, err = sfpp("distill", "student.toml", "--out", "run")
+    assert code == 0
+    assert "3 trajectories: 8 teacher passes each" in err
+    with safe_open(tmp_path / "pairs/pairs-00000.safetensors", framework="pt") as shard:
+        assert shard.get_slice("trajectories").get_shape() == [2, 5, 21, 8, 8, 8]
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2]
+    for name in ("student", "student-ema"):
+        assert (tmp_path / "run/step-000002" / name / "config.json").exists()
+    code, _, _ = sfpp("generate", "--student", "run/step-000002/student-ema", "--frames", "9", "-o", "v.mp4")
+    assert code == 0
+    assert video.probe(tmp_path / "v.mp4").frames == 9
+
+
+def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Run, tmp_path: Path) -> None:
+    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
+    first, second = trajectories.shard_path(tmp_path / "pairs", 0), trajectories.shard_path(tmp_path / "pairs", 1)
+    kept, made = first.stat().st_mtime_ns, second.read_bytes()
+    second.unlink()
+    assert "1 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
+    assert first.stat().st_mtime_ns == kept
+    assert second.read_bytes() == made
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Run, tmp_path: Path) -> None:
+    assert sfpp("distill", "student.toml", "--out", "whole", "--steps", "2")[0] == 0
+    assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "1")[0] == 0
+    code, _, err = sfpp("distill", "student.toml", "--out", "parts", "--steps", "2")
+    assert code == 2
+    assert "--resume" in err
+    assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "2", "--resume")[0] == 0
+    for name in ("student", "student-ema"):
+        whole, parts = (weights(tmp_path / run / "step-000002" / name) for run in ("whole", "parts"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Run, tmp_path: Path) -> None:
+    code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.sampling_steps=50")
+    assert code == 2
+    assert "48" in err
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Run, tmp_path: Path) -> None:
+    clips = torch.randn(2, 23, 8, 8, 8, generator=seeded(1))
+    latents.write_shard(tmp_path / "latents", 0, clips, [["a red circle"], ["a white square", "a square"]])
+    assert sfpp("train", "teacher.toml", "--out", "run")[0] == 0
+    assert (tmp_path / "run/recipe.toml").exists()
+    one, two = (weights(tmp_path / f"run/step-{step:06d}/transformer") for step in (1, 2))
+    assert any(not torch.equal(one[key], two[key]) for key in one)
+    assert (tmp_path / "run/step-000002/text_encoder/model.safetensors").exists()
+
+
+def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -> None:
+    frames = torch.arange(10.0).view(1, 10, 1, 1, 1).expand(1, 10, 2, 2, 2)
+    latents.write_shard(tmp_path, 0, frames, [["a ball"]])
+    windows = latents.LatentWindows(tmp_path, frames=4, mid_stream=0.5)
+    drawn = [windows.draw(seeded(7, number)) for number in range(200)]
+    starts = [int(window[0, 0, 0, 0]) for window, _ in drawn]
+    assert all(window.shape == (4, 2, 2, 2) for window, _ in drawn)
+    assert set(starts) == {0, 1, 2, 3, 4, 5, 6}
+    assert 0.4 < sum(start > 0 for start in starts) / 200 < 0.6
+    assert all((caption == "a ball") == (start == 0) for (_, caption), start in zip(drawn, starts, strict=True))
+
+
+def test_overrides() -> None:
+    assert training.overrides(["training.lr=1e-4", "model = x"], 5, 3) == {
+        "training.lr": "1e-4",
+        "model": "x",
+        "training.steps": "5",
+        "seed": "3",
+    }
+    with pytest.raises(training.UserError, match="key=value"):
+        training.overrides(["lr"], None, None)
