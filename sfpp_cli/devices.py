@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+from pathlib import Path
+
 import torch
 
 from sfpp_cli.errors import UserError
@@ -39,3 +43,20 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock read next means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def used_megabytes(device: torch.device) -> float:
+    """Memory in use now: the GPU's, or this process's resident memory (its peak where the system does not tell)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 1e6
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+    except OSError:
+        return peak_megabytes(device)
+
+
+def peak_megabytes(device: torch.device) -> float:
+    """The most memory that was ever in use: the GPU's, or this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)

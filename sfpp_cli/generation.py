@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.randomness import VideoNoise
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.data.latent_log import LatentLog
-from sfpp_cli.devices import synchronize
+from sfpp_cli.devices import peak_megabytes, synchronize, used_megabytes
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import Bundle, Settings, fingerprint
 from sfpp_cli.models.text import EmbeddedPrompts
@@ -79,18 +79,20 @@ class Options:
 
 @dataclass
 class Timing:
-    """Where the seconds of one video went."""
+    """Where the seconds of one video went, and how many video frames they gave."""
 
     loop: float = 0.0
     vae: float = 0.0
     total: float = 0.0
     first_frame: float = 0.0
+    rolled: int = 0
+    decoded: int = 0
 
     def figures(self, frames: int) -> dict[str, float]:
-        """The four figures people compare, in video frames per second and seconds; `frames` were made in this run."""
+        """The four figures people compare, in video frames per second and seconds, for a video of `frames`."""
         return {
-            "loop_fps": _rate(frames, self.loop),
-            "vae_fps": _rate(frames, self.vae),
+            "loop_fps": _rate(self.rolled, self.loop),
+            "vae_fps": _rate(self.decoded, self.vae),
             "end_to_end_fps": _rate(frames, self.total),
             "time_to_first_frame_s": round(self.first_frame, 3),
         }
@@ -131,6 +133,7 @@ class Generator:
             "dtype": str(self.options.dtype).removeprefix("torch."),
             "device": self.device.type,
             "tile": self.options.tile,
+            "compile": self.options.compile,
             "model": self.bundle.name,
             "weights": self.weights,
             "format": request.out.suffix,
@@ -175,60 +178,59 @@ class Generator:
 
     @torch.inference_mode()
     def generate(self, request: Request) -> dict[str, Any]:
-        """Make one video, from where its latents end; returns the description written beside it."""
-        began = time.perf_counter()
-        timing = Timing()
-        log = self.log(request)
-        done = len(log)
-        compression, chunk = self.bundle.compression, self.settings.chunk
-        total = -(-compression.latent_frames(request.frames) // chunk)
-        describe = self.describe(request)
-        target = output_path(request.out)
-        remove_leftovers(target)
-        sampler = SheetSampler(request.frames, min(SHEET_FRAMES, request.frames)) if self.options.sheet else None
-        made = 0
-        name = request.prompt if len(request.prompt) < 40 else request.prompt[:37] + "..."
-        metadata = {"title": request.prompt, "comment": json.dumps(describe)}
-        with (
-            VideoWriter(request.out, (request.width, request.height), request.fps, metadata) as writer,
-            self.watch.stage(name, total) as advance,
-        ):
-            for index, frames in enumerate(self._frames(request, log, total, timing)):
-                frames = frames[: request.frames - made]
-                writer.write(frames)
-                if sampler:
-                    sampler.write(frames)
-                made += len(frames)
-                now = time.perf_counter() - began
-                timing.first_frame = timing.first_frame or now
-                advance(
-                    index + 1, {"video": f"{made / request.fps:.1f} s", "fps": f"{made / now:.1f}", "memory": memory(self.device)}
-                )
-        timing.total = time.perf_counter() - began
-        new = request.frames - (0 if done == 0 else min(request.frames, compression.video_frames(done * chunk)))
+        """Make one video, from where its latents end; returns what is written beside it, and its path."""
+        log, timing = self.log(request), Timing()
+        resumed = len(log)
+        sampler = SheetSampler(request.frames, SHEET_FRAMES)
+        self._write(request, log, sampler, timing)
         content = {
-            "video": target.name,
+            "video": output_path(request.out).name,
             "key": self.key(request),
-            **describe,
+            **self.describe(request),
             "seconds": request.frames / request.fps,
-            "resumed_at_chunk": done,
-            "speed": timing.figures(new),
+            "resumed_at_chunk": resumed,
+            "speed": timing.figures(request.frames),
             "peak_memory_mb": round(peak_megabytes(self.device)),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
         }
         if self.options.save_latents:
-            kept = torch.cat(list(log.chunks(total)), dim=1)[0, : compression.latent_frames(request.frames)]
-            save_file({"latents": kept.contiguous()}, request.out.with_suffix(".safetensors"))
-        if sampler:
+            latents = torch.cat(list(log.chunks()), dim=1)[0, : self.bundle.compression.latent_frames(request.frames)]
+            save_file({"latents": latents.contiguous()}, request.out.with_suffix(".safetensors"))
+        if self.options.sheet:
             contact_sheet(sampler.frames, sampler.times(request.fps), request.out.with_suffix(".sheet.png"))
         atomic_write(request.out.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
         log.remove()
-        return {**content, "path": str(target)}
+        return {**content, "path": str(output_path(request.out))}
+
+    def _write(self, request: Request, log: LatentLog, sampler: SheetSampler, timing: Timing) -> None:
+        """Stream the frames into the file, which gets its name when the last one is in."""
+        began = time.perf_counter()
+        metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.describe(request).items()}
+        total = -(-self.bundle.compression.latent_frames(request.frames) // self.settings.chunk)
+        remove_leftovers(output_path(request.out))
+        with (
+            VideoWriter(request.out, (request.width, request.height), request.fps, metadata) as writer,
+            self.watch.stage(shorten(request.prompt, 40, placeholder="..."), total) as advance,
+        ):
+            for index, frames in enumerate(self._frames(request, log, total, timing), start=1):
+                frames = frames[: request.frames - writer.frames]
+                writer.write(frames)
+                sampler.write(frames)
+                timing.total = time.perf_counter() - began
+                timing.first_frame = timing.first_frame or timing.total
+                advance(index, self._progress(request, writer.frames, timing))
+
+    def _progress(self, request: Request, frames: int, timing: Timing) -> dict[str, str]:
+        return {
+            "video": f"{frames / request.fps:.1f} s",
+            "fps": f"{_rate(frames, timing.total):g}",
+            "memory": f"{used_megabytes(self.device) / 1e3:.2f} GB",
+        }
 
     def _frames(self, request: Request, log: LatentLog, total: int, timing: Timing) -> Iterator[Frames]:
         """Video frames uint8 [T, H, W, 3], a chunk's worth at a time: first those of the log, then new ones."""
         decoder = StreamingDecoder(self.vae) if self.options.tile is None else TiledDecoder(self.vae, self.options.tile)
-        done = min(len(log), total)
+        done = len(log)
         for chunk in log.chunks(done):
             yield self._decode(decoder, chunk, timing)
         chunks = self._chunks(request, log, done, total)
@@ -237,7 +239,9 @@ class Generator:
             chunk = next(chunks)
             log.append(chunk)
             timing.loop += time.perf_counter() - began
-            yield self._decode(decoder, chunk, timing)
+            frames = self._decode(decoder, chunk, timing)
+            timing.rolled += len(frames)
+            yield frames
 
     def _chunks(self, request: Request, log: LatentLog, done: int, total: int) -> Iterator[Tensor]:
         """The rollout from chunk `done` on; the chunks before it refill the cache."""
@@ -260,25 +264,9 @@ class Generator:
         frames = to_uint8(decoder(chunk.to(self.device, self.vae.dtype)))[0]
         synchronize(self.device)
         timing.vae += time.perf_counter() - began
+        timing.decoded += len(frames)
         return frames.cpu().numpy()
 
 
 def _rate(frames: int, seconds: float) -> float:
     return round(frames / seconds, 2) if seconds > 0 else 0.0
-
-
-def memory(device: torch.device) -> str:
-    """What is in use now: of the GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return f"{torch.cuda.memory_allocated(device) / 1e9:.1f} GB"
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return f"{pages * resource.getpagesize() / 1e9:.2f} GB"
-    except OSError:
-        return f"{peak_megabytes(device) / 1e3:.2f} GB"
-
-
-def peak_megabytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)

@@ -57,8 +57,9 @@ def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Run, tmp_path:
     beside = json.loads((tmp_path / "v.json").read_text())
     assert (beside["prompt"], beside["seed"], beside["frames"], beside["fps"]) == (PROMPT, 4, 24, 16)
     assert set(beside["speed"]) == {"loop_fps", "vae_fps", "end_to_end_fps", "time_to_first_frame_s"}
-    inside = json.loads(video.read_metadata(tmp_path / "v.mp4")["comment"])
-    assert inside == {key: beside[key] for key in inside}
+    inside = video.read_metadata(tmp_path / "v.mp4")
+    assert (inside["prompt"], inside["seed"], inside["steps"]) == (PROMPT, "4", "[1000, 750, 500, 250]")
+    assert inside["weights"] == beside["weights"]
     assert load_file(tmp_path / "v.safetensors")["latents"].shape == (7, 8, 8, 8)
     assert (tmp_path / "v.sheet.png").exists()
     assert sorted(files(tmp_path)) == ["v.json", "v.mp4", "v.safetensors", "v.sheet.png"]

@@ -19,8 +19,16 @@ _PLACES = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
 EMBEDDED = next((folder for folder in _PLACES if folder.is_dir()), _PLACES[0])
 """Inside the package in a wheel, beside it in a checkout."""
 
-MODEL_FILES = ["*.json", "*/*.json", "*.safetensors", "*/*.safetensors", "*/*.model", "*/*.txt"]
-STUDENT_FILES = ["*.json", "*.safetensors", "transformer/*.json", "transformer/*.safetensors"]
+STUDENT_FILES = [
+    *("sfpp.json", "config.json", "diffusion_pytorch_model*.json", "diffusion_pytorch_model*.safetensors"),
+    *("transformer/*.json", "transformer/*.safetensors"),
+]
+"""What is fetched of a repository. To the hub a star matches slashes too, so every pattern begins with a name."""
+MODEL_FILES = [
+    *STUDENT_FILES,
+    *("teacher/*.json", "teacher/*.safetensors", "vae/*.json", "vae/*.safetensors"),
+    *("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*", "scheduler/*.json", "model_index.json"),
+]
 
 
 def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
