@@ -9,35 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Sfpp
 from PIL import Image
 from safetensors.torch import load_file
 
-from sfpp_cli import app, generation, video
+from sfpp_cli import generation, video
 from sfpp_cli.plan import parse_seeds
 
 PROMPT = "a red circle bouncing over a blue background"
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def sfpp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Run the command line in this process, in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sfpp", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            app.main()
-        out, err = capfd.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -48,7 +32,7 @@ def pictures(folder: Path) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))])
 
 
-def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Run, tmp_path: Path) -> None:
+def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Sfpp, tmp_path: Path) -> None:
     code, out, err = sfpp("generate", PROMPT, "--seconds", "1.5", "--seed", "4", "-o", "v.mp4", "--sheet", "--save-latents")
     assert (code, out) == (0, "v.mp4\n")
     assert "end to end" in err
@@ -65,7 +49,7 @@ def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Run, tmp_path:
     assert sorted(files(tmp_path)) == ["v.json", "v.mp4", "v.safetensors", "v.sheet.png"]
 
 
-def test_no_flag_at_all_makes_a_video(sfpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_flag_at_all_makes_a_video(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfpp_cli.plan.DEFAULT_SECONDS", 0.5)
     code, out, _ = sfpp("generate", "--json")
     made = json.loads(out)["videos"][0]
@@ -74,7 +58,7 @@ def test_no_flag_at_all_makes_a_video(sfpp: Run, tmp_path: Path, monkeypatch: py
     assert video.probe(tmp_path / made["path"]).frames == 8
 
 
-def test_a_longer_video_begins_with_the_shorter_one(sfpp: Run, tmp_path: Path) -> None:
+def test_a_longer_video_begins_with_the_shorter_one(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("generate", PROMPT, "--frames", "20", "-o", "short.png")[0] == 0
     assert sfpp("generate", PROMPT, "--frames", "70", "-o", "long.png")[0] == 0
     short, long = pictures(tmp_path / "short"), pictures(tmp_path / "long")
@@ -82,7 +66,7 @@ def test_a_longer_video_begins_with_the_shorter_one(sfpp: Run, tmp_path: Path) -
     assert np.array_equal(short, long[:20])
 
 
-def test_seeds_and_prompts_differ(sfpp: Run, tmp_path: Path) -> None:
+def test_seeds_and_prompts_differ(sfpp: Sfpp, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text(
         json.dumps({"prompt": PROMPT, "seconds": 0.5, "out": "a.png"})
         + "\n"
@@ -96,7 +80,7 @@ def test_seeds_and_prompts_differ(sfpp: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_an_interrupted_video_resumes_bit_for_bit(sfpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+def test_an_interrupted_video_resumes_bit_for_bit(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     arguments = ("generate", PROMPT, "--seconds", "3", "-o")
     assert sfpp(*arguments, "whole/v.mp4")[0] == 0
     write, calls = video.VideoWriter.write, iter(range(100))
@@ -120,7 +104,7 @@ def test_an_interrupted_video_resumes_bit_for_bit(sfpp: Run, tmp_path: Path, mon
 
 
 def test_finished_videos_are_known_by_their_request_not_their_name(
-    sfpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p.txt").write_text(f"{PROMPT}\n")
     assert sfpp("generate", "--prompts", "p.txt", "--frames", "9", "--out-dir", "v")[0] == 0
@@ -137,7 +121,7 @@ def test_finished_videos_are_known_by_their_request_not_their_name(
     assert before.items() <= files(tmp_path / "v").items()
 
 
-def test_ranks_share_a_batch_and_none_is_made_twice(sfpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_a_batch_and_none_is_made_twice(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"a red circle number {word}" for word in ("one", "two", "three")))
     made = []
     for rank in (0, 1):
@@ -201,7 +185,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(sfpp: Run, tmp_path: Path, case: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(sfpp: Sfpp, tmp_path: Path, case: str) -> None:
     arguments, expected = BAD[case]
     code, out, err = sfpp("generate", *arguments)
     assert (code, out) == (2, "")
@@ -210,7 +194,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(sfpp: Run, tmp_path: Path, cas
     assert files(tmp_path) == {}
 
 
-def test_bad_lines_are_all_named_before_anything_starts(sfpp: Run, tmp_path: Path) -> None:
+def test_bad_lines_are_all_named_before_anything_starts(sfpp: Sfpp, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "ok"}\n{"promt": "x"}\n{"prompt": "y", "seconds": -1}\n')
     code, _, err = sfpp("generate", "--prompts", "p.jsonl", "--out-dir", "v")
     assert code == 2
@@ -219,7 +203,7 @@ def test_bad_lines_are_all_named_before_anything_starts(sfpp: Run, tmp_path: Pat
     assert sorted(files(tmp_path)) == ["p.jsonl"]
 
 
-def test_an_existing_video_is_kept_unless_told(sfpp: Run, tmp_path: Path) -> None:
+def test_an_existing_video_is_kept_unless_told(sfpp: Sfpp, tmp_path: Path) -> None:
     (tmp_path / "v.mp4").write_bytes(b"precious")
     for more in ([], ["--resume"]):
         code, _, err = sfpp("generate", PROMPT, "--frames", "5", "-o", "v.mp4", *more)
@@ -230,14 +214,14 @@ def test_an_existing_video_is_kept_unless_told(sfpp: Run, tmp_path: Path) -> Non
     assert video.probe(tmp_path / "v.mp4").frames == 5
 
 
-def test_a_prompt_that_is_too_long_is_cut_with_a_warning(sfpp: Run) -> None:
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(sfpp: Sfpp) -> None:
     code, _, err = sfpp("generate", PROMPT + " very" * 40 + " shiny", "--frames", "5", "-o", "v.mp4")
     assert code == 0
     assert "warning" in err
     assert "shiny" in err
 
 
-def test_a_full_disk_is_one_line(sfpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line(sfpp: Sfpp, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Any, chunk: Any) -> None:
         raise generation.UserError("latents.f32 cannot be written (No space left on device)")
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Sfpp
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sfpp_cli import app, training, video
+from sfpp_cli import training, video
 from sfpp_cli.core.randomness import seeded
 from sfpp_cli.data import latents, trajectories
-
-Run = Callable[..., tuple[int, str, str]]
 
 STUDENT = """
 objective = "ode"
@@ -51,28 +48,18 @@ save_every = 1
 """
 
 
-@pytest.fixture
-def sfpp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def recipes(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle bouncing over a blue background\na white square sliding on grey\n")
     (tmp_path / "student.toml").write_text(STUDENT)
     (tmp_path / "teacher.toml").write_text(TEACHER)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sfpp", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            app.main()
-        out, err = capfd.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Run, tmp_path: Path) -> None:
+def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run")
     assert code == 0
     assert "3 trajectories: 8 teacher passes each" in err
@@ -87,7 +74,7 @@ def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Run, tmp_path: P
     assert video.probe(tmp_path / "v.mp4").frames == 9
 
 
-def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Run, tmp_path: Path) -> None:
+def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
     first, second = trajectories.shard_path(tmp_path / "pairs", 0), trajectories.shard_path(tmp_path / "pairs", 1)
     kept, made = first.stat().st_mtime_ns, second.read_bytes()
@@ -98,7 +85,7 @@ def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Run, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Run, tmp_path: Path) -> None:
+def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("distill", "student.toml", "--out", "whole", "--steps", "2")[0] == 0
     assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "1")[0] == 0
     code, _, err = sfpp("distill", "student.toml", "--out", "parts", "--steps", "2")
@@ -110,14 +97,14 @@ def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Run, tmp_path:
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Run, tmp_path: Path) -> None:
+def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.sampling_steps=50")
     assert code == 2
     assert "48" in err
     assert not (tmp_path / "pairs").exists()
 
 
-def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Run, tmp_path: Path) -> None:
+def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Sfpp, tmp_path: Path) -> None:
     clips = torch.randn(2, 23, 8, 8, 8, generator=seeded(1))
     latents.write_shard(tmp_path / "latents", 0, clips, [["a red circle"], ["a white square", "a square"]])
     assert sfpp("train", "teacher.toml", "--out", "run")[0] == 0

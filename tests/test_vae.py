@@ -7,7 +7,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, denormalise, normalise
+from sfpp_cli.errors import UserError
+from sfpp_cli.models import vae as vae_module
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, denormalise, normalise, to_uint8
 
 LATENT_CHUNKS = [3, 1, 2, 5]
 FRAME_CHUNKS = [9, 4, 8, 20]
@@ -109,3 +111,39 @@ def test_detach_ends_back_propagation() -> None:
     decoder(second).sum().backward()
     assert first.grad is None
     assert second.grad is not None
+
+
+@torch.no_grad()
+def test_one_tile_is_no_tile(vae: AutoencoderKLWan) -> None:
+    z = latents(4)
+    assert torch.allclose(TiledDecoder(vae, tile=3)(z), StreamingDecoder(vae)(z), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_tiled_stream_does_not_depend_on_the_chunks(vae: AutoencoderKLWan) -> None:
+    z = torch.randn(1, 6, 4, 5, 7, generator=torch.Generator().manual_seed(3))
+    whole, stream = TiledDecoder(vae, tile=4, overlap=2), TiledDecoder(vae, tile=4, overlap=2)
+    pieces = torch.cat([stream(chunk) for chunk in z.split([1, 3, 2], dim=1)], dim=1)
+    assert torch.allclose(pieces, whole(z), atol=ATOL)
+    assert len(stream.decoders) == 6
+
+
+def test_tiles_are_blended_to_the_whole_where_decoding_is_local(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Enlarge:
+        def __init__(self, vae: object) -> None:
+            pass
+
+        def __call__(self, z: Tensor) -> Tensor:
+            return z.repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
+
+    monkeypatch.setattr(vae_module, "StreamingDecoder", Enlarge)
+    z = torch.randn(1, 2, 3, 9, 11)
+    assert torch.allclose(TiledDecoder(None, tile=4)(z), Enlarge(None)(z), atol=1e-5)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="too small"):
+        TiledDecoder(None, tile=1)  # type: ignore[arg-type]
+
+
+def test_frames_become_bytes() -> None:
+    frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0]).expand(1, 2, 3, 4, 5)
+    assert to_uint8(frames).shape == (1, 2, 4, 5, 3)
+    assert to_uint8(frames)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

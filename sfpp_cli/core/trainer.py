@@ -86,7 +86,7 @@ class Trainer:
         while self.step < self.training.steps:
             record = self.update()
             if self.ranks.first:
-                with (self.folder / "metrics.jsonl").open("a") as log:
+                with self._metrics.open("a") as log:
                     log.write(json.dumps(record) + "\n")
                 if self.step % self.training.save_every == 0 or self.step == self.training.steps:
                     self.save()
@@ -144,6 +144,19 @@ class Trainer:
             model.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.average = state["step"], state["average"]
+        if self.ranks.first:
+            self._forget_records()
+
+    def _forget_records(self) -> None:
+        """Drop the records of steps behind the checkpoint: their updates are lost, and they will be written again."""
+        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        self._metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step))
+
+    @property
+    def _metrics(self) -> Path:
+        """One JSON object a step."""
+        return self.folder / "metrics.jsonl"
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

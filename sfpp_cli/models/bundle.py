@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError
-from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, class_of, headers, read_config, weight_files
+from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, headers, read_config, weight_files
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import TextEncoder
@@ -31,7 +31,7 @@ class Bundle(Layout):
         super().__init__(model, student)
 
     def load_student(self, device: torch.device, dtype: torch.dtype) -> CausalWanModel:
-        kind = class_of(self.student)
+        kind = self.transformer_config().get("_class_name")
         if kind not in STUDENTS:
             found = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
             raise UserError(f"{self.student} is {found}, not a causal student: name causal weights with --student")

@@ -10,7 +10,7 @@ from typing import Any
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import cached, embedded, resolve
-from sfpp_cli.models.layout import SHARED, STUDENTS, Header, Layout, class_of, headers
+from sfpp_cli.models.layout import SHARED, STUDENTS, TEACHERS, Header, Layout, class_of, headers
 from sfpp_cli.models.settings import SETTINGS, Settings
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -24,7 +24,7 @@ class Listed:
     name: str
     source: str
     kind: str
-    """student, teacher, student only (no VAE and text encoder), incomplete or damaged."""
+    """student, teacher, student only (for --student), or incomplete: something is missing or damaged."""
     size: int
     """Bytes on disk."""
     folder: str
@@ -127,8 +127,8 @@ def listing() -> list[Listed]:
     """The embedded models, then those in the hub's cache."""
     here = [(name, "embedded", resolve(name)) for name in embedded()]
     hub = [(name, "hub cache", folder) for name, folder in cached()]
-    found = [place for place in hub if (place[2] / "transformer").is_dir() or (place[2] / SETTINGS).exists()]
-    return [Listed(name, source, _kind(folder), _size(folder), str(folder)) for name, source, folder in [*here, *found]]
+    kinds = [(place, _kind(place[2])) for place in [*here, *hub]]
+    return [Listed(name, source, kind, _size(folder), str(folder)) for (name, source, folder), kind in kinds if kind]
 
 
 def readable(count: int) -> str:
@@ -158,13 +158,18 @@ def _shape(layout: Layout) -> Shape:
         raise UserError(f"{layout.student / 'config.json'} lacks {error}: fetch or convert the model again") from error
 
 
-def _kind(folder: Path) -> str:
+def _kind(folder: Path) -> str | None:
+    """What a folder holds; None if that is no model of ours."""
+    own = folder / "transformer" if (folder / "transformer").is_dir() else folder
     try:
-        kind = "student" if class_of(folder / "transformer") in STUDENTS else "teacher"
-        parts = [part for part in SHARED if (folder / part).is_dir()]
-        headers(folder / "transformer")
+        name = class_of(own)
+        if name not in (*STUDENTS, *TEACHERS):
+            return "incomplete" if (folder / SETTINGS).exists() else None
+        headers(own)
     except UserError:
-        return "damaged"
+        return "incomplete"
+    kind = "student" if name in STUDENTS else "teacher"
+    parts = [part for part in SHARED if (folder / part).is_dir()]
     if len(parts) == len(SHARED):
         return kind
     return "student only" if kind == "student" and not parts else "incomplete"
