@@ -131,3 +131,8 @@ def test_a_shift_must_be_positive(shift: float) -> None:
 def test_student_steps_must_lie_on_the_grid(steps: list[int]) -> None:
     with pytest.raises(ValueError, match=r"0\.\.1000"):
         FlowSchedule(5).warp(steps)
+
+
+def test_floating_point_steps_are_timesteps_already() -> None:
+    timesteps = FlowSchedule(shift=5.0).warp([1000, 750, 500, 250])
+    assert torch.equal(FlowSchedule(shift=5.0).warp(timesteps), timesteps)

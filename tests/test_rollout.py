@@ -222,6 +222,7 @@ def test_noise_of_another_use_is_other_noise() -> None:
     torch.manual_seed(1)
     assert torch.equal(first, normal((8,), seeded(1, 2)))
     assert not torch.equal(first, normal((8,), seeded(2, 1)))
+    assert not torch.equal(normal((8,), seeded(0)), normal((8,), seeded(0, 0)))
 
 
 class Watched(KVCache):

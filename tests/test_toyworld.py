@@ -253,7 +253,7 @@ def test_a_track_may_have_gaps_but_not_many() -> None:
 
 def test_the_worlds_own_videos_pass(scenes: Scenes, videos: Tensor) -> None:
     report = judge_videos(list(videos), scenes)
-    for name in ("object", "background", "in_world", "motion"):
+    for name in ("object", "shape", "background", "in_world", "motion"):
         assert report[name] > 0.99, name
     for name in ("out_of_range", "clipped", "broken", "lost", "still", "left", "wandered"):
         assert report[name] == 0, name

@@ -344,7 +344,8 @@ def test_two_ranks_follow_one(tmp_path: Path, whole: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [multiprocessing.get_context("spawn").Process(target=one_of_two, args=(rank, port, tmp_path)) for rank in range(2)]
+    spawn = multiprocessing.get_context("spawn").Process
+    processes = [spawn(target=one_of_two, args=(rank, port, tmp_path), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -32,11 +32,16 @@ class FlowSchedule:
         self.timesteps = self.sigmas * TRAIN_STEPS
 
     def warp(self, steps: Sequence[int] | Tensor) -> Tensor:
-        """Nominal student steps to timesteps: (1000, 750, 500, 250) -> (1000, 937.5, 833.333, 625) at shift 5; 0 stays 0."""
-        nominal = torch.as_tensor(steps, dtype=torch.long)
+        """Nominal student steps to timesteps: (1000, 750, 500, 250) -> (1000, 937.5, 833.333, 625) at shift 5; 0 stays 0.
+
+        Steps are integers; floating-point values are timesteps already and come back as they are.
+        """
+        nominal = torch.as_tensor(steps)
         if nominal.numel() == 0 or nominal.min() < 0 or nominal.max() > TRAIN_STEPS:
             raise ValueError(f"student steps must lie in 0..{TRAIN_STEPS}, not {nominal.tolist()}")
-        return torch.cat([self.timesteps, torch.zeros(1)])[TRAIN_STEPS - nominal]
+        if nominal.is_floating_point():
+            return nominal.float()
+        return torch.cat([self.timesteps, torch.zeros(1)])[TRAIN_STEPS - nominal.long()]
 
     def shift_timesteps(self, uniform: Tensor) -> Tensor:
         """Warp timesteps drawn uniformly over 0..1000 by the flow shift."""

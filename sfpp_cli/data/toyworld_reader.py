@@ -272,7 +272,7 @@ def _turn(dx: Tensor, dy: Tensor) -> Tensor:
 def judge_videos(videos: Sequence[Tensor], scenes: Scenes) -> dict[str, float]:
     """How well videos, each [T, 3, H, W] in [-1, 1], show the scenes (one a video) whose captions they were made from.
 
-    Shares of frames: `object` (colour and shape as captioned), `background` (as captioned), `in_world`, and why not:
+    Shares of frames: `object` (there, its colour as captioned), `shape`, `background` (as captioned), `in_world`, and why not:
     `out_of_range`, `clipped`, `broken`, `lost`. Shares of clips: `motion` (as captioned; chance is 1/3), `still`.
     `speed_ratio` is the mean speed over that of the scenes themselves. `left` is the share of frames that are not in the world
     or in a still clip, `wandered` that of frames in it whose object or background is not the captioned one or whose
@@ -298,14 +298,15 @@ def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
     for clip, stopped in zip(clips, still, strict=True):
         moving[clip] = ~stopped
 
-    as_captioned = (seen.color == scene.color) & (seen.shape == scene.shape)
+    colored, shaped = seen.color == scene.color, seen.shape == scene.shape
     background = seen.background == scene.background
     opening = seen.background_chroma[:FPS].median(dim=0).values
     steady = (seen.background_chroma - opening).norm(dim=1) < CHROMA_MARGIN
     here = seen.in_world & moving
     x, y = scene.positions(torch.arange(len(video)))[0].unbind(-1)
     shares = {
-        "object": as_captioned,
+        "object": colored,
+        "shape": shaped,
         "background": background,
         "in_world": seen.in_world,
         "out_of_range": ~seen.in_range,
@@ -315,7 +316,7 @@ def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
         "motion": torch.tensor(motions) == scene.motion,
         "still": still,
         "left": ~here,
-        "wandered": here & ~(as_captioned & background & steady),
+        "wandered": here & ~(colored & shaped & background & steady),
     }
     means = {name: float(share.float().mean()) for name, share in shares.items()}
     return {**means, "speed": sum(speeds) / len(speeds), "world_speed": speed(x, y)}
