@@ -78,6 +78,16 @@ def test_the_papers_steps() -> None:
     assert schedule.sigma(torch.tensor(1000.0)).item() == 1
 
 
+def test_timesteps_are_not_warped_twice() -> None:
+    schedule = FlowSchedule(5)
+    warped = schedule.warp(STEPS)
+    assert torch.equal(schedule.warp(warped), warped)
+    assert schedule.warp([1000.0, 750.0]).tolist() == [1000, 750]
+    assert schedule.warp(warped.double()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"0\.\.1000"):
+        schedule.warp([1000.5])
+
+
 def test_on_a_tie_the_first_entry_wins() -> None:
     schedule = FlowSchedule(1)
     schedule.timesteps = torch.tensor([4.0, 2.0, 0.0])

@@ -144,6 +144,7 @@ def by_hand(student: CausalWanModel, noise: VideoNoise, count: int, exit_step: i
         for step in range(exit_step + 1):
             sigma = timesteps[step] / 1000
             with torch.set_grad_enabled(index == learning and step == exit_step):
+                cache.text = student.embed_text(TEXT)
                 x0 = x - sigma * student(x, torch.full((2,), timesteps[step]), cache)
             if step < exit_step:
                 after = timesteps[step + 1] / 1000
@@ -230,8 +231,8 @@ class Watched(KVCache):
 
     seen: set[int]
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
-        keys, values = super().write(layer, key, value)
+    def write(self, layer: int, key: Tensor, value: Tensor, *, copy: bool = False) -> KeysValues:
+        keys, values = super().write(layer, key, value, copy=copy)
         self.seen.add(keys.shape[2])
         return keys, values
 

@@ -210,14 +210,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(device: str, stops: list[int], t
     assert checkpoint.saved_steps(run) == checkpoint.saved_steps(whole) == [8, 12]
     for step in (8, 12):
         assert_equal(contents(run, step), contents(whole, step))
-    assert list({record["step"]: record for record in metrics(run)}.values()) == metrics(whole)
-
-
-@pytest.mark.xfail(strict=True, reason="steps behind the last checkpoint are logged again after resuming")
-def test_the_log_of_a_resumed_run_is_the_uninterrupted_ones(tmp_path: Path, whole: Path) -> None:
-    train(tmp_path, stop=6)
-    train(tmp_path)
-    assert metrics(tmp_path) == metrics(whole)
+    assert metrics(run) == metrics(whole)
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
@@ -349,7 +342,7 @@ def test_two_ranks_follow_one(tmp_path: Path, whole: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
 
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

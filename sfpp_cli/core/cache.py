@@ -58,14 +58,15 @@ class KVCache:
         self.frame += frames
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        keys, values = self.write(layer, key, value)
+        learning = any(part.requires_grad for part in (query, key, value))
+        keys, values = self.write(layer, key, value, copy=learning)
         return F.scaled_dot_product_attention(query, keys, values)
 
-    def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
-        """Put a pass's keys and values in their slots; returns all that the pass sees, its own included."""
+    def write(self, layer: int, key: Tensor, value: Tensor, *, copy: bool = False) -> KeysValues:
+        """Put a pass's keys and values in their slots (of a copy of the ring); returns all that the pass sees, its own included."""
         frames = key.shape[2] // self.tokens
         keys, values = self.keys[layer], self.values[layer]
-        if key.requires_grad or value.requires_grad:
+        if copy:
             keys, values = keys.clone(), values.clone()
         for source, slot, length in self._runs(frames):
             here, there = _span(source, length, self.tokens), _span(slot, length, self.tokens)
@@ -83,8 +84,7 @@ class KVCache:
         while offset < frames:
             frame = self.frame + offset
             slot = frame if frame < self.sink else self.sink + (frame - self.sink) % (self.context - self.sink)
-            border = self.sink if slot < self.sink else self.context
-            length = min(frames - offset, border - slot)
+            length = min(frames - offset, self.context - slot)
             runs.append((offset, slot, length))
             offset += length
         return runs

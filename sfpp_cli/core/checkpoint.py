@@ -46,7 +46,8 @@ def save(
     """Write `models` and their `average` as folders, `state` beside them; of older checkpoints the newest `keep` stay."""
     final = path_of(run, step)
     temporary = final.with_name(f".{final.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in run.glob(".step-*.part"):
+        shutil.rmtree(unfinished)
     for name, model in models.items():
         model.save_pretrained(temporary / name)
     if average is not None:
@@ -58,7 +59,7 @@ def save(
     torch.save({**state, "average": average}, temporary / STATE)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    for old in saved_steps(run)[:-keep]:
+    for old in saved_steps(run)[: -max(1, keep)]:
         shutil.rmtree(path_of(run, old))
     return final
 

@@ -5,6 +5,7 @@ arXiv 2510.02283, section 3.1 and equation 4; the idea is CausVid's (arXiv 2412.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -27,13 +28,14 @@ def sampling_sigmas(schedule: FlowSchedule, sampling_steps: int) -> Tensor:
 
 def kept_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: int) -> list[int]:
     """Where the student's steps lie on the sampler's grid; a grid that misses them would train the student off its noise levels."""
+    if list(steps) != sorted(set(steps), reverse=True) or steps[-1] < 1:
+        raise ValueError(f"student steps must descend and end above 0, not {tuple(steps)}")
     timesteps = TRAIN_STEPS * sampling_sigmas(schedule, sampling_steps)
     distance = (timesteps[None] - schedule.warp(steps).double()[:, None]).abs()
     if distance.min(1).values.max() > 1e-2:
-        good = [n for n in range(max(4, sampling_steps - 12), sampling_steps + 13) if all(s * n % TRAIN_STEPS == 0 for s in steps)]
-        raise UserError(
-            f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to one of {good}"
-        )
+        fitting = TRAIN_STEPS // math.gcd(TRAIN_STEPS, *steps)
+        nearest = max(1, round(sampling_steps / fitting)) * fitting
+        raise UserError(f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to {nearest}")
     return distance.argmin(1).tolist()
 
 

@@ -33,9 +33,11 @@ class Ranks:
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:
-        """Open the process group (NCCL on CUDA, gloo elsewhere); nothing to do for a single process."""
+        """Open the process group (NCCL between GPUs, gloo between CPUs); nothing to do for a single process."""
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
     def share(self, count: int) -> range:
         """This rank's part of `count` equal pieces of work: every world-th, none twice."""

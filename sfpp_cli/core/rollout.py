@@ -47,15 +47,18 @@ def rollout(
     index = 0
     for clean in past:
         cache = cache or _open(student, text, clean, context, sink)
-        _remember(student, clean, cache)
+        student.remember(clean, cache)
         index += 1
     previous: Tensor | None = None
     for x in _chunks(noise, chunk):
         cache = cache or _open(student, text, x, context, sink)
         if previous is not None:
-            _remember(student, previous, cache)
+            student.remember(previous, cache)
         for step, level in enumerate(timesteps):
-            with torch.set_grad_enabled(step == last_step and index in gradient):
+            learning = step == last_step and index in gradient
+            with torch.set_grad_enabled(learning):
+                if learning:
+                    cache.text = student.embed_text(text)
                 flow = student(x, x.new_full(x.shape[:1], level.item()), cache)
                 x0 = schedule.x0_from_flow(flow, x, level)
             if step < last_step:
@@ -68,11 +71,6 @@ def rollout(
 @torch.no_grad()
 def _open(student: CausalWanModel, text: Tensor, like: Tensor, context: int, sink: int) -> KVCache:
     return student.new_cache(text, (like.shape[3], like.shape[4]), context=context, sink=sink)
-
-
-@torch.no_grad()
-def _remember(student: CausalWanModel, x0: Tensor, cache: KVCache) -> None:
-    student.remember(x0, cache)
 
 
 def _chunks(noise: Tensor | Iterable[Tensor], chunk: int) -> Iterable[Tensor]:

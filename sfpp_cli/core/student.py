@@ -102,7 +102,7 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
 
     def embed_text(self, text: Tensor) -> list[KeysValues]:
         """Every block's cross-attention keys and values for padded prompt embeddings [B, L, D]."""
-        embedded = self.condition_embedder.text_embedder(text)
+        embedded = self.condition_embedder.text_embedder(text.to(self.dtype))
         return [block.text_keys_values(embedded) for block in self.blocks]
 
     def forward(self, latents: Tensor, timestep: Tensor, memory: Memory) -> Tensor:

@@ -83,6 +83,8 @@ class Trainer:
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
+        if self.ranks.first:
+            self._forget_records()
         while self.step < self.training.steps:
             record = self.update()
             if self.ranks.first:
@@ -144,8 +146,9 @@ class Trainer:
             model.load_state_dict(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.average = state["step"], state["average"]
-        if self.ranks.first:
-            self._forget_records()
+        for name, average in (self.average or {}).items():
+            place = self.objective.models[name].state_dict()
+            self.average[name] = {key: value.to(place[key].device) for key, value in average.items()}
 
     def _forget_records(self) -> None:
         """Drop the records of steps behind the checkpoint: their updates are lost, and they will be written again."""
