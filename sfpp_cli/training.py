@@ -17,10 +17,10 @@ from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Objective, Trainer, Training
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
-from sfpp_cli.data.trajectories import TrajectoryStore, shard_path, write_shard
+from sfpp_cli.data.trajectories import TrajectoryStore, missing_shards, write_shard
 from sfpp_cli.devices import pick_device
 from sfpp_cli.errors import Interrupted, UserError
-from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.bundle import Bundle, weights_digest
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.recipes import StudentRecipe, TeacherRecipe, read_recipe, write_recipe
 from sfpp_cli.watch import Watch
@@ -104,36 +104,42 @@ def make_pairs(
 ) -> None:
     """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
     pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
-    schedule, folder = FlowSchedule(settings.shift), Path(pairs.folder)
-    kept_indices(schedule, settings.steps, pairs.sampling_steps)
-    shards = range(-(-pairs.count // pairs.batch))
-    mine = [shard for shard in shards if shard % ranks.world == ranks.rank and not shard_path(folder, shard).exists()]
+    folder, count = Path(pairs.folder), -(-pairs.count // pairs.batch)
+    kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     teacher = bundle.load_teacher(device, torch.float32)
-    channels = teacher.config.in_channels
-    size = bundle.compression.latent_size(settings.width, settings.height)
-    shape = (settings.horizon, channels, *size)
-    passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
-    megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
+    shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    origin = {
+        "teacher": weights_digest(bundle.teacher),
+        "guidance": pairs.guidance,
+        "sampling_steps": pairs.sampling_steps,
+        "batch": pairs.batch,
+        "seed": recipe.seed,
+        "shape": shape,
+    }
+    missing = missing_shards(folder, count, origin)
     if ranks.first:
+        passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
+        megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
         watch.say(
-            f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.0f} MB in {folder}; {len(mine)} shards to do"
+            f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.1f} MB in {folder}; "
+            f"{len(missing)} of {count} shards to do"
         )
+    mine = [shard for shard in missing if shard % ranks.world == ranks.rank]
     with watch.stage("trajectories", len(mine)) as advance:
         for done, shard in enumerate(mine, start=1):
             numbers = range(shard * pairs.batch, min((shard + 1) * pairs.batch, pairs.count))
             chosen = [prompts[number % len(prompts)] for number in numbers]
-            noise = torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device)
             path = trajectory(
                 teacher,
-                noise,
+                torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device),
                 text(chosen).to(device),
                 text([""] * len(chosen)).to(device),
-                schedule=schedule,
+                schedule=FlowSchedule(settings.shift),
                 steps=settings.steps,
                 sampling_steps=pairs.sampling_steps,
                 guidance=pairs.guidance,
             )
-            write_shard(folder, shard, path.cpu(), chosen)
+            write_shard(folder, shard, path.cpu(), chosen, origin)
             advance(done, {})
     ranks.join(device)
     ranks.wait()

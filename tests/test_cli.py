@@ -8,17 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import typer
+from conftest import Sfpp
 
 import sfpp_cli
 from sfpp_cli import __version__
 from sfpp_cli.app import app
-
-if TYPE_CHECKING:
-    from tiny_bundle import Command
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -85,25 +83,24 @@ def test_every_option_is_explained() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_goes_to_stdout(flag: str, sfpp: Command) -> None:
-    answer = sfpp(flag)
-    assert (answer.code, answer.err) == (0, "")
-    assert "Usage: sfpp" in answer.out
+def test_help_goes_to_stdout(flag: str, sfpp: Sfpp) -> None:
+    code, out, err = sfpp(flag)
+    assert (code, err) == (0, "")
+    assert "Usage: sfpp" in out
 
 
-def test_version(sfpp: Command) -> None:
-    answer = sfpp("--version")
-    assert (answer.code, answer.out, answer.err) == (0, f"sfpp {__version__}\n", "")
+def test_version(sfpp: Sfpp) -> None:
+    assert sfpp("--version") == (0, f"sfpp {__version__}\n", "")
 
 
 @pytest.mark.parametrize(
     "arguments", [["frobnicate"], ["weights", "frobnicate"], ["generate", "--frobnicate"], ["weights", "show"]]
 )
-def test_unknown_commands_and_options(arguments: list[str], sfpp: Command) -> None:
-    answer = sfpp(*arguments)
-    assert (answer.code, answer.out) == (2, "")
-    assert "Error" in answer.err
-    assert "Traceback" not in answer.err
+def test_unknown_commands_and_options(arguments: list[str], sfpp: Sfpp) -> None:
+    code, out, err = sfpp(*arguments)
+    assert (code, out) == (2, "")
+    assert "Error" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(
@@ -121,20 +118,17 @@ def test_unknown_commands_and_options(arguments: list[str], sfpp: Command) -> No
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_what_the_user_can_fix_is_one_line(
-    arguments: list[str], complaint: str, sfpp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    answer = sfpp(*arguments)
-    assert (answer.code, answer.out) == (2, "")
-    assert answer.err.startswith("error: ")
-    assert complaint in answer.err
-    assert answer.err.count("\n") == 1
-    assert answer.err.endswith("\n")
+def test_what_the_user_can_fix_is_one_line(arguments: list[str], complaint: str, sfpp: Sfpp, tmp_path: Path) -> None:
+    code, out, err = sfpp(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
     assert not list(tmp_path.iterdir())
 
 
-def test_our_own_bugs_show_their_traceback(sfpp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_bugs_show_their_traceback(sfpp: Sfpp, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("ours")
 

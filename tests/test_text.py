@@ -27,6 +27,7 @@ DIRTY = [
     "\x1b[31mred\x1b[0m",
     "lone \udcff surrogate",
     "&#128512; 🎬",
+    "<i>&amp;lt;</i>",
     "",
 ]
 

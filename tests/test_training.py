@@ -79,10 +79,17 @@ def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_
     first, second = trajectories.shard_path(tmp_path / "pairs", 0), trajectories.shard_path(tmp_path / "pairs", 1)
     kept, made = first.stat().st_mtime_ns, second.read_bytes()
     second.unlink()
-    assert "1 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
+    assert "1 of 2 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
     assert first.stat().st_mtime_ns == kept
     assert second.read_bytes() == made
     assert not (tmp_path / "run").exists()
+
+
+def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> None:
+    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
+    code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.guidance=1.0")
+    assert code == 2
+    assert "another guidance" in err
 
 
 def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Sfpp, tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import Sfpp
 from golden_data import weights as golden_weights
 from huggingface_hub import constants, scan_cache_dir
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -31,13 +32,27 @@ from sfpp_cli.models.convert import student_from_original
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.summary import Shape, readable, summarise
 
-if TYPE_CHECKING:
-    from tiny_bundle import Answer, Command
-
 pytest_plugins = ["tiny_bundle"]
 
 CPU = torch.device("cpu")
+
+
+class Answer(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Answer]
 HUB_ID = "owner/some-video"
+
+
+@pytest.fixture
+def weights(sfpp: Sfpp) -> Command:
+    """`sfpp weights`, given paths and numbers too."""
+    return lambda *arguments: Answer(*sfpp("weights", *map(str, arguments)))
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +135,8 @@ def test_wans_cache_is_as_large_as_published() -> None:
     assert KVCache([(text, text)] * 30, tokens=tokens, context=21).nbytes == wan.cache_bytes(21, 2)
 
 
-def test_show_as_json(sfpp: Command, tiny_bundle: Path) -> None:
-    answer = sfpp("weights", "show", tiny_bundle, "--json")
+def test_show_as_json(weights: Command, tiny_bundle: Path) -> None:
+    answer = weights("show", tiny_bundle, "--json")
     assert (answer.code, answer.err) == (0, "")
     shown = json.loads(answer.out)
     expected = {
@@ -148,8 +163,8 @@ def test_show_as_json(sfpp: Command, tiny_bundle: Path) -> None:
     assert shown["cache_bytes"]["bfloat16"]["context"] * 2 == shown["cache_bytes"]["float32"]["context"]
 
 
-def test_show_as_text(sfpp: Command, embedded: Path) -> None:
-    answer = sfpp("weights", "show", "tinyworld")
+def test_show_as_text(weights: Command, embedded: Path) -> None:
+    answer = weights("show", "tinyworld")
     assert (answer.code, answer.err) == (0, "")
     lines = dict(line.split(None, 1) for line in answer.out.splitlines())
     assert lines["model"] == f"tinyworld (student), {embedded}"
@@ -159,41 +174,41 @@ def test_show_as_text(sfpp: Command, embedded: Path) -> None:
     assert "float32 2.3 kB a latent frame, 48.4 kB in all; bfloat16 1.2 kB" in lines["KV"]
 
 
-def test_show_another_student(sfpp: Command, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_show_another_student(weights: Command, tiny_bundle: Path, tmp_path: Path) -> None:
     make_student(num_layers=3).to(torch.bfloat16).save_pretrained(tmp_path / "student")
-    shown = json.loads(sfpp("weights", "show", tiny_bundle, "--student", tmp_path / "student", "--json").out)
+    shown = json.loads(weights("show", tiny_bundle, "--student", tmp_path / "student", "--json").out)
     assert (shown["layers"], shown["parts"]["transformer"]["dtype"]) == (3, "bfloat16")
     assert shown["weights"] == str(tmp_path / "student")
 
 
-def test_show_a_teacher(sfpp: Command, own_bundle: Path) -> None:
+def test_show_a_teacher(weights: Command, own_bundle: Path) -> None:
     shutil.rmtree(own_bundle / "transformer")
     (own_bundle / "teacher").rename(own_bundle / "transformer")
     (own_bundle / SETTINGS).unlink()
-    shown = json.loads(sfpp("weights", "show", own_bundle, "--json").out)
+    shown = json.loads(weights("show", own_bundle, "--json").out)
     assert (shown["kind"], shown["width"], shown["tokens"]) == ("teacher", 832, 1560)
     assert "teacher" not in shown["parts"]
 
 
-def test_show_refuses_what_is_damaged(sfpp: Command, own_bundle: Path) -> None:
+def test_show_refuses_what_is_damaged(weights: Command, own_bundle: Path) -> None:
     config = own_bundle / "transformer" / "config.json"
     config.write_text(json.dumps({"_class_name": "CausalWanModel", "num_layers": 2}))
-    refused(sfpp("weights", "show", own_bundle), "config.json lacks 'num_attention_heads'")
+    refused(weights("show", own_bundle), "config.json lacks 'num_attention_heads'")
     (own_bundle / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 99)
-    refused(sfpp("weights", "show", own_bundle), "is damaged")
+    refused(weights("show", own_bundle), "is damaged")
 
 
 # list
 
 
-def test_list_of_nothing(sfpp: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_list_of_nothing(weights: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "absent")
     monkeypatch.setattr(hub, "scan_cache_dir", functools.partial(scan_cache_dir, tmp_path / "absent"))
-    answer = sfpp("weights", "list", "--json")
-    assert (answer.code, answer.out, answer.err) == (0, "[]\n", "")
+    answer = weights("list", "--json")
+    assert answer == (0, "[]\n", "")
 
 
-def test_list_tells_what_each_model_is(sfpp: Command, embedded: Path, own_bundle: Path, no_hub: Path, tmp_path: Path) -> None:
+def test_list_tells_what_each_model_is(weights: Command, embedded: Path, own_bundle: Path, no_hub: Path, tmp_path: Path) -> None:
     whole = fill_cache(no_hub, "a/whole", own_bundle)
     fill_cache(no_hub, "a/damaged", own_bundle)
     (no_hub / "models--a--damaged" / "blobs" / "transformer-diffusion_pytorch_model.safetensors").write_bytes(b"")
@@ -210,7 +225,7 @@ def test_list_tells_what_each_model_is(sfpp: Command, embedded: Path, own_bundle
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "model.safetensors").touch()
     fill_cache(no_hub, "a/language-model", tmp_path / "other")
-    models = {model["name"]: model for model in json.loads(sfpp("weights", "list", "--json").out)}
+    models = {model["name"]: model for model in json.loads(weights("list", "--json").out)}
     assert {name: model["kind"] for name, model in models.items()} == {
         "tinyworld": "student",
         "a/whole": "student",
@@ -224,22 +239,22 @@ def test_list_tells_what_each_model_is(sfpp: Command, embedded: Path, own_bundle
     assert models["a/whole"]["size"] == sum(file.stat().st_size for file in embedded.rglob("*") if file.is_file())
 
 
-def test_list_shows_the_main_revision(sfpp: Command, tiny_bundle: Path, no_hub: Path) -> None:
+def test_list_shows_the_main_revision(weights: Command, tiny_bundle: Path, no_hub: Path) -> None:
     main = fill_cache(no_hub, HUB_ID, tiny_bundle, commit="b" * 40)
     fill_cache(no_hub, HUB_ID, tiny_bundle, commit="c" * 40, ref=None)
-    found = [model["folder"] for model in json.loads(sfpp("weights", "list", "--json").out) if model["name"] == HUB_ID]
+    found = [model["folder"] for model in json.loads(weights("list", "--json").out) if model["name"] == HUB_ID]
     assert found == [str(main)]
 
 
 def test_list_is_plain_in_a_pipe_and_a_table_for_people(
-    sfpp: Command, embedded: Path, no_hub: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Command, embedded: Path, no_hub: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head, row = sfpp("weights", "list").out.splitlines()
+    head, row = weights("list").out.splitlines()
     assert head.split("\t") == ["model", "kind", "size", "source", "folder"]
     assert row.split("\t")[0::4] == ["tinyworld", str(embedded)]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    table = sfpp("weights", "list").out
+    table = weights("list").out
     assert "\t" not in table
     assert table.splitlines()[1].split()[:2] == ["tinyworld", "student"]
     assert str(embedded) in "".join(table.split()), "long paths are folded, not cut"
@@ -268,10 +283,10 @@ def matching(patterns: list[str], files: list[str]) -> list[str]:
     return list(filter_repo_objects(files, allow_patterns=patterns))
 
 
-def test_pull_prints_the_folder(sfpp: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_prints_the_folder(weights: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = downloads(monkeypatch, tiny_bundle)
-    answer = sfpp("weights", "pull", HUB_ID)
-    assert (answer.code, answer.out, answer.err) == (0, f"{tiny_bundle}\n", "")
+    answer = weights("pull", HUB_ID)
+    assert answer == (0, f"{tiny_bundle}\n", "")
     ((repo, options),) = asked
     assert repo == HUB_ID
     assert options["local_files_only"] is False
@@ -286,9 +301,9 @@ def test_pull_prints_the_folder(sfpp: Command, tiny_bundle: Path, monkeypatch: p
     assert matching(options["allow_patterns"], needed + useless) == needed
 
 
-def test_pull_of_a_student_leaves_the_rest(sfpp: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_of_a_student_leaves_the_rest(weights: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = downloads(monkeypatch, tiny_bundle)
-    assert sfpp("weights", "pull", HUB_ID, "--student").out == f"{tiny_bundle / 'transformer'}\n"
+    assert weights("pull", HUB_ID, "--student").out == f"{tiny_bundle / 'transformer'}\n"
     files = [
         "sfpp.json",
         "config.json",
@@ -301,21 +316,21 @@ def test_pull_of_a_student_leaves_the_rest(sfpp: Command, tiny_bundle: Path, mon
     assert asked[1] == asked[0], "--student fetches no more than that either"
 
 
-def test_pull_refuses_what_is_no_model(sfpp: Command, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_refuses_what_is_no_model(weights: Command, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads(monkeypatch, tmp_path / "nothing matched")
-    refused(sfpp("weights", "pull", HUB_ID), "holds no model in diffusers' layout")
+    refused(weights("pull", HUB_ID), "holds no model in diffusers' layout")
     shutil.rmtree(own_bundle / "transformer")
     (own_bundle / "teacher").rename(own_bundle / "transformer")
     downloads(monkeypatch, own_bundle)
-    refused(sfpp("weights", "pull", HUB_ID, "--student"), "is no causal student")
+    refused(weights("pull", HUB_ID, "--student"), "is no causal student")
     shutil.rmtree(own_bundle / "vae")
-    refused(sfpp("weights", "pull", HUB_ID), "vae missing")
+    refused(weights("pull", HUB_ID), "vae missing")
 
 
-def test_pull_accepts_a_student_alone(sfpp: Command, own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_accepts_a_student_alone(weights: Command, own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(own_bundle / "vae")
     downloads(monkeypatch, own_bundle)
-    assert sfpp("weights", "pull", HUB_ID).out == f"{own_bundle}\n"
+    assert weights("pull", HUB_ID).out == f"{own_bundle}\n"
 
 
 RESPONSE: Any = SimpleNamespace(headers={}, request=None)
@@ -336,9 +351,9 @@ RESPONSE: Any = SimpleNamespace(headers={}, request=None)
     ],
     ids=["unknown", "gated", "no network", "full disk", "transfer", "silent"],
 )
-def test_a_failed_download_is_one_line(error: Exception, complaint: str, sfpp: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_one_line(error: Exception, complaint: str, weights: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     downloads(monkeypatch, error)
-    answer = sfpp("weights", "pull", HUB_ID)
+    answer = weights("pull", HUB_ID)
     refused(answer, complaint)
     assert f"'{HUB_ID}'" in answer.err
 
@@ -358,14 +373,14 @@ def test_offline_the_cache_is_used(real_hub: Path, tiny_bundle: Path) -> None:
     assert Bundle(HUB_ID).settings == Bundle(str(tiny_bundle)).settings
 
 
-def test_offline_what_is_not_cached_is_refused(sfpp: Command, real_hub: Path) -> None:
-    refused(sfpp("weights", "pull", HUB_ID), "HF_HUB_OFFLINE forbids")
+def test_offline_what_is_not_cached_is_refused(weights: Command, real_hub: Path) -> None:
+    refused(weights("pull", HUB_ID), "HF_HUB_OFFLINE forbids")
 
 
-def test_show_downloads_nothing(real_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    with pytest.raises(UserError, match=rf"\A.*fetch it with `sfpp weights pull {HUB_ID}`\Z"):
-        summarise(HUB_ID)
+def test_show_downloads_nothing(weights: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = downloads(monkeypatch, LocalEntryNotFoundError("not here"))
+    refused(weights("show", HUB_ID), f"fetch it with `sfpp weights pull {HUB_ID}`")
+    assert asked[0][1]["local_files_only"] is True
 
 
 @pytest.mark.parametrize("name", ["a b/c", "owner/na--me", "owner/", "owner/x.git", "ow\nner/x"])
@@ -442,13 +457,13 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("which", "shift"), [(None, 0.01), ("generator_ema", 0.01), ("generator", 0.0)])
-def test_originals_become_a_student(which: str | None, shift: float, sfpp: Command, original: Path, tmp_path: Path) -> None:
+def test_originals_become_a_student(which: str | None, shift: float, weights: Command, original: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "student"
-    answer = sfpp(
-        *("weights", "convert", original, target, "--num-heads", 4, *(["--which", which] if which else [])),
+    answer = weights(
+        *("convert", original, target, "--num-heads", 4, *(["--which", which] if which else [])),
         *("--chunk", 2, "--context", 12, "--sink", 1, "--shift", 8, "--steps", "1000,500", "--horizon", 100),
     )
-    assert (answer.code, answer.out, answer.err) == (0, f"{target}\n", "")
+    assert answer == (0, f"{target}\n", "")
     expected = student_from_original(
         {name: tensor + shift for name, tensor in golden_weights("transformer").items()},
         {"dim": 96, "num_heads": 4, "ffn_dim": 128, "num_layers": 2, "text_dim": 32},
@@ -464,9 +479,9 @@ def test_originals_become_a_student(which: str | None, shift: float, sfpp: Comma
     assert len(modes) == 1, "every file is as readable as the others"
 
 
-def test_a_base_gives_everything_else(sfpp: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_base_gives_everything_else(weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "whole"
-    assert sfpp("weights", "convert", fitting, target, "--base", tiny_bundle, "--horizon", 99).code == 0
+    assert weights("convert", fitting, target, "--base", tiny_bundle, "--horizon", 99).code == 0
     bundle = Bundle(str(target))
     assert bundle.settings == Settings.read(tiny_bundle / SETTINGS).changed({"horizon": 99})
     state, source = bundle.load_student(CPU, torch.float32).state_dict(), load_file(fitting)
@@ -474,26 +489,26 @@ def test_a_base_gives_everything_else(sfpp: Command, fitting: Path, tiny_bundle:
     bundle.load_teacher(CPU, torch.float32)
     for part in ("vae", "text_encoder", "tokenizer", "scheduler", "teacher"):
         assert everything(target / part) == everything(tiny_bundle / part)
-    shown = json.loads(sfpp("weights", "show", target, "--json").out)
+    shown = json.loads(weights("show", target, "--json").out)
     assert (shown["heads"], shown["horizon"]) == (CONFIG["num_attention_heads"], 99)
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
-def test_without_base_it_serves_as_student(inner: str, sfpp: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_without_base_it_serves_as_student(inner: str, weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     target = tmp_path / "student"
-    assert sfpp("weights", "convert", fitting, target, "--num-heads", 2, "--chunk", 1).code == 0
+    assert weights("convert", fitting, target, "--num-heads", 2, "--chunk", 1).code == 0
     bundle = Bundle(str(tiny_bundle), str(target / inner))
     assert bundle.settings.chunk == 1
     bundle.load_student(CPU, torch.float32)
-    refused(sfpp("weights", "show", target), "a student alone goes to --student")
+    refused(weights("show", target), "a student alone goes to --student")
 
 
 def test_a_base_on_the_hub_is_copied_without_its_links(
-    sfpp: Command, fitting: Path, tiny_bundle: Path, no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Command, fitting: Path, tiny_bundle: Path, no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = fill_cache(no_hub, HUB_ID, tiny_bundle)
     downloads(monkeypatch, cached)
-    assert sfpp("weights", "convert", fitting, tmp_path / "whole", "--base", HUB_ID).code == 0
+    assert weights("convert", fitting, tmp_path / "whole", "--base", HUB_ID).code == 0
     assert not any(path.is_symlink() for path in (tmp_path / "whole").rglob("*"))
     shutil.rmtree(no_hub)
     Bundle(str(tmp_path / "whole")).load_vae(CPU, torch.float32)
@@ -503,7 +518,7 @@ def stored_dtype(folder: Path) -> set[torch.dtype]:
     return {tensor.dtype for tensor in load_file(next((folder / "transformer").glob("*.safetensors"))).values()}
 
 
-def test_precision_is_the_sources_or_as_asked(sfpp: Command, fitting: Path, tmp_path: Path) -> None:
+def test_precision_is_the_sources_or_as_asked(weights: Command, fitting: Path, tmp_path: Path) -> None:
     half = {name: tensor.bfloat16() for name, tensor in load_file(fitting).items()}
     save_file(half, tmp_path / "half.safetensors")
     save_file({name: tensor.double() for name, tensor in half.items()}, tmp_path / "double.safetensors")
@@ -514,20 +529,20 @@ def test_precision_is_the_sources_or_as_asked(sfpp: Command, fitting: Path, tmp_
         ("double", [], torch.float32),
     ):
         target = tmp_path / "out"
-        command = ("weights", "convert", tmp_path / f"{source}.safetensors", target, "--num-heads", 2, "--overwrite", *option)
-        assert sfpp(*command).code == 0
+        command = ("convert", tmp_path / f"{source}.safetensors", target, "--num-heads", 2, "--overwrite", *option)
+        assert weights(*command).code == 0
         assert stored_dtype(target) == {dtype}
 
 
-def test_an_earlier_conversion_is_replaced_only_if_told(sfpp: Command, fitting: Path, tmp_path: Path) -> None:
+def test_an_earlier_conversion_is_replaced_only_if_told(weights: Command, fitting: Path, tmp_path: Path) -> None:
     target = tmp_path / "out"
-    command = ("weights", "convert", fitting, target, "--num-heads", 2)
-    assert sfpp(*command).code == 0
+    command = ("convert", fitting, target, "--num-heads", 2)
+    assert weights(*command).code == 0
     (target / "mine.txt").touch()
     before = everything(tmp_path)
-    refused(sfpp(*command, "--chunk", 1), "exists: use --overwrite")
+    refused(weights(*command, "--chunk", 1), "exists: use --overwrite")
     assert everything(tmp_path) == before
-    assert sfpp(*command, "--chunk", 1, "--overwrite").code == 0
+    assert weights(*command, "--chunk", 1, "--overwrite").code == 0
     assert Settings.read(target / SETTINGS).chunk == 1
     assert not (target / "mine.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fitting.safetensors", "out"]
@@ -587,27 +602,27 @@ def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], 
     ],
 )
 def test_what_is_wrong_is_refused_and_leaves_nothing(
-    write: Callable[[Path], Any], options: list[str], complaint: str, sfpp: Command, tmp_path: Path
+    write: Callable[[Path], Any], options: list[str], complaint: str, weights: Command, tmp_path: Path
 ) -> None:
     source = tmp_path / "source.pt"
     write(source)
     before = everything(tmp_path)
     heads = [] if "--num-heads" in options else ["--num-heads", "2"]
-    refused(sfpp("weights", "convert", source, tmp_path / "sub" / "out", *heads, *options), complaint)
+    refused(weights("convert", source, tmp_path / "sub" / "out", *heads, *options), complaint)
     assert everything(tmp_path) == before
 
 
-def test_weights_of_another_family_than_the_base_are_refused(sfpp: Command, original: Path, tiny_bundle: Path) -> None:
-    answer = sfpp("weights", "convert", original, original.with_name("out"), "--base", tiny_bundle, "--num-heads", 4)
+def test_weights_of_another_family_than_the_base_are_refused(weights: Command, original: Path, tiny_bundle: Path) -> None:
+    answer = weights("convert", original, original.with_name("out"), "--base", tiny_bundle, "--num-heads", 4)
     refused(answer, "in_channels 16, but the vae")
 
 
-def test_small_weights_need_their_heads_told(sfpp: Command, fitting: Path) -> None:
-    refused(sfpp("weights", "convert", fitting, fitting.with_name("out")), "num_heads")
+def test_small_weights_need_their_heads_told(weights: Command, fitting: Path) -> None:
+    refused(weights("convert", fitting, fitting.with_name("out")), "num_heads")
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "below a file"])
-def test_nothing_else_is_walked_over(kind: str, sfpp: Command, fitting: Path, tmp_path: Path) -> None:
+def test_nothing_else_is_walked_over(kind: str, weights: Command, fitting: Path, tmp_path: Path) -> None:
     target = tmp_path / "mine"
     if kind == "folder":
         target.mkdir()
@@ -616,24 +631,24 @@ def test_nothing_else_is_walked_over(kind: str, sfpp: Command, fitting: Path, tm
         target.touch()
     before = everything(tmp_path)
     chosen = target / "out" if kind == "below a file" else target
-    answer = sfpp("weights", "convert", fitting, chosen, "--num-heads", 2, "--overwrite")
+    answer = weights("convert", fitting, chosen, "--num-heads", 2, "--overwrite")
     refused(answer, "cannot write" if kind == "below a file" else "exists and is no converted model")
     assert everything(tmp_path) == before
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_write_leaves_nothing_and_keeps_the_old(
-    error: BaseException, sfpp: Command, fitting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, weights: Command, fitting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("weights", "convert", fitting, tmp_path / "out", "--num-heads", 2)
-    assert sfpp(*command).code == 0
+    command = ("convert", fitting, tmp_path / "out", "--num-heads", 2)
+    assert weights(*command).code == 0
     before = everything(tmp_path)
 
     def write(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(packing.Settings, "write", write)
-    answer = sfpp(*command, "--overwrite")
+    answer = weights(*command, "--overwrite")
     assert everything(tmp_path) == before
     if isinstance(error, OSError):
         refused(answer, "No space left on device")

@@ -1,11 +1,8 @@
-"""A whole model of toy size, and the command line, as fixtures: `pytest_plugins = ["tiny_bundle"]` brings them."""
+"""A whole model of toy size, as fixtures: `pytest_plugins = ["tiny_bundle"]` brings them."""
 
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,24 +12,11 @@ from tiny import CONFIG, SIZE, make_student, make_teacher, randomize
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from sfpp_cli.app import main
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import SETTINGS, Settings
 
 TEXT_LENGTH = 8
 WORDS = ["a", "the", "red", "blue", "circle", "square", "moving", "left", "right", "over", "and", "under"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Answer]
 
 
 @pytest.fixture(scope="session")
@@ -55,21 +39,6 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change."""
     return Path(shutil.copytree(tiny_bundle, tmp_path / "model"))
-
-
-@pytest.fixture
-def sfpp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run a command in this process."""
-
-    def run(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["sfpp", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            main()
-        streams = capsys.readouterr()
-        return Answer(int(leaving.value.code or 0), streams.out, streams.err)
-
-    return run
 
 
 def make_vae() -> AutoencoderKLWan:

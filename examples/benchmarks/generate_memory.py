@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, nargs="+", default=[20, 100])
     parser.add_argument("--model", default="toyworld")
     options = parser.parse_args()
-    print(
-        f"{'seconds':>8}{'wall s':>9}{'loop fps':>10}{'VAE fps':>9}{'end to end':>12}{'first frame s':>15}{'peak MB':>9}{'ratio':>7}"
-    )
+    print("seconds   wall s  loop fps  VAE fps  end to end  first frame s  peak MB  ratio")
     first = None
     with tempfile.TemporaryDirectory() as folder:
         for seconds in options.seconds:
@@ -29,7 +27,7 @@ def main() -> None:
             speed, peak = made["speed"], made["peak_memory_mb"]
             first = first or peak
             print(
-                f"{seconds:8g}{wall:9.1f}{speed['loop_fps']:10.1f}{speed['vae_fps']:9.1f}{speed['end_to_end_fps']:12.1f}"
+                f"{seconds:7g}{wall:9.1f}{speed['loop_fps']:10.1f}{speed['vae_fps']:9.1f}{speed['end_to_end_fps']:12.1f}"
                 f"{speed['time_to_first_frame_s']:15.2f}{peak:9d}{peak / first:7.3f}"
             )
 

@@ -18,7 +18,7 @@ from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import TextEncoder
 
-__all__ = ["SETTINGS", "Bundle", "Settings", "fingerprint"]
+__all__ = ["SETTINGS", "Bundle", "Settings", "fingerprint", "weights_digest"]
 
 _ENDS = 2**22
 
@@ -45,6 +45,8 @@ class Bundle(Layout):
         return teacher
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
+        if read_config(self.folder / "vae").get("is_residual"):
+            raise UserError(f"{self.folder / 'vae'} is a residual VAE, as Wan 2.2's: sfpp streams those of Wan 2.1")
         return _load(AutoencoderKLWan, self.folder / "vae", dtype).to(device)
 
     def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
@@ -56,12 +58,17 @@ class Bundle(Layout):
 
 
 def fingerprint(bundle: Layout) -> str:
-    """A digest that tells one set of weights from another: names, shapes and sizes in full, and the bytes of every file's ends."""
+    """A digest that tells the weights a video is made with from all others."""
+    return weights_digest(bundle.student, bundle.folder / "vae", bundle.folder / "text_encoder")
+
+
+def weights_digest(*folders: Path | None) -> str:
+    """A digest of weight files: names and sizes in full, and the bytes of every file's ends (names, shapes, last tensors)."""
     digest = hashlib.sha256()
-    for folder in (bundle.student, bundle.folder / "vae", bundle.folder / "text_encoder"):
-        for file in weight_files(folder):
+    for folder in folders:
+        for file in weight_files(folder) if folder else []:
             with file.open("rb") as opened:
-                digest.update(f"{folder.name} {file.name} {file.stat().st_size}".encode())
+                digest.update(f"{file.parent.name} {file.name} {file.stat().st_size}".encode())
                 digest.update(opened.read(_ENDS))
                 opened.seek(max(0, file.stat().st_size - _ENDS))
                 digest.update(opened.read(_ENDS))
