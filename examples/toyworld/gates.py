@@ -3,7 +3,7 @@
     python examples/toyworld/gates.py vae --vae runs/vae/vae
     python examples/toyworld/gates.py teacher --model runs/teacher-bundle --guidance 2
     python examples/toyworld/gates.py captions > runs/captions.txt     # or judge videos of these prompts, made elsewhere:
-    python examples/toyworld/gates.py videos --videos runs/samples
+    python examples/toyworld/gates.py videos --videos runs/samples --span 95 100
 
 Each prints what it measured and writes it as JSON. The exit code is 1 if a gate failed.
 """
@@ -50,7 +50,8 @@ def main() -> None:
         save_sheet(videos, options.report.with_suffix(".png"))
         report, gates = judge_samples(videos, world)
     else:
-        report, gates = judge_samples(load_videos(options.videos), world)
+        first, last = (round(FPS * second) for second in options.span)
+        report, gates = judge_samples([video[first:last] for video in load_videos(options.videos)], world)
     for name, passed in gates.items():
         print(f"{'pass' if passed else 'FAIL'}  {name}")
     options.report.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +195,7 @@ def parse() -> argparse.Namespace:
     teacher.add_argument("--report", type=Path, default=Path("runs/gate_teacher.json"))
     videos = commands.add_parser("videos", parents=[shared], help="videos made from the scenes' captions")
     videos.add_argument("--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt")
+    videos.add_argument("--span", type=float, nargs=2, default=(0.0, 1e6), metavar=("FROM", "TO"), help="judge these seconds only")
     videos.add_argument("--report", type=Path, default=Path("runs/gate_videos.json"))
     return parser.parse_args()
 
