@@ -65,9 +65,11 @@ class StudentRecipe:
 def read_recipe(path: Path, kind: type[T], overrides: dict[str, str] | None = None) -> T:
     """Parse a TOML file into `kind`; `overrides` are dotted keys with values in TOML's (or plain text) form."""
     try:
-        table = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no recipe at {path}: give the path of a TOML file, such as those in examples/") from None
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"no recipe at {path} ({error.strerror}): give the path of a TOML file, such as those in examples/"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     for key, value in (overrides or {}).items():
@@ -89,11 +91,12 @@ def write_recipe(recipe: Any, path: Path) -> None:
         elif value is not None:
             top.append(_line(key, value))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(top + tables) + "\n")
+    path.write_text("\n".join(top + tables) + "\n", encoding="utf-8")
 
 
 def _line(key: str, value: Any) -> str:
-    return f"{key} = {json.dumps(value)}"
+    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{key} = {text}"
 
 
 def _value(text: str) -> Any:
@@ -104,15 +107,17 @@ def _value(text: str) -> Any:
 
 
 def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], start=1):
         table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a value, no key is below it")
     table[keys[-1]] = value
 
 
 def _build(kind: Any, table: dict[str, Any], where: str, problems: list[str]) -> Any:
     hints = get_type_hints(kind)
     known = {f.name: f for f in fields(kind)}
-    for key in table.keys() - known.keys():
+    for key in sorted(table.keys() - known.keys()):
         near = difflib.get_close_matches(key, known, n=1)
         problems.append(
             f"unknown key '{where}{key}'" + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})")
@@ -138,6 +143,9 @@ def _check(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
     elif get_origin(hint) is tuple:
         if isinstance(value, list):
             inner = [a for a in get_args(hint) if a is not Ellipsis]
+            if Ellipsis not in get_args(hint) and len(value) != len(inner):
+                problems.append(f"'{where}' must have {len(inner)} values, not {value!r}")
+                return None
             return tuple(_check(inner[min(i, len(inner) - 1)], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
     elif get_origin(hint) is UnionType:
         return _check(next(a for a in get_args(hint) if a is not type(None)), value, where, problems)

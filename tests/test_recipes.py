@@ -181,27 +181,23 @@ def test_an_override_of_an_unknown_key_is_told(key: str, path: Path) -> None:
         parse(TEACHER, path, {key: "1"})
 
 
-@pytest.mark.xfail(strict=True, reason="read_recipe catches FileNotFoundError only")
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with one_line("no recipe at"):
         read_recipe(tmp_path, TeacherRecipe)
 
 
-@pytest.mark.xfail(strict=True, reason="_set walks into values")
 @pytest.mark.parametrize("key", ["model.x.y", "training.steps.x"])
 def test_an_override_below_a_value_is_told(key: str, path: Path) -> None:
     with one_line(f"'{key.rpartition('.')[0]}' is a value|'{key.split('.')[0]}' is a value"):
         parse(TEACHER, path, {key: "1"})
 
 
-@pytest.mark.xfail(strict=True, reason="_check does not count a tuple's values")
 @pytest.mark.parametrize("betas", ["[0.9]", "[]", "[0.9, 0.99, 0.999]"])
 def test_a_pair_has_two(betas: str, path: Path) -> None:
     with one_line("'training.betas' must have 2 values"):
         parse(TEACHER, path, {"training.betas": betas})
 
 
-@pytest.mark.xfail(strict=True, reason="JSON's surrogate pairs are no TOML")
 def test_any_character_survives(path: Path) -> None:
     recipe = dataclasses.replace(STUDENT, model="🎬\x7f\n圆")
     write_recipe(recipe, path)
