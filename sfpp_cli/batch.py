@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +26,11 @@ def make_all(
     if not (overwrite or resume):
         refuse_existing(mine)
     _warn_beyond_horizon(requests, bundle, watch)
-    generator = Generator(bundle, device, options, [request.prompt for request in mine], watch)
+    with _explained():
+        return _make_share(mine, Generator(bundle, device, options, [request.prompt for request in mine], watch), overwrite, resume)
+
+
+def _make_share(mine: Sequence[Request], generator: Generator, overwrite: bool, resume: bool) -> list[dict[str, Any]]:
     finished = {request: generator.finished(request) if resume else None for request in mine}
     if resume and not overwrite:
         refuse_existing([request for request in mine if finished[request] is None and not generator.interrupted(request)])
@@ -32,31 +38,37 @@ def make_all(
     for request in mine:
         done = finished[request]
         if done is not None:
-            watch.say(f"{done} is finished already")
+            generator.watch.say(f"{done} is finished already")
             results.append(json.loads(done.with_suffix(".json").read_text()) | {"path": str(done)})
             continue
-        results.append(_make(generator, request, watch, resume))
+        results.append(_make(generator, request, resume))
     return results
 
 
-def _make(generator: Generator, request: Request, watch: Watch, resume: bool) -> dict[str, Any]:
+def _make(generator: Generator, request: Request, resume: bool) -> dict[str, Any]:
     if not resume:
         generator.discard(request)
+    made = generator.generate(request)
+    speed = made["speed"]
+    generator.watch.say(
+        f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, VAE {speed['vae_fps']:g} fps, end to end "
+        f"{speed['end_to_end_fps']:g} fps, first frame after {speed['time_to_first_frame_s']:g} s, peak {made['peak_memory_mb']} MB"
+    )
+    return made
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Ctrl-C and a full GPU, with what to do about them."""
     try:
-        made = generator.generate(request)
+        yield
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the same command with --resume goes on from here") from None
     except torch.OutOfMemoryError as error:
         raise UserError(
             "the GPU's memory is full: try --offload sequential, --tile 32, a smaller --size or --context; "
-            "then --resume goes on from the last chunk"
+            "--resume goes on where videos were begun"
         ) from error
-    speed = made["speed"]
-    watch.say(
-        f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, VAE {speed['vae_fps']:g} fps, end to end "
-        f"{speed['end_to_end_fps']:g} fps, first frame after {speed['time_to_first_frame_s']:g} s, peak {made['peak_memory_mb']} MB"
-    )
-    return made
 
 
 def _warn_beyond_horizon(requests: list[Request], bundle: Bundle, watch: Watch) -> None:

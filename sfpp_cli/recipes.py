@@ -128,7 +128,13 @@ def _build(kind: Any, table: dict[str, Any], where: str, problems: list[str]) ->
             values[name] = _check(hints[name], table[name], where + name, problems)
         elif spec.default is MISSING and spec.default_factory is MISSING:
             problems.append(f"'{where}{name}' is missing")
-    return kind(**values) if not problems else None
+    if problems:
+        return None
+    try:
+        return kind(**values)
+    except ValueError as error:
+        problems.append(f"{where.rstrip('.') or 'recipe'}: {error}")
+        return None
 
 
 def _check(hint: Any, value: Any, where: str, problems: list[str]) -> Any:

@@ -202,3 +202,12 @@ def test_any_character_survives(path: Path) -> None:
     recipe = dataclasses.replace(STUDENT, model="🎬\x7f\n圆")
     write_recipe(recipe, path)
     assert read_recipe(path, StudentRecipe) == recipe
+
+
+def test_values_out_of_range_are_named_together(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        'objective = "ode"\nmodel = "m"\n[pairs]\nprompts = "p"\ncount = 1\nfolder = "f"\n[training]\nsteps = 0\nlr = -1.0\n'
+    )
+    with pytest.raises(UserError, match=r"training: 'steps' must be 1 or more, not 0; 'lr' must be above 0, not -1.0"):
+        read_recipe(path, StudentRecipe)

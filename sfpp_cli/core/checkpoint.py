@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +58,8 @@ def save(
             model.save_pretrained(temporary / f"{name}-ema")
             model.load_state_dict(own)
     torch.save({**state, "average": average}, temporary / STATE)
+    for file in temporary.rglob("*.safetensors"):
+        file.chmod(stat.S_IMODE((temporary / STATE).stat().st_mode))  # safetensors writes for the owner's eyes only
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for old in saved_steps(run)[: -max(1, keep)]:

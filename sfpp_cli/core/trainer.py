@@ -36,6 +36,19 @@ class Training:
     save_every: int = 500
     keep: int = 2
 
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "batch": 1, "warmup": 0, "ema_start": 0, "save_every": 1, "keep": 1}
+        problems = [
+            f"'{name}' must be {low} or more, not {getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low
+        ]
+        problems += [
+            f"'{name}' must be above 0, not {getattr(self, name)}" for name in ("lr", "clip") if not getattr(self, name) > 0
+        ]
+        if not 0 <= self.ema < 1:
+            problems.append(f"'ema' must lie in [0, 1), not {self.ema}")
+        if problems:
+            raise ValueError("; ".join(problems))
+
     def learning_rate(self, step: int) -> float:
         """The rate of 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
