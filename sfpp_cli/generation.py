@@ -176,7 +176,7 @@ class Generator:
         if self.interrupted(request):
             self.log(request).remove()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(self, request: Request) -> dict[str, Any]:
         """Make one video, from where its latents end; returns what is written beside it, and its path."""
         log, timing = self.log(request), Timing()

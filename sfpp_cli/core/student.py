@@ -7,7 +7,7 @@ own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, sect
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any
 
 import torch
@@ -142,19 +142,8 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         return x, temb.unflatten(0, shape), modulation.unflatten(0, shape).unflatten(2, (6, -1)), rope
 
     def _rope(self, frame: int, frames: int, rows: int, columns: int, device: torch.device) -> KeysValues:
-        """Cosine and sine [F rows columns, head_dim / 2] at absolute frames; float64 inside, so no frame is too late.
-
-        Of the head's complex pairs, two thirds (rounded down) go to rows and columns, the rest to time.
-        """
-        pairs = self.config.attention_head_dim // 2
-        spatial = pairs // 3
-        angles = [
-            _angles(frame, frames, pairs - 2 * spatial, device)[:, None, None].expand(-1, rows, columns, -1),
-            _angles(0, rows, spatial, device)[None, :, None].expand(frames, -1, columns, -1),
-            _angles(0, columns, spatial, device)[None, None].expand(frames, rows, -1, -1),
-        ]
-        angle = torch.cat(angles, dim=-1).flatten(0, 2)
-        return angle.cos().float(), angle.sin().float()
+        """Cosine and sine [F rows columns, head_dim / 2] at absolute frames."""
+        return _rope_table(frame, frames, rows, columns, self.config.attention_head_dim // 2, device)
 
     def _unpatchify(self, x: Tensor, like: Tensor) -> Tensor:
         """Tokens [B, F, N, pH pW C] -> [B, F, C, H, W]."""
@@ -169,6 +158,23 @@ def rotate(x: Tensor, rope: KeysValues) -> Tensor:
     cos, sin = rope
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _rope_table(frame: int, frames: int, rows: int, columns: int, pairs: int, device: torch.device) -> KeysValues:
+    """All passes of a chunk share one table. Float64 inside, so no frame is too late.
+
+    Of the head's complex pairs, two thirds (rounded down) go to rows and columns, the rest to time.
+    """
+    spatial = pairs // 3
+    angles = [
+        _angles(frame, frames, pairs - 2 * spatial, device)[:, None, None].expand(-1, rows, columns, -1),
+        _angles(0, rows, spatial, device)[None, :, None].expand(frames, -1, columns, -1),
+        _angles(0, columns, spatial, device)[None, None].expand(frames, rows, -1, -1),
+    ]
+    angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angle.cos().float(), angle.sin().float()
 
 
 def _angles(first: int, count: int, pairs: int, device: torch.device) -> Tensor:
