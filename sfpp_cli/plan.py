@@ -6,6 +6,7 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +56,20 @@ def plan(wish: Wish, bundle: Bundle) -> list[Request]:
         Request(line.prompt, seed, _frames(wish, line, fps), width, height, fps, _out(wish, line, seed, position, len(wanted)))
         for position, (line, seed) in enumerate(wanted, start=1)
     ]
+    _apart(requests)
     for folder in dict.fromkeys(request.out.parent for request in requests):
         _writable(folder)
     return requests
+
+
+def _apart(requests: Sequence[Request]) -> None:
+    """What lies beside a video is named by its stem, so no two videos may share one."""
+    counts = Counter(request.out.with_suffix("") for request in requests)
+    shared = [request.out for request in requests if counts[request.out.with_suffix("")] > 1]
+    if shared:
+        raise UserError(
+            f"{shared[0]} and {shared[1]} share a name: give every video its own 'out', and leave --seeds to lines without"
+        )
 
 
 def refuse_existing(requests: Sequence[Request]) -> None:

@@ -203,6 +203,16 @@ def test_bad_lines_are_all_named_before_anything_starts(sfpp: Sfpp, tmp_path: Pa
     assert sorted(files(tmp_path)) == ["p.jsonl"]
 
 
+def test_two_videos_may_not_share_a_name(sfpp: Sfpp, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "out": "a.mp4"}\n{"prompt": "y", "out": "a.gif"}\n')
+    code, _, err = sfpp("generate", "--prompts", "p.jsonl", "--out-dir", "v")
+    assert code == 2
+    assert "share a name" in err
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "out": "a.mp4"}\n')
+    assert sfpp("generate", "--prompts", "p.jsonl", "--seeds", "1,2", "--out-dir", "v")[0] == 2
+    assert sorted(files(tmp_path)) == ["p.jsonl"]
+
+
 def test_an_existing_video_is_kept_unless_told(sfpp: Sfpp, tmp_path: Path) -> None:
     (tmp_path / "v.mp4").write_bytes(b"precious")
     for more in ([], ["--resume"]):
