@@ -52,7 +52,7 @@ def _make(generator: Generator, request: Request, resume: bool) -> dict[str, Any
     speed = made["speed"]
     generator.watch.say(
         f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, VAE {speed['vae_fps']:g} fps, end to end "
-        f"{speed['end_to_end_fps']:g} fps, first frame after {speed['time_to_first_frame_s']:g} s, peak {made['peak_memory_mb']} MB"
+        f"{speed['end_to_end_fps']:g} fps, first frame after {speed['time_to_first_frame_s']:g} s, {made['memory_mb']} MB"
     )
     return made
 

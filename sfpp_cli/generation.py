@@ -6,10 +6,12 @@ import hashlib
 import json
 import platform
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from textwrap import shorten
 from typing import Any
 
@@ -78,21 +80,42 @@ class Options:
 
 
 @dataclass
-class Timing:
-    """Where the seconds of one video went, and how many video frames they gave."""
+class Pace:
+    """Video frames per second of one stage. The first chunk bears the warm-up (compilation, autotuning), so it does not count."""
 
-    loop: float = 0.0
-    vae: float = 0.0
+    seconds: float = 0.0
+    frames: int = 0
+    warmup: tuple[float, int] | None = None
+
+    def add(self, seconds: float, frames: int) -> None:
+        if self.warmup is None:
+            self.warmup = seconds, frames
+        else:
+            self.seconds, self.frames = self.seconds + seconds, self.frames + frames
+
+    @property
+    def fps(self) -> float:
+        """The first chunk's own pace if there was no other; 0 if there was none at all."""
+        seconds, frames = (self.seconds, self.frames) if self.frames or self.warmup is None else self.warmup
+        return _rate(frames, seconds)
+
+
+@dataclass
+class Timing:
+    """Where the seconds and the memory of one video went; `total` and `first_frame` include the warm-up."""
+
+    loop: Pace = field(default_factory=Pace)
+    vae: Pace = field(default_factory=Pace)
     total: float = 0.0
     first_frame: float = 0.0
-    rolled: int = 0
-    decoded: int = 0
+    megabytes: deque[float] = field(default_factory=lambda: deque(maxlen=32))
+    """In use after each of the last chunks."""
 
     def figures(self, frames: int) -> dict[str, float]:
         """The four figures people compare, in video frames per second and seconds, for a video of `frames`."""
         return {
-            "loop_fps": _rate(self.rolled, self.loop),
-            "vae_fps": _rate(self.decoded, self.vae),
+            "loop_fps": self.loop.fps,
+            "vae_fps": self.vae.fps,
             "end_to_end_fps": _rate(frames, self.total),
             "time_to_first_frame_s": round(self.first_frame, 3),
         }
@@ -190,6 +213,7 @@ class Generator:
             "seconds": request.frames / request.fps,
             "resumed_at_chunk": resumed,
             "speed": timing.figures(request.frames),
+            "memory_mb": round(median(timing.megabytes)),
             "peak_memory_mb": round(peak_megabytes(self.device)),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
         }
@@ -218,13 +242,14 @@ class Generator:
                 sampler.write(frames)
                 timing.total = time.perf_counter() - began
                 timing.first_frame = timing.first_frame or timing.total
+                timing.megabytes.append(used_megabytes(self.device))
                 advance(index, self._progress(request, writer.frames, timing))
 
     def _progress(self, request: Request, frames: int, timing: Timing) -> dict[str, str]:
         return {
             "video": f"{frames / request.fps:.1f} s",
             "fps": f"{_rate(frames, timing.total):g}",
-            "memory": f"{used_megabytes(self.device) / 1e3:.2f} GB",
+            "memory": f"{timing.megabytes[-1] / 1e3:.2f} GB",
         }
 
     def _frames(self, request: Request, log: LatentLog, total: int, timing: Timing) -> Iterator[Frames]:
@@ -238,9 +263,9 @@ class Generator:
             began = time.perf_counter()
             chunk = next(chunks)
             log.append(chunk)
-            timing.loop += time.perf_counter() - began
+            rolled = time.perf_counter() - began
             frames = self._decode(decoder, chunk, timing)
-            timing.rolled += len(frames)
+            timing.loop.add(rolled, len(frames))
             yield frames
 
     def _chunks(self, request: Request, log: LatentLog, done: int, total: int) -> Iterator[Tensor]:
@@ -263,8 +288,7 @@ class Generator:
         began = time.perf_counter()
         frames = to_uint8(decoder(chunk.to(self.device, self.vae.dtype)))[0]
         synchronize(self.device)
-        timing.vae += time.perf_counter() - began
-        timing.decoded += len(frames)
+        timing.vae.add(time.perf_counter() - began, len(frames))
         return frames.cpu().numpy()
 
 

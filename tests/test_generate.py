@@ -241,5 +241,15 @@ def test_a_full_disk_is_one_line(sfpp: Sfpp, monkeypatch: pytest.MonkeyPatch) ->
     assert "No space left" in err
 
 
+def test_the_warm_up_does_not_count_unless_it_is_all_there_is() -> None:
+    pace = generation.Pace()
+    assert pace.fps == 0
+    pace.add(10.0, 9)
+    assert pace.fps == 0.9
+    pace.add(0.5, 12)
+    pace.add(0.5, 12)
+    assert pace.fps == 24
+
+
 def test_parse_seeds() -> None:
     assert parse_seeds("0,3,8-11,3") == [0, 3, 8, 9, 10, 11]
