@@ -6,7 +6,6 @@ import math
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +63,13 @@ def plan(wish: Wish, bundle: Bundle) -> list[Request]:
 
 def _apart(requests: Sequence[Request]) -> None:
     """What lies beside a video is named by its stem, so no two videos may share one."""
-    counts = Counter(request.out.with_suffix("") for request in requests)
-    shared = [request.out for request in requests if counts[request.out.with_suffix("")] > 1]
-    if shared:
-        raise UserError(
-            f"{shared[0]} and {shared[1]} share a name: give every video its own 'out', and leave --seeds to lines without"
-        )
+    owners: dict[Path, Path] = {}
+    for request in requests:
+        other = owners.setdefault(request.out.with_suffix(""), request.out)
+        if other is not request.out:
+            raise UserError(
+                f"{other} and {request.out} share a name: give every video its own 'out', and leave --seeds to lines without"
+            )
 
 
 def refuse_existing(requests: Sequence[Request]) -> None:

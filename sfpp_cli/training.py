@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -109,7 +110,10 @@ def make_pairs(
     teacher = bundle.load_teacher(device, torch.float32)
     shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
     origin = {
-        "teacher": weights_digest(bundle.teacher),
+        "teacher": weights_digest(bundle.teacher, bundle.folder / "text_encoder"),
+        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+        "steps": settings.steps,
+        "shift": settings.shift,
         "guidance": pairs.guidance,
         "sampling_steps": pairs.sampling_steps,
         "batch": pairs.batch,

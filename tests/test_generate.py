@@ -204,10 +204,11 @@ def test_bad_lines_are_all_named_before_anything_starts(sfpp: Sfpp, tmp_path: Pa
 
 
 def test_two_videos_may_not_share_a_name(sfpp: Sfpp, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "out": "a.mp4"}\n{"prompt": "y", "out": "a.gif"}\n')
+    lines = [json.dumps({"prompt": "x", "out": out}) for out in ("a.mp4", "b.mp4", "a.gif", "b.gif")]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
     code, _, err = sfpp("generate", "--prompts", "p.jsonl", "--out-dir", "v")
     assert code == 2
-    assert "share a name" in err
+    assert "v/a.mp4 and v/a.gif share a name" in err
     (tmp_path / "p.jsonl").write_text('{"prompt": "x", "out": "a.mp4"}\n')
     assert sfpp("generate", "--prompts", "p.jsonl", "--seeds", "1,2", "--out-dir", "v")[0] == 2
     assert sorted(files(tmp_path)) == ["p.jsonl"]

@@ -77,11 +77,11 @@ def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: 
 def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
     first, second = trajectories.shard_path(tmp_path / "pairs", 0), trajectories.shard_path(tmp_path / "pairs", 1)
-    kept, made = first.stat().st_mtime_ns, second.read_bytes()
+    kept, made = first.stat().st_mtime_ns, load_file(second)["trajectories"]
     second.unlink()
     assert "1 of 2 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
     assert first.stat().st_mtime_ns == kept
-    assert second.read_bytes() == made
+    assert torch.equal(load_file(second)["trajectories"], made)
     assert not (tmp_path / "run").exists()
 
 
@@ -90,6 +90,8 @@ def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> No
     code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.guidance=1.0")
     assert code == 2
     assert "another guidance" in err
+    (tmp_path / "prompts.txt").write_text("a green triangle\n")
+    assert "another prompts" in sfpp("distill", "student.toml", "--out", "run")[2]
 
 
 def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Sfpp, tmp_path: Path) -> None:

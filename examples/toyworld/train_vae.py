@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
 import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.trainer import Training
 from sfpp_cli.data.toyworld import ToyWorld
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
 
@@ -46,9 +45,9 @@ SEGMENTS = 10
 
 def main() -> None:
     options = parse()
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if ranks > 1:
-        dist.init_process_group("gloo")
+    ranks = Ranks.from_environment()
+    ranks.join(torch.device("cpu"))
+    training = Training(options.steps, lr=options.lr, warmup=options.warmup, decay="cosine")
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     vae = AutoencoderKLWan(**CONFIG) if options.polish is None else AutoencoderKLWan.from_pretrained(options.polish)
@@ -58,7 +57,7 @@ def main() -> None:
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     step = restore(options.out, vae, optimizer)
-    torch.manual_seed(options.seed * 1000 + rank + step)
+    torch.manual_seed(options.seed * 1000 + ranks.rank + step)
 
     while step < options.steps:
         indices = torch.randint(2**40, (options.batch,)).tolist()
@@ -72,24 +71,24 @@ def main() -> None:
             weight = 1 + options.foreground * scenes.neighbourhood(start, count)[:, :, None]
             loss, parts = reconstruct(encoder, decoder, frames, weight, options.kl)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, options)
+                group["lr"] = training.learning_rate(step)
             optimizer.zero_grad()
             loss.backward()
-            average_gradients(vae, ranks)
+            ranks.average(vae.parameters())
             norm = torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             optimizer.step()
             encoder.detach()
             decoder.detach()
             step += 1
-            if rank == 0 and step % 25 == 0:
+            if ranks.first and step % 25 == 0:
                 record = dict(step=step, segment=segment, **parts, grad_norm=norm.item(), step_s=time.perf_counter() - began)
                 with open(options.out / "metrics.jsonl", "a") as log:
                     log.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
             if step >= options.steps:
                 break
-        if rank == 0 and step >= options.steps and options.polish is None:
+        if ranks.first and step >= options.steps and options.polish is None:
             measure_statistics(vae, options.seed)
-        if rank == 0 and (step % options.save_every < SEGMENTS or step >= options.steps):
+        if ranks.first and (step % options.save_every < SEGMENTS or step >= options.steps):
             save(options.out, vae, optimizer, step)
 
 
@@ -105,25 +104,6 @@ def reconstruct(
     psnr = -10 * torch.log10(F.mse_loss(pixels, frames) / 4)
     parts = {"loss": reconstruction.item(), "kl": divergence.item(), "psnr": psnr.item(), "latent_std": mean.std().item()}
     return reconstruction + kl * divergence, parts
-
-
-def average_gradients(vae: AutoencoderKLWan, ranks: int) -> None:
-    if ranks == 1:
-        return
-    gradients = [p.grad for p in vae.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= ranks
-    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(piece.view_as(gradient))
-
-
-def learning_rate(step: int, options: argparse.Namespace) -> float:
-    """Linear warm-up, then a cosine to a hundredth."""
-    if step < options.warmup:
-        return options.lr * (step + 1) / options.warmup
-    progress = (step - options.warmup) / (options.steps - options.warmup)
-    return options.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 @torch.no_grad()
