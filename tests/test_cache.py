@@ -39,7 +39,7 @@ def walk(draw: Drawn, chunks: list[int], context: int, sink: int) -> None:
         for _ in range(3):
             for layer in range(LAYERS):
                 qkv = draw(frames)
-                answer, expected = ring.attend(layer, *qkv), naive.attend(layer, *qkv)
+                answer, expected = ring.attention(layer)(*qkv), naive.attention(layer)(*qkv)
                 torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
         ring.commit(frames)
         naive.commit(frames)
@@ -73,8 +73,8 @@ def test_a_denoise_pass_does_not_become_the_past(draw: Drawn) -> None:
     for frames in [3, 3, 3, 2]:
         last = draw(frames)
         for _ in range(4):
-            often.attend(0, *draw(frames))
-        assert torch.equal(often.attend(0, *last), once.attend(0, *last))
+            often.attention(0)(*draw(frames))
+        assert torch.equal(often.attention(0)(*last), once.attention(0)(*last))
         once.commit(frames)
         often.commit(frames)
 
@@ -86,7 +86,7 @@ def test_eviction_moves_nothing(draw: Drawn) -> None:
     assert cache.nbytes == sum(nbytes for _, nbytes in homes) == 2 * LAYERS * 2 * 2 * (7 * TOKENS) * 4 * 8
     for number in range(20):
         before = cache.keys[0].clone()
-        cache.attend(0, *draw(3))
+        cache.attention(0)(*draw(3))
         cache.commit(3)
         changed = (cache.keys[0] != before).any(dim=(0, 1, 3)).sum().item()
         assert changed == 3 * TOKENS, "a pass writes its own frames' slots and no others"
@@ -116,29 +116,52 @@ def test_a_sink_must_leave_room(context: int, sink: int) -> None:
 def test_a_chunk_must_fit_beside_the_sink(context: int, sink: int, draw: Drawn) -> None:
     cache = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
     with pytest.raises(ValueError, match="a chunk of 3 latent frames does not fit"):
-        cache.attend(0, *draw(3))
-    cache.attend(0, *draw(2))
+        cache.attention(0)(*draw(3))
+    cache.attention(0)(*draw(2))
 
 
-def test_a_pass_with_gradient_leaves_the_ring_alone(draw: Drawn) -> None:
-    """Later passes may overwrite the ring before the backward pass, which then still finds what the pass saw."""
+def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
     cache = KVCache(TEXT, tokens=TOKENS, context=5)
-    for _ in range(2):
-        cache.attend(0, *draw(3))
-        cache.commit(3)
-    ring = cache.keys[0].clone()
-    qkv = [tensor.requires_grad_() for tensor in draw(3)]
-    first = cache.attend(0, *qkv)
-    assert torch.equal(cache.keys[0], ring)
-    expected = torch.autograd.grad(first.square().sum(), qkv)
+    query, key, value = draw(3)
+    with pytest.raises(ValueError, match="unroll"):
+        cache.attention(0)(query.requires_grad_(), key, value)
 
-    second = cache.attend(0, *qkv)
-    for _ in range(3):
-        cache.attend(0, *draw(3))
+
+@pytest.mark.parametrize(("context", "sink"), [(3, 0), (5, 0), (6, 0), (8, 2), (7, 1), (30, 4)])
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_an_unrolled_cache_goes_on_as_the_ring_would(context: int, sink: int, chunk: int, draw: Drawn) -> None:
+    """Unrolled after any number of chunks, between two passes or behind one that is not committed."""
+    for before in range(9):
+        ring = KVCache(TEXT[:1], tokens=TOKENS, context=context, sink=sink)
+        for _ in range(before):
+            ring.attention(0)(*draw(chunk))
+            ring.commit(chunk)
+        if before % 2:
+            ring.attention(0)(*draw(chunk))
+        unrolled = ring.unroll(chunk)
+        for _ in range(5):
+            qkv = draw(chunk)
+            torch.testing.assert_close(unrolled.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0)
+            unrolled.commit(chunk)
+            ring.commit(chunk)
+        assert unrolled.frame == ring.frame
+        assert len(unrolled.past[0]) <= context, "what nobody will see is let go"
+
+
+def test_what_a_pass_saw_is_never_overwritten(draw: Drawn) -> None:
+    """Attention begun before the rollout went on still sees the past of then, as a recomputation does."""
+    cache = KVCache(TEXT[:1], tokens=TOKENS, context=5).unroll(3)
+    for _ in range(2):
+        cache.attention(0)(*draw(3))
         cache.commit(3)
-    assert not torch.equal(cache.keys[0], ring)
-    for gradient, wanted in zip(torch.autograd.grad(second.square().sum(), qkv), expected, strict=True):
-        assert torch.equal(gradient, wanted)
+    qkv = [tensor.requires_grad_() for tensor in draw(3)]
+    attend = cache.attention(0)
+    first = attend(*qkv)
+    for _ in range(3):
+        cache.attention(0)(*draw(3))
+        cache.commit(3)
+    assert torch.equal(attend(*qkv), first)
+    assert not torch.equal(cache.attention(0)(*qkv), first)
 
 
 def test_block_causal_is_a_dense_mask() -> None:
@@ -146,8 +169,8 @@ def test_block_causal_is_a_dense_mask() -> None:
     for tokens, frames, chunk in [(8, 16, 4), (32, 12, 3), (8, 17, 4), (6, 7, 3), (5, 3, 3), (1, 10, 1), (4, 2, 3)]:
         query, key, value = gaussian(3, 2, 2, frames * tokens, 4, seed=frames, dtype=torch.float64)
         for context in (None, chunk, chunk + 1, 2 * chunk, frames + 5):
-            answer = BlockCausal(TEXT, tokens=tokens, chunk=chunk, context=context).attend(0, query, key, value)
-            expected = MaskedMemory(TEXT, tokens=tokens, chunk=chunk, context=context).attend(0, query, key, value)
+            answer = BlockCausal(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(query, key, value)
+            expected = MaskedMemory(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(query, key, value)
             torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
 
 
@@ -155,10 +178,10 @@ def test_block_causal_is_a_dense_mask() -> None:
 def test_one_block_causal_pass_is_the_ring_chunk_by_chunk(context: int, draw: Drawn) -> None:
     frames, chunk = 14, 3
     qkv = draw(frames)
-    whole = BlockCausal(TEXT, tokens=TOKENS, chunk=chunk, context=context).attend(0, *qkv)
+    whole = BlockCausal(TEXT, tokens=TOKENS, chunk=chunk, context=context).attention(0)(*qkv)
     ring = KVCache(TEXT, tokens=TOKENS, context=context)
     pieces = []
     for query, key, value in zip(*(tensor.split(chunk * TOKENS, 2) for tensor in qkv), strict=True):
-        pieces.append(ring.attend(0, query, key, value))
+        pieces.append(ring.attention(0)(query, key, value))
         ring.commit(query.shape[2] // TOKENS)
     torch.testing.assert_close(torch.cat(pieces, 2), whole, atol=1e-12, rtol=0)

@@ -14,7 +14,7 @@ from golden_data import ATOL, load, weights
 from tiny import SIZE, MaskedMemory, NaiveCache, gradients, latents, make_student, make_teacher, prompts
 from torch import Tensor, nn
 
-from sfpp_cli.core.cache import KVCache, Memory
+from sfpp_cli.core.cache import KVCache, Memory, UnrolledCache
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
@@ -242,16 +242,19 @@ def test_gradients_of_a_block_causal_pass(context: int | None) -> None:
     assert found[0].keys() == dict(student.named_parameters()).keys(), "the text's keys and values learn as well"
 
 
-def test_gradients_survive_that_the_ring_is_overwritten() -> None:
-    """One pass with gradient amid a rollout; the backward pass comes when all it saw has left the ring."""
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_survive_that_the_rollout_goes_on(checkpointing: bool) -> None:
+    """One pass with gradient amid a rollout; the backward pass comes when all it saw has left the context."""
     student = make_student()
+    student.enable_gradient_checkpointing()
     past, present, future = latents(2, 18).split([6, 3, 9], dim=1)
     present.requires_grad_()
     with torch.no_grad():
         text = student.embed_text(TEXT)
     found = []
-    for kind in (KVCache, NaiveCache):
-        cache = kind(text, tokens=student.tokens(SIZE), context=7, sink=1)
+    for kind in (UnrolledCache, NaiveCache):
+        student.gradient_checkpointing = checkpointing and kind is UnrolledCache
+        cache: Any = kind(text, tokens=student.tokens(SIZE), context=7, sink=1)
         walk(student, past, cache)
         flow = student(present, TIMESTEP, cache)
         walk(student, torch.cat([present.detach(), future], 1), cache)
@@ -264,7 +267,7 @@ def test_gradients_survive_that_the_ring_is_overwritten() -> None:
 
 
 @torch.no_grad()
-def walk(student: CausalWanModel, x: Tensor, cache: KVCache) -> None:
+def walk(student: CausalWanModel, x: Tensor, cache: KVCache | UnrolledCache) -> None:
     for chunk in x.split(3, dim=1):
         student(torch.rand_like(chunk), TIMESTEP, cache)
         student.remember(chunk, cache)
@@ -285,7 +288,7 @@ def test_gradients_survive_when_only_queries_learn() -> None:
     student = make_student().requires_grad_(False)
     student.blocks[0].attn1.to_q.requires_grad_(True)
     first, second = latents(2, 6).split(3, dim=1)
-    cache = student.new_cache(TEXT, SIZE, context=6)
+    cache = student.new_cache(TEXT, SIZE, context=6).unroll(3)
     walk(student, first, cache)
     flow = student(second, TIMESTEP, cache)
     walk(student, second, cache)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfpp_cli.core.cache import KeysValues
+from sfpp_cli.core.cache import Attend, KeysValues
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 
@@ -77,8 +77,8 @@ class NaiveCache:
         self.past: list[list[KeysValues]] = [[] for _ in text]
         self.present: list[list[KeysValues]] = [[] for _ in text]
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(query, *self.write(layer, key, value))
+    def attention(self, layer: int) -> Attend:
+        return lambda query, key, value: F.scaled_dot_product_attention(query, *self.write(layer, key, value))
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
         self.present[layer] = list(zip(key.split(self.tokens, 2), value.split(self.tokens, 2), strict=True))
@@ -101,7 +101,10 @@ class MaskedMemory:
     def __init__(self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None) -> None:
         self.text, self.tokens, self.chunk, self.context = text, tokens, chunk, context
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attention(self, layer: int) -> Attend:
+        return self.attend
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         frames = query.shape[2] // self.tokens
         mask = torch.zeros(frames, frames, dtype=torch.bool)
         for asking in range(frames):

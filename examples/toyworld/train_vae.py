@@ -69,6 +69,8 @@ def main() -> None:
             start, count = (0, 1 + SEGMENT) if segment == 0 else (1 + SEGMENT * segment, SEGMENT)
             frames = scenes.frames(start, count)
             weight = 1 + options.foreground * scenes.neighbourhood(start, count)[:, :, None]
+            if start == 0:
+                weight[:, 0] *= options.first
             loss, parts = reconstruct(encoder, decoder, frames, weight, options.kl)
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate(step)
@@ -144,6 +146,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--kl", type=float, default=1e-4)
     parser.add_argument("--foreground", type=float, default=6.0, help="extra weight of pixels around the object")
+    parser.add_argument("--first", type=float, default=1.0, help="weight of a stream's first picture, whose path is its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200)
     return parser.parse_args()

@@ -1,12 +1,13 @@
 """What a chunk's attention sees: a rolling cache of the past, or the other chunks of one block-causal pass.
 
-Both hold the text's keys and values, both answer `attend`, so the student is written once. Keys are stored after RoPE at absolute
-positions; attention is blind to their order, so the cache is a ring and eviction moves nothing.
+All hold the text's keys and values, all answer `attention`, so the student is written once. Keys are stored after RoPE at absolute
+positions; attention is blind to their order, so the cache is a ring and eviction moves nothing. Passes that carry gradient need a
+past that nothing overwrites: `KVCache.unroll` gives one that sees the same frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values, each [B, heads, L, head_dim]."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Self-attention of one transformer block: query, key, value -> answer, each [B, heads, L, head_dim]."""
 
 
 class Memory(Protocol):
@@ -27,8 +31,18 @@ class Memory(Protocol):
     def frame(self) -> int:
         """Absolute latent frame of the input's first frame."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Self-attention of one transformer block; arguments and result [B, heads, L, head_dim]."""
+    def attention(self, layer: int) -> Attend:
+        """What transformer block `layer` attends with in the pass that begins now."""
+
+
+class Past(Memory, Protocol):
+    """A memory that moves on: a pass's keys and values become part of it once they are committed."""
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> object:
+        """Keep a pass's keys and values, to be committed or overwritten by the next pass."""
+
+    def commit(self, frames: int) -> None:
+        """Keep the `frames` latent frames of the pass just run; the next pass starts behind them."""
 
 
 class KVCache:
@@ -37,8 +51,6 @@ class KVCache:
     Latent frame f lives in slot f while f < sink, then in slot sink + (f - sink) mod (context - sink). A pass writes its own keys
     and values over the slots that its frames will own, so the oldest frames vanish as the window demands and nothing is moved.
     `commit` makes the last pass part of the past; before that, the next pass overwrites it. Memory depends on the context alone.
-
-    A pass that carries gradient works on a copy, so later passes may overwrite the ring before the backward pass.
     """
 
     def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
@@ -57,17 +69,18 @@ class KVCache:
         """Keep the `frames` latent frames of the pass just run; the next pass starts behind them."""
         self.frame += frames
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        learning = any(part.requires_grad for part in (query, key, value))
-        keys, values = self.write(layer, key, value, copy=learning)
-        return F.scaled_dot_product_attention(query, keys, values)
+    def attention(self, layer: int) -> Attend:
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            if any(part.requires_grad for part in (query, key, value)):
+                raise ValueError("a pass with gradient needs a past that is not overwritten: unroll the cache")
+            return F.scaled_dot_product_attention(query, *self.write(layer, key, value))
 
-    def write(self, layer: int, key: Tensor, value: Tensor, *, copy: bool = False) -> KeysValues:
-        """Put a pass's keys and values in their slots (of a copy of the ring); returns all that the pass sees, its own included."""
+        return attend
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
+        """Put a pass's keys and values in their slots; returns all that the pass sees, its own included."""
         frames = key.shape[2] // self.tokens
         keys, values = self.keys[layer], self.values[layer]
-        if copy:
-            keys, values = keys.clone(), values.clone()
         for source, slot, length in self._runs(frames):
             here, there = _span(source, length, self.tokens), _span(slot, length, self.tokens)
             keys[:, :, there] = key[:, :, here]
@@ -82,17 +95,72 @@ class KVCache:
         runs = []
         offset = 0
         while offset < frames:
-            frame = self.frame + offset
-            slot = frame if frame < self.sink else self.sink + (frame - self.sink) % (self.context - self.sink)
+            slot = self._slot(self.frame + offset)
             length = min(frames - offset, self.context - slot)
             runs.append((offset, slot, length))
             offset += length
         return runs
 
+    def unroll(self, frames: int) -> UnrolledCache:
+        """A copy of what the next pass of `frames` latent frames will see, to go on from with gradient. The ring stays as it is."""
+        past = _visible(self.frame, self.frame + frames, self.context, self.sink)
+        unrolled = UnrolledCache(self.text, tokens=self.tokens, context=self.context, sink=self.sink)
+        unrolled.frame = self.frame
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            spans = {frame: _span(self._slot(frame), 1, self.tokens) for frame in past}
+            unrolled.past[layer] = {f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()}
+        return unrolled
+
+    def _slot(self, frame: int) -> int:
+        return frame if frame < self.sink else self.sink + (frame - self.sink) % (self.context - self.sink)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the self-attention ring."""
         return sum(part.nbytes for part in (*self.keys, *self.values))
+
+
+class UnrolledCache:
+    """What `KVCache` sees, kept frame by frame and never overwritten, for passes that carry gradient.
+
+    Every pass attends to a past fixed when it began, so a backward pass finds what the forward pass saw, and so does the
+    recomputation under gradient checkpointing, however far the rollout has come by then. Passes share the frames that they see:
+    a window of K frames holds K frames and a context, not one copy of the context a chunk.
+    """
+
+    def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
+        self.text = text
+        self.tokens, self.context, self.sink = tokens, context, sink
+        self.frame = 0
+        self.past: list[dict[int, KeysValues]] = [{} for _ in text]
+        self.present: list[KeysValues] = [(part[0][:, :, :0], part[1][:, :, :0]) for part in text]
+
+    def attention(self, layer: int) -> Attend:
+        past, frame = self.past[layer], self.frame
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            self.write(layer, key, value)
+            seen = self._seen(past, frame + key.shape[2] // self.tokens)
+            keys = torch.cat([*(k for k, _ in seen.values()), key], dim=2)
+            values = torch.cat([*(v for _, v in seen.values()), value], dim=2)
+            return F.scaled_dot_product_attention(query, keys, values)
+
+        return attend
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.present[layer] = key.detach(), value.detach()
+
+    def commit(self, frames: int) -> None:
+        numbers = range(self.frame, self.frame + frames)
+        self.frame += frames
+        for layer, (key, value) in enumerate(self.present):
+            pieces = zip(key.split(self.tokens, 2), value.split(self.tokens, 2), strict=True)
+            known = {**self.past[layer], **dict(zip(numbers, pieces, strict=True))}
+            self.past[layer] = self._seen(known, self.frame)
+
+    def _seen(self, past: dict[int, KeysValues], end: int) -> dict[int, KeysValues]:
+        behind = max(past, default=-1) + 1
+        return {frame: past[frame] for frame in _visible(behind, end, self.context, self.sink)}
 
 
 class BlockCausal:
@@ -107,7 +175,10 @@ class BlockCausal:
         self.text = text
         self.tokens, self.chunk, self.context = tokens, chunk, context
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attention(self, layer: int) -> Attend:
+        return self.attend
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         frames = query.shape[2] // self.tokens
         pieces = []
         for start in range(0, frames, self.chunk):
@@ -117,6 +188,12 @@ class BlockCausal:
             asking = slice(start * self.tokens, end * self.tokens)
             pieces.append(F.scaled_dot_product_attention(query[:, :, asking], key[:, :, seen], value[:, :, seen]))
         return torch.cat(pieces, dim=2)
+
+
+def _visible(past: int, end: int, context: int, sink: int) -> list[int]:
+    """Of `past` latent frames, those that a pass which ends before frame `end` sees: the sink, and the last of the context."""
+    oldest = max(sink, end - (context - sink))
+    return [*range(min(sink, past)), *range(min(oldest, past), past)]
 
 
 def _span(frame: int, frames: int, tokens: int) -> slice:

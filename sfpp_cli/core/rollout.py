@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sfpp_cli.core.cache import KVCache
+from sfpp_cli.core.cache import KVCache, UnrolledCache
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.student import CausalWanModel
 
@@ -27,6 +27,8 @@ def rollout(
     sink: int = 0,
     draw: Draw,
     past: Iterable[Tensor] = (),
+    cache: KVCache | UnrolledCache | None = None,
+    context_noise: float = 0.0,
     exit_step: int | None = None,
     gradient: Container[int] = (),
 ) -> Iterator[Tensor]:
@@ -34,31 +36,38 @@ def rollout(
 
     `noise` is [B, F, C, H, W], or an iterable of chunk noises for a rollout without end. `text` [B, L, D] holds the padded prompt
     embeddings. `steps` are nominal student steps, warped by the schedule. `past` are clean chunks that came before (an interrupted
-    video, a clip to continue): they fill the cache, are not yielded, and chunks are counted from behind them.
+    video, a clip to continue): they fill the cache, are not yielded, and chunks are counted from behind them. `cache` is one to
+    fill and go on from instead of a new one.
 
     For training: denoising stops at student step `exit_step` (the last one if None) and its prediction is yielded; it carries
-    gradient in the chunks that `gradient` contains. Earlier steps and the context pass never do.
+    gradient in the chunks that `gradient` contains. Earlier steps and the context pass never do. Above 0, `context_noise` is the
+    timestep to which the context is re-noised before it is remembered.
 
     A chunk is yielded before its context pass: who watches waits less, and the last chunk needs none.
     """
     timesteps = schedule.warp(steps)[: None if exit_step is None else exit_step + 1]
     last_step = len(timesteps) - 1
-    cache: KVCache | None = None
+
+    def remember(clean: Tensor, index: int, cache: KVCache | UnrolledCache) -> None:
+        if context_noise:
+            clean = schedule.add_noise(clean, draw(index, last_step, clean), torch.tensor(context_noise))
+        student.remember(clean, cache, context_noise)
+
     index = 0
     for clean in past:
-        cache = cache or _open(student, text, clean, context, sink)
-        student.remember(clean, cache)
+        cache = cache or _open(student, text, clean, context, sink, gradient)
+        remember(clean, index, cache)
         index += 1
     previous: Tensor | None = None
     for x in _chunks(noise, chunk):
-        cache = cache or _open(student, text, x, context, sink)
+        cache = cache or _open(student, text, x, context, sink, gradient)
         if previous is not None:
-            student.remember(previous, cache)
+            remember(previous, index - 1, cache)
+        elif gradient != ():
+            with torch.enable_grad():
+                cache.text = student.embed_text(text)
         for step, level in enumerate(timesteps):
-            learning = step == last_step and index in gradient
-            with torch.set_grad_enabled(learning):
-                if learning:
-                    cache.text = student.embed_text(text)
+            with torch.set_grad_enabled(step == last_step and index in gradient):
                 flow = student(x, x.new_full(x.shape[:1], level.item()), cache)
                 x0 = schedule.x0_from_flow(flow, x, level)
             if step < last_step:
@@ -69,8 +78,13 @@ def rollout(
 
 
 @torch.no_grad()
-def _open(student: CausalWanModel, text: Tensor, like: Tensor, context: int, sink: int) -> KVCache:
-    return student.new_cache(text, (like.shape[3], like.shape[4]), context=context, sink=sink)
+def _open(
+    student: CausalWanModel, text: Tensor, like: Tensor, context: int, sink: int, gradient: Container[int]
+) -> KVCache | UnrolledCache:
+    size = (like.shape[3], like.shape[4])
+    if gradient == ():
+        return student.new_cache(text, size, context=context, sink=sink)
+    return UnrolledCache(student.embed_text(text), tokens=student.tokens(size), context=context, sink=sink)
 
 
 def _chunks(noise: Tensor | Iterable[Tensor], chunk: int) -> Iterable[Tensor]:

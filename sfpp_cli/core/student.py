@@ -7,7 +7,8 @@ own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, sect
 
 from __future__ import annotations
 
-from functools import lru_cache, wraps
+from collections.abc import Callable
+from functools import lru_cache, partial, wraps
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from sfpp_cli.core.cache import BlockCausal, KeysValues, KVCache, Memory
+from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past
 from sfpp_cli.core.geometry import tokens_per_frame
 
 ROPE_BASE = 10000.0
@@ -25,12 +26,12 @@ ROPE_BASE = 10000.0
 class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     """A Wan block in three parts: `project` and `finish`, pure tensor functions that can be compiled, and the memory between."""
 
-    def forward(self, x: Tensor, modulation: Tensor, rope: KeysValues, memory: Memory, layer: int) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, rope: KeysValues, attend: Attend, text: KeysValues) -> Tensor:
         """x [B, F, N, D] (N tokens a latent frame), modulation [B, F or 1, 6, D] -> [B, F, N, D]."""
-        attended = memory.attend(layer, *self.project(x, modulation, rope))
-        return self.finish(x, attended, modulation, *memory.text[layer])
+        attended = attend(*self.project(x, modulation, rope))
+        return self.finish(x, attended, modulation, *text)
 
-    def remember(self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: KVCache, layer: int) -> None:
+    def remember(self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: Past, layer: int) -> None:
         """Write this block's keys and values and nothing more: what the last block owes the context pass."""
         _, key, value = self.project(x, modulation, rope)
         cache.write(layer, key, value)
@@ -109,24 +110,33 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         """Flow of noisy `latents` [B, F, C, H, W], shaped alike. `timestep` [B] or [B, F] (the same within a chunk)."""
         x, temb, modulation, rope = self._embed(latents, timestep, memory.frame)
         for layer, block in enumerate(self.blocks):
-            x = block(x, modulation, rope, memory, layer)
+            run = self._checkpointed(block) if self.gradient_checkpointing and torch.is_grad_enabled() else block
+            x = run(x, modulation, rope, memory.attention(layer), memory.text[layer])
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).chunk(2, dim=2)
         x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
         return self._unpatchify(self.proj_out(x), latents)
 
     @torch.no_grad()
-    def remember(self, x0: Tensor, cache: KVCache) -> None:
+    def remember(self, x0: Tensor, cache: Past, timestep: float = 0.0) -> None:
         """The context pass: run clean latents [B, F, C, H, W] at t = 0 so that the cache holds clean context, and commit them.
 
-        Only keys and values are wanted, so the last block's output and the head are never computed.
+        Only keys and values are wanted, so the last block's output and the head are never computed. Another `timestep` is for
+        latents with noise of that level in them.
         """
-        clean = x0.new_zeros(x0.shape[0], dtype=torch.float32)
-        x, _, modulation, rope = self._embed(x0, clean, cache.frame)
+        level = x0.new_full(x0.shape[:1], timestep, dtype=torch.float32)
+        x, _, modulation, rope = self._embed(x0, level, cache.frame)
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks[:-1]):
-            x = block(x, modulation, rope, cache, layer)
+            x = block(x, modulation, rope, cache.attention(layer), cache.text[layer])
         self.blocks[-1].remember(x, modulation, rope, cache, last)
         cache.commit(x0.shape[1])
+
+    def _checkpointed(self, block: CausalBlock) -> Callable[..., Tensor]:
+        """Forget the block's activations and compute them again in the backward pass.
+
+        All it is given (the attention to a fixed past included) is as it was in the forward pass, wherever the rollout is by then.
+        """
+        return partial(self._gradient_checkpointing_func, block)
 
     def _embed(self, latents: Tensor, timestep: Tensor, frame: int) -> tuple[Tensor, Tensor, Tensor, KeysValues]:
         """Patches [B, F, N, D]; time embedding [B, F', D] and modulation [B, F', 6, D] (F' = F or 1); the rotation."""
