@@ -11,11 +11,12 @@ import torch
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
+from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression, kept_indices, trajectory
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.core.trainer import Objective, Trainer, Training
+from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.data.trajectories import TrajectoryStore, missing_shards, write_shard

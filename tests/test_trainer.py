@@ -9,6 +9,8 @@ import json
 import math
 import os
 import socket
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sfpp_cli.core import checkpoint
+from sfpp_cli.core.objective import Losses, Player, Turn
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.core.trainer import Trainer, Training
@@ -59,13 +63,16 @@ class Regression:
 
     def __init__(self, width: int = 3, broken: Mapping[int, str] | None = None, device: str = "cpu") -> None:
         self.toy = Toy(width).to(device)
-        self.models: Mapping[str, nn.Module] = {"toy": self.toy}
+        self.players = (Player({"toy": self.toy}, self.losses),)
         self.broken = broken or {}
         self.device = device
         self.asked: list[int] = []
 
+    def losses(self, turn: Turn) -> Losses:
+        self.asked += turn.samples
+        yield self.loss(turn.samples)
+
     def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        self.asked += samples
         x = torch.stack([normal((3,), seeded(number)) for number in samples]).to(self.device)
         loss = (self.toy(x[:, :2]) - 5 * x[:, 2:]).square().mean()
         figures = {"first": x[:, 0].mean().item()}
@@ -97,7 +104,10 @@ def contents(run: Path, step: int) -> dict[str, Any]:
     """Everything in a checkpoint."""
     folder = checkpoint.path_of(run, step)
     models = {name: Toy.from_pretrained(folder / name).state_dict() for name in ("toy", "toy-ema")}
-    return {**checkpoint.load_state(run, step), **models}
+    with tempfile.NamedTemporaryFile() as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_to_torch_save(folder / checkpoint.STATE, file.name)
+        return {**torch.load(file.name), **models}
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
@@ -129,13 +139,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_rate_warms_up_and_stays() -> None:
     training = Training(steps=100, lr=2.0, warmup=4)
-    assert [training.learning_rate(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx([0.4, 0.8, 1.6, 2.0, 2.0, 2.0])
-    assert Training(steps=100, lr=2.0).learning_rate(0) == 2.0
+    assert [training.schedule(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx([0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
+    assert Training(steps=100).schedule(0) == 1.0
 
 
 def test_the_rate_falls_along_a_cosine() -> None:
     training = Training(steps=104, lr=2.0, warmup=4, decay="cosine")
-    rates = [training.learning_rate(step) for step in range(105)]
+    rates = [training.lr * training.schedule(step) for step in range(105)]
     assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
     assert rates[4] == 2.0
     assert rates[54] == pytest.approx(2.0 * 0.505)
@@ -193,7 +203,7 @@ def test_the_average_is_the_recurrence(tmp_path: Path) -> None:
 def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
     train(tmp_path, stop=4)
     assert not (checkpoint.path_of(tmp_path, 4) / "toy-ema").exists()
-    assert checkpoint.load_state(tmp_path, 4)["average"] is None
+    assert not checkpoint.has_average(tmp_path, 4)
 
 
 @pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
@@ -241,10 +251,9 @@ def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
 def test_a_killed_save_leaves_no_half_checkpoint(after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed before the model, before its average, before the state; the run goes on from the checkpoint before."""
     train(tmp_path, stop=4)
-    left = [after]
     with monkeypatch.context() as patch:
-        patch.setattr(Toy, "save_pretrained", dying(Toy.save_pretrained, left))
-        patch.setattr(torch, "save", dying(torch.save, [2 if after == 2 else 99]))
+        patch.setattr(Toy, "save_pretrained", dying(Toy.save_pretrained, [after]))
+        patch.setattr(checkpoint, "save_distributed", dying(checkpoint.save_distributed, [0]))
         with pytest.raises(KeyboardInterrupt):
             Trainer(Regression(), TRAINING, tmp_path).run()
     assert checkpoint.saved_steps(tmp_path) == [4]
@@ -257,11 +266,11 @@ def test_a_killed_save_leaves_no_half_checkpoint(after: int, tmp_path: Path, who
 def dying(function: Callable[..., None], left: list[int]) -> Callable[..., None]:
     """The function, for so many calls; then the machine is switched off."""
 
-    def call(*arguments: Any) -> None:
+    def call(*arguments: Any, **options: Any) -> None:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        function(*arguments)
+        function(*arguments, **options)
 
     return call
 
@@ -278,7 +287,7 @@ def test_what_is_not_a_checkpoint_is_not_taken_for_one(tmp_path: Path, whole: Pa
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     train(tmp_path, stop=4)
-    state = checkpoint.path_of(tmp_path, 4) / checkpoint.STATE
+    state = next(checkpoint.path_of(tmp_path, 4).rglob("*.distcp"))
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"step-000004 cannot be resumed .* delete it"):
         train(tmp_path)
@@ -286,7 +295,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
     train(tmp_path, stop=4)
-    with pytest.raises(UserError, match=r"step-000004.* is not this recipe's model"):
+    with pytest.raises(UserError, match=r"step-000004 is not of this recipe's models"):
         train(tmp_path, width=4)
 
 

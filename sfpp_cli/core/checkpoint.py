@@ -1,34 +1,57 @@
-"""Checkpoints: complete, written under a temporary name and renamed, refused unless complete."""
+"""Checkpoints: complete, written under a temporary name and renamed, refused unless complete.
+
+The exact state goes through `torch.distributed.checkpoint`, so a run continues on any number of ranks; beside it every model and
+its average lie as folders in the model's own format.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 import stat
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn, optim
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from sfpp_cli.core.parallel import Ranks, whole
 from sfpp_cli.errors import UserError
 
-STATE = "state.pt"
+STATE = "state"
+_COMPLETE = ".metadata"
+
+States = dict[str, dict[str, Tensor]]
+"""State dicts by model name."""
 
 
-class Saveable(Protocol):
-    """Diffusers and transformers models: weights and configuration in one folder."""
+@dataclass(frozen=True)
+class State:
+    """All that training changes."""
 
-    def save_pretrained(self, folder: str | Path) -> Any: ...
+    learners: Sequence[tuple[Mapping[str, nn.Module], optim.Optimizer]]
+    """Models by name, and the optimiser that moves them."""
+    average: States | None
 
-    def state_dict(self) -> dict[str, Tensor]: ...
+    @property
+    def models(self) -> dict[str, nn.Module]:
+        return {name: model for models, _ in self.learners for name, model in models.items()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> Any: ...
-
-
-Average = dict[str, dict[str, Tensor]]
-"""Moving averages: state dicts by model name."""
+    def tensors(self) -> dict[str, Any]:
+        """As nested dictionaries; the tensors are the live ones where possible, so that loading into them is loading."""
+        optimizers = {
+            "+".join(models): get_optimizer_state_dict(nn.ModuleDict(models), optimizer) for models, optimizer in self.learners
+        }
+        states = {"models": {name: model.state_dict() for name, model in self.models.items()}, "optimizers": optimizers}
+        return states if self.average is None else {**states, "average": self.average}
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -38,43 +61,87 @@ def path_of(run: Path, step: int) -> Path:
 def saved_steps(run: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     found = (re.fullmatch(r"step-(\d{6,})", folder.name) for folder in run.glob("step-*"))
-    return sorted(int(match[1]) for match in found if match and (run / match[0] / STATE).exists())
+    return sorted(int(match[1]) for match in found if match and (run / match[0] / STATE / _COMPLETE).exists())
 
 
 def save(
-    run: Path, step: int, models: Mapping[str, Saveable], average: Average | None, state: Mapping[str, Any], keep: int
+    run: Path, step: int, state: State, blanks: Mapping[str, nn.Module], ranks: Ranks, *, keep: int, keep_every: int = 0
 ) -> Path:
-    """Write `models` and their `average` as folders, `state` beside them; of older checkpoints the newest `keep` stay."""
+    """Write the state and every model's folders, whose format `blanks` (models without weights) know.
+
+    Of older checkpoints the newest `keep` stay, and those whose step `keep_every` divides. All ranks take part.
+    """
     final = path_of(run, step)
     temporary = final.with_name(f".{final.name}.part")
-    for unfinished in run.glob(".step-*.part"):
-        shutil.rmtree(unfinished)
-    for name, model in models.items():
-        model.save_pretrained(temporary / name)
-    if average is not None:
-        for name, model in models.items():
-            own = {key: value.clone() for key, value in model.state_dict().items()}
-            model.load_state_dict(average[name])
-            model.save_pretrained(temporary / f"{name}-ema")
-            model.load_state_dict(own)
-    torch.save({**state, "average": average}, temporary / STATE)
-    for file in temporary.rglob("*.safetensors"):
-        file.chmod(stat.S_IMODE((temporary / STATE).stat().st_mode))  # safetensors writes for the owner's eyes only
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    for old in saved_steps(run)[: -max(1, keep)]:
-        shutil.rmtree(path_of(run, old))
+    if ranks.first:
+        for unfinished in run.glob(".step-*.part"):
+            shutil.rmtree(unfinished)
+        temporary.mkdir(parents=True)
+    ranks.wait()
+    for name, model in state.models.items():
+        _export(model.state_dict(), blanks[name], temporary / name, ranks)
+        if state.average and name in state.average:
+            _export(state.average[name], blanks[name], temporary / f"{name}-ema", ranks)
+    with _one_rank_is_meant():
+        save_distributed(state.tensors(), checkpoint_id=temporary / STATE, no_dist=ranks.world == 1)
+    if ranks.first:
+        for file in temporary.rglob("*.safetensors"):
+            file.chmod(stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode))  # safetensors writes for the owner's eyes only
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in saved_steps(run)[: -max(1, keep)]:
+            if not (keep_every and old % keep_every == 0):
+                shutil.rmtree(path_of(run, old))
+    ranks.wait()
     return final
 
 
-def load_state(run: Path, step: int) -> dict[str, Any]:
+def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
+    """Put a checkpoint into the live `state`, on any number of ranks. UserError unless it is whole and of these very models."""
+    folder = path_of(run, step)
+    tensors = state.tensors()
+    saved = _metadata(run, step)
+    mine = {f"models.{name}.{key}": value.shape for name, part in tensors["models"].items() for key, value in part.items()}
+    theirs = {key: getattr(value, "size", None) for key, value in saved.items() if key.startswith("models.")}
+    if mine != theirs:
+        raise UserError(f"{folder} is not of this recipe's models: resume with the recipe that wrote it, or choose another --out")
     try:
-        state = torch.load(path_of(run, step) / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path_of(run, step)} cannot be resumed ({error}); delete it to fall back to an older one") from error
-    return dict(state)
+        with _one_rank_is_meant():
+            load_distributed(tensors, checkpoint_id=folder / STATE, no_dist=ranks.world == 1)
+    except (Exception, CheckpointException) as error:  # a damaged file can fail in any way there is
+        raise UserError(f"{folder} cannot be resumed ({_reason(error)}); delete it to fall back to an older one") from error
+    for models, optimizer in state.learners:
+        set_optimizer_state_dict(nn.ModuleDict(models), optimizer, tensors["optimizers"]["+".join(models)])
 
 
-def same_weights(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> bool:
-    """Whether two state dicts have the same names and shapes."""
-    return {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in saved.items()}
+def has_average(run: Path, step: int) -> bool:
+    return any(key.startswith("average.") for key in _metadata(run, step))
+
+
+def _metadata(run: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint holds, by name."""
+    try:
+        return dict(FileSystemReader(path_of(run, step) / STATE).read_metadata().state_dict_metadata)
+    except (Exception, CheckpointException) as error:  # as above
+        raise UserError(f"{path_of(run, step)} cannot be resumed ({_reason(error)}); delete it to fall back") from error
+
+
+def _export(weights: Mapping[str, Tensor], blank: nn.Module, folder: Path, ranks: Ranks) -> None:
+    """Weights in the format of their model. All ranks gather, the first writes."""
+    gathered = {key: whole(value).cpu() for key, value in weights.items()}
+    if ranks.first:
+        blank.load_state_dict(gathered, assign=True)
+        blank.save_pretrained(folder)  # type: ignore[operator]
+        blank.to("meta")
+
+
+@contextmanager
+def _one_rank_is_meant() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _reason(error: BaseException) -> str:
+    """The start of the last line of what a library has to say, which is where it names the cause."""
+    return (str(error).strip().split("\n")[-1].split(". ")[0] or type(error).__name__)[:200]

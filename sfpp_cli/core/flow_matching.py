@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.objective import Losses, Player, Turn
 from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.core.teacher import Teacher
 
@@ -36,10 +37,11 @@ class FlowMatching:
         models: Mapping[str, nn.Module],
     ) -> None:
         self.teacher, self.encode_text, self.clips = teacher, encode_text, clips
-        self.schedule, self.text_dropout, self.seed, self.models = schedule, text_dropout, seed, models
+        self.schedule, self.text_dropout, self.seed = schedule, text_dropout, seed
+        self.players = (Player(models, self.losses),)
 
-    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        generators = [seeded(self.seed, number) for number in samples]
+    def losses(self, turn: Turn) -> Losses:
+        generators = [seeded(self.seed, number) for number in turn.samples]
         latents, captions = zip(*(self.clips.draw(generator) for generator in generators), strict=True)
         uniform = torch.cat([torch.rand(2, 1, generator=generator) for generator in generators], dim=1)
         prompts = ["" if u < self.text_dropout else caption for u, caption in zip(uniform[0].tolist(), captions, strict=True)]
@@ -50,4 +52,4 @@ class FlowMatching:
         timestep = self.schedule.shift_timesteps(TRAIN_STEPS * uniform[1]).to(device)
         sigma = (timestep / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
         flow = self.teacher((1 - sigma) * x0 + sigma * noise, timestep, self.encode_text(prompts))
-        return F.mse_loss(flow.float(), noise - x0), {}
+        yield F.mse_loss(flow.float(), noise - x0), {}

@@ -6,14 +6,15 @@ arXiv 2510.02283, section 3.1 and equation 4; the idea is CausVid's (arXiv 2412.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.objective import Losses, Player, Turn
 from sfpp_cli.core.randomness import seeded
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
@@ -95,10 +96,10 @@ class TrajectoryRegression:
     ) -> None:
         self.student, self.encode_text, self.trajectories = student, encode_text, trajectories
         self.schedule, self.timesteps, self.chunk, self.context, self.seed = schedule, schedule.warp(steps), chunk, context, seed
-        self.models: Mapping[str, nn.Module] = {"student": student}
+        self.players = (Player({"student": student}, self.losses),)
 
-    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        generators = [seeded(self.seed, number) for number in samples]
+    def losses(self, turn: Turn) -> Losses:
+        generators = [seeded(self.seed, number) for number in turn.samples]
         paths, prompts = zip(*(self.trajectories.draw(generator) for generator in generators), strict=True)
         device = next(self.student.parameters()).device
         path = torch.stack(paths).to(device)
@@ -109,7 +110,7 @@ class TrajectoryRegression:
             self.encode_text(list(prompts)).to(device), (path.shape[-2], path.shape[-1]), chunk=self.chunk, context=self.context
         )
         x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
-        return F.mse_loss(x0, path[:, -1]), {}
+        yield F.mse_loss(x0, path[:, -1]), {}
 
     def _steps(self, frames: int, generator: torch.Generator) -> Tensor:
         """A student step for every chunk, repeated over its frames: indices [F]."""

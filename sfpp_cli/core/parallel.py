@@ -1,4 +1,7 @@
-"""Ranks: the only module that knows there is more than one process. `torchrun` starts them; a plain start is rank 0 of 1."""
+"""Ranks: the only module that knows there is more than one process. `torchrun` starts them; a plain start is rank 0 of 1.
+
+Models are sharded from outside, by PyTorch's own FSDP2; they do not know.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
+_ENTRANCES = ("remember", "embed_text", "text_keys_values")
+"""Methods besides `forward` that use a module's parameters."""
 _VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
@@ -43,8 +50,23 @@ class Ranks:
         """This rank's part of `count` equal pieces of work: every world-th, none twice."""
         return range(self.rank, count, self.world)
 
+    def shard(self, model: nn.Module) -> None:
+        """Shard weights, gradients and, with them, optimiser states over the ranks; nothing to do for a single process.
+
+        A unit is a transformer block. What was gathered stays until the backward pass: a rollout is hundreds of passes with the
+        same weights, so it communicates once, and ranks need not run equally many.
+        """
+        if self.world == 1:
+            return
+        blocks = (child for part in model.children() if isinstance(part, nn.ModuleList) for child in part)
+        for module in (*blocks, model):
+            fully_shard(module, reshard_after_forward=False)
+            for name in _ENTRANCES:
+                if hasattr(module, name):
+                    register_fsdp_forward_method(module, name)
+
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the ranks."""
+        """Replace every gradient by its mean over the ranks, for models that are not sharded."""
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -65,6 +87,11 @@ class Ranks:
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor, of which this rank may hold a shard. All ranks take part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 ALONE = Ranks()

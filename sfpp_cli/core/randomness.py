@@ -8,15 +8,20 @@ import torch
 from torch import Tensor
 
 
-def seeded(*numbers: int) -> torch.Generator:
-    """A CPU generator determined by `numbers` alone (a splitmix-style hash; neighbouring numbers give unrelated streams)."""
+def mixed(*numbers: int) -> int:
+    """A number determined by `numbers` alone (a splitmix-style hash; neighbouring numbers give unrelated ones)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
         state ^= state >> 31
-    return torch.Generator().manual_seed(state % 2**63)
+    return state % 2**63
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator determined by `numbers` alone."""
+    return torch.Generator().manual_seed(mixed(*numbers))
 
 
 def normal(shape: Iterable[int], generator: torch.Generator) -> Tensor:

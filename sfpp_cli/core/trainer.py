@@ -1,20 +1,24 @@
-"""The training loop: steps, clipping, AdamW, warm-up, EMA, exact resume. It knows neither the objective nor a terminal."""
+"""The training loop: turns, accumulation, clipping, AdamW, warm-up, EMA, exact resume. It knows no objective and no terminal."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from statistics import fmean
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
-from sfpp_cli.core.parallel import ALONE, Ranks
+from sfpp_cli.core.objective import Losses, Objective, Player, Turn
+from sfpp_cli.core.parallel import ALONE, Ranks, whole
 from sfpp_cli.errors import UserError
 
 
@@ -24,6 +28,8 @@ class Training:
 
     steps: int
     batch: int = 8
+    micro_batch: int | None = None
+    """Samples a rank runs at once; their gradients accumulate. All of its share if not given."""
     lr: float = 2e-6
     betas: tuple[float, float] = (0.0, 0.999)
     weight_decay: float = 0.01
@@ -32,47 +38,46 @@ class Training:
     clip: float = 10.0
     ema: float = 0.99
     ema_start: int = 200
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the arithmetic, by autocast: bfloat16 on CUDA and float32 elsewhere if auto. Weights are float32 always."""
+    gradient_checkpointing: bool = False
     compile: bool = False
+    offload: bool = False
+    """Keep the average, and the optimiser of who is not learning, in main memory."""
     save_every: int = 500
     keep: int = 2
+    """The newest checkpoints stay ..."""
+    keep_every: int = 0
+    """... and so do those whose step this divides, unless it is 0."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "warmup": 0, "ema_start": 0, "save_every": 1, "keep": 1}
+        least = {"steps": 1, "batch": 1, "warmup": 0, "ema_start": 0, "save_every": 1, "keep": 1, "keep_every": 0}
         problems = [
             f"'{name}' must be {low} or more, not {getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low
         ]
         problems += [
             f"'{name}' must be above 0, not {getattr(self, name)}" for name in ("lr", "clip") if not getattr(self, name) > 0
         ]
+        if self.micro_batch is not None and self.micro_batch < 1:
+            problems.append(f"'micro_batch' must be 1 or more, not {self.micro_batch}")
         if not 0 <= self.ema < 1:
             problems.append(f"'ema' must lie in [0, 1), not {self.ema}")
         if problems:
             raise ValueError("; ".join(problems))
 
-    def learning_rate(self, step: int) -> float:
-        """The rate of 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
+    def schedule(self, step: int) -> float:
+        """The share of the learning rate at 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
         if self.decay == "constant":
-            return self.lr * warm
+            return warm
         progress = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.lr * warm * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
-
-
-class Objective(Protocol):
-    """What is trained and by which loss."""
-
-    models: Mapping[str, nn.Module]
-    """Trainable models by the name they are saved under."""
-
-    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        """Mean loss of the samples with these numbers, and figures to log. All randomness is a function of the numbers."""
+        return warm * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
 class Trainer:
     """Runs an objective to `training.steps`, from the newest checkpoint in `run` if there is one.
 
-    Sample number `step * batch + i` is the same sample whatever the ranks, so a resumed run equals an uninterrupted one bitwise and
-    two ranks follow one.
+    A resumed run equals an uninterrupted one bitwise, and two ranks follow one, since what is random depends on sample numbers.
     """
 
     def __init__(
@@ -82,16 +87,21 @@ class Trainer:
         run: Path,
         ranks: Ranks = ALONE,
         on_step: Callable[[dict[str, float]], None] = lambda record: None,
+        watch_step: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
     ) -> None:
+        """`watch_step` adds to a step's record what it sees in the models, on every rank; `on_step` is shown the whole record."""
         if training.batch % ranks.world:
             raise UserError(f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple")
-        self.objective, self.training, self.folder, self.ranks, self.on_step = objective, training, run, ranks, on_step
+        self.objective, self.training, self.folder, self.ranks = objective, training, run, ranks
+        self.players = objective.players
+        self.on_step, self.watch_step = on_step, watch_step
         self.step = 0
-        self.parameters = [p for model in objective.models.values() for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training.lr, betas=training.betas, weight_decay=training.weight_decay
-        )
-        self.average: checkpoint.Average | None = None
+        self.models = {name: model for player in self.players for name, model in player.models.items()}
+        self.blanks = {name: _blank(model) for name, model in self.models.items()}
+        for model in self.models.values():
+            ranks.shard(model)
+        self.optimizers = [self._optimizer(player) for player in self.players]
+        self.average: checkpoint.States | None = None
 
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,31 +110,80 @@ class Trainer:
             self._forget_records()
         while self.step < self.training.steps:
             record = self.update()
+            record |= self.watch_step(record)
             if self.ranks.first:
                 with self._metrics.open("a") as log:
                     log.write(json.dumps(record) + "\n")
-                if self.step % self.training.save_every == 0 or self.step == self.training.steps:
-                    self.save()
+            if self.step % self.training.save_every == 0 or self.step == self.training.steps:
+                self.save()
             self.on_step(record)
 
     def update(self) -> dict[str, float]:
-        """One optimiser step; returns its record."""
+        """One step: every player's turns, in order. Returns its record."""
         began = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.training.learning_rate(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        first = self.step * self.training.batch
-        loss, figures = self.objective.loss([first + i for i in self.ranks.share(self.training.batch)])
-        loss.backward()
-        self.ranks.average(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.training.clip)
-        record = self.ranks.mean({"loss": loss.item(), "grad_norm": norm.item(), **figures})
-        if not all(math.isfinite(value) for value in record.values()):
-            raise UserError(f"step {self.step + 1}: {record} is not finite; stopped before the update, the last checkpoint stands")
-        self.optimizer.step()
+        record: dict[str, float] = {}
+        for number, player in enumerate(self.players):
+            prefix = f"{player.name}_" if player.name else ""
+            records = [self._turn(number, repeat) for repeat in range(player.updates)]
+            record |= {prefix + figure: fmean(each[figure] for each in records) for figure in records[0]}
         self.step += 1
         self._follow()
         return {"step": self.step, **record, "step_s": time.perf_counter() - began}
+
+    def _turn(self, number: int, repeat: int) -> dict[str, float]:
+        """One optimiser update of a player; returns its figures."""
+        player, optimizer = self.players[number], self.optimizers[number]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for group in optimizer.param_groups:
+            group["lr"] = (player.lr or self.training.lr) * self.training.schedule(self.step)
+        optimizer.zero_grad(set_to_none=True)
+        figures = self._accumulate(number, repeat)
+        norm = whole(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
+        record = self.ranks.mean(figures) | {"grad_norm": norm}
+        if not all(math.isfinite(value) for value in record.values()):
+            who = f"{player.name} at " if player.name else ""
+            raise UserError(
+                f"{who}step {self.step + 1}: {record} is not finite; stopped before the update, the last checkpoint stands"
+            )
+        self._update(optimizer, parameters[0].device)
+        return record
+
+    def _update(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """One step; between steps an offloaded optimiser's moments rest in main memory."""
+        if self.training.offload:
+            _move(optimizer, device)
+        optimizer.step()
+        if self.training.offload:
+            _move(optimizer, torch.device("cpu"))
+
+    def _accumulate(self, number: int, repeat: int) -> dict[str, float]:
+        """Back-propagate the loss of this rank's samples, part by part; returns the loss and the mean figures."""
+        player = self.players[number]
+        first = self.step * self.training.batch
+        mine = [first + i for i in self.ranks.share(self.training.batch)]
+        size = self.training.micro_batch or len(mine)
+        total, figures = 0.0, defaultdict(list)
+        for start in range(0, len(mine), size):
+            part = tuple(mine[start : start + size])
+            losses = player.losses(Turn(self.step, number, repeat, part))
+            while (made := self._next(losses, player)) is not None:
+                loss = made[0] * (len(part) / len(mine))
+                loss.backward()
+                total += loss.item()
+                for figure, value in made[1].items():
+                    figures[figure].append(value)
+        return {"loss": total, **{figure: fmean(values) for figure, values in figures.items()}}
+
+    def _next(self, losses: Losses, player: Player) -> tuple[Tensor, dict[str, float]] | None:
+        """The forward passes up to the next loss.
+
+        Autocast must not keep its casts: one made while gradients are off would be found again when they are on, without gradient.
+        """
+        device = next(p.device for model in player.models.values() for p in model.parameters())
+        wanted = self.training.precision
+        lower = device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
+            return next(losses, None)
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -132,42 +191,52 @@ class Trainer:
         if self.step < self.training.ema_start:
             return
         if self.average is None:
-            self.average = {name: _copy(model.state_dict()) for name, model in self.objective.models.items()}
-        for name, model in self.objective.models.items():
-            for key, value in model.state_dict().items():
-                self.average[name][key].lerp_(value, 1 - self.training.ema)
+            self.average = self._copies()
+        for name, averages in self.average.items():
+            for key, value in self.models[name].state_dict().items():
+                averages[key].lerp_(value.to(averages[key].device), 1 - self.training.ema)
+
+    def _copies(self) -> checkpoint.States:
+        """The averaged models' weights as they are now, where averages are kept."""
+        names = [name for player in self.players if player.averaged for name in player.models]
+        return {name: {key: self._rest(value) for key, value in self.models[name].state_dict().items()} for name in names}
 
     def save(self) -> Path:
         """A checkpoint of everything; the models and their averages are folders that can be loaded as they are."""
-        models: dict[str, Any] = dict(self.objective.models)
-        state = {"step": self.step, "optimizer": self.optimizer.state_dict()}
-        return checkpoint.save(self.folder, self.step, models, self.average, state, self.training.keep)
+        t = self.training
+        return checkpoint.save(self.folder, self.step, self._state(), self.blanks, self.ranks, keep=t.keep, keep_every=t.keep_every)
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, or start at step 0."""
         steps = checkpoint.saved_steps(self.folder)
         if not steps:
             return
-        folder = checkpoint.path_of(self.folder, steps[-1])
-        state = checkpoint.load_state(self.folder, steps[-1])
-        for name, model in self.objective.models.items():
-            saved = type(model).from_pretrained(folder / name).state_dict()  # type: ignore[attr-defined]
-            if not checkpoint.same_weights(model.state_dict(), saved):
-                raise UserError(
-                    f"{folder / name} is not this recipe's model: resume with the recipe that wrote it, or choose another --out"
-                )
-            model.load_state_dict(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.average = state["step"], state["average"]
-        for name, average in (self.average or {}).items():
-            place = self.objective.models[name].state_dict()
-            self.average[name] = {key: value.to(place[key].device) for key, value in average.items()}
+        self.step = steps[-1]
+        if checkpoint.has_average(self.folder, self.step):
+            self.average = self._copies()
+        checkpoint.load(self.folder, self.step, self._state(), self.ranks)
+        if self.training.offload:
+            for optimizer in self.optimizers:
+                _move(optimizer, torch.device("cpu"))
+
+    def _state(self) -> checkpoint.State:
+        learners = [(player.models, optimizer) for player, optimizer in zip(self.players, self.optimizers, strict=True)]
+        return checkpoint.State(learners, self.average)
+
+    def _optimizer(self, player: Player) -> torch.optim.AdamW:
+        parameters = [p for model in player.models.values() for p in model.parameters() if p.requires_grad]
+        t = self.training
+        return torch.optim.AdamW(parameters, lr=player.lr or t.lr, betas=t.betas, weight_decay=t.weight_decay)
+
+    def _rest(self, tensor: Tensor) -> Tensor:
+        copied = tensor.detach().clone()
+        return copied.cpu() if self.training.offload else copied
 
     def _forget_records(self) -> None:
         """Drop the records of steps behind the checkpoint: their updates are lost, and they will be written again."""
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        self._metrics.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step))
+        whole_lines = [line for line in lines if line.endswith("\n")]
+        self._metrics.write_text("".join(line for line in whole_lines if json.loads(line)["step"] <= self.step))
 
     @property
     def _metrics(self) -> Path:
@@ -175,5 +244,12 @@ class Trainer:
         return self.folder / "metrics.jsonl"
 
 
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in state.items()}
+def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    for state in optimizer.state.values():
+        state.update({key: value.to(device) for key, value in state.items() if value.ndim})
+
+
+def _blank(model: nn.Module) -> nn.Module:
+    """The same model without its weights, to write weights from anywhere in its format."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
