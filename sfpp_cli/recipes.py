@@ -10,10 +10,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from sfpp_cli.core.dmd import Choices
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,21 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """What is made of the same prompts and seeds again and again, to see a student change."""
+
+    every: int = 0
+    """Steps between two previews; none if 0."""
+    seconds: float = 10.0
+    count: int = 4
+    """So many prompts, the first of the recipe's."""
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.count < 1 or not self.seconds > 0:
+            raise ValueError("'every' must be 0 or more, 'count' 1 or more, 'seconds' above 0")
+
+
+@dataclass(frozen=True)
 class StudentRecipe:
     """`sfpp distill`: ODE pairs from a teacher, then trajectory regression of a causal student."""
 
@@ -59,11 +76,39 @@ class StudentRecipe:
     pairs: Pairs
     training: Training
     init: str | None = None
+    """Causal weights to start from; the teacher's if not given."""
+    text_store: str | None = None
+    preview: Preview = Preview()
     seed: int = 0
 
 
-def read_recipe(path: Path, kind: type[T], overrides: dict[str, str] | None = None) -> T:
-    """Parse a TOML file into `kind`; `overrides` are dotted keys with values in TOML's (or plain text) form."""
+@dataclass(frozen=True)
+class MatchingRecipe:
+    """`sfpp train` by distribution matching on the student's own rollouts: Self-Forcing and Self-Forcing++."""
+
+    objective: Literal["dmd"]
+    model: str
+    prompts: str
+    dmd: Choices
+    training: Training
+    student: str | None = None
+    """Causal weights to start from; the model's own if not given."""
+    lora_rank: int = 0
+    """Train adapters of this rank instead of all weights, if above 0."""
+    text_store: str | None = None
+    """Folder for the prompts' embeddings, computed once; in memory if not given."""
+    preview: Preview = Preview()
+    seed: int = 0
+
+
+Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe
+
+
+def read_recipe(path: Path, kind: type[T], *others: type[U], overrides: dict[str, str] | None = None) -> T | U:
+    """Parse a TOML file into `kind`, or the one of it and `others` whose objective it names; UserError with all that is wrong.
+
+    `overrides` are dotted keys with values in TOML's (or plain text) form.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -75,7 +120,10 @@ def read_recipe(path: Path, kind: type[T], overrides: dict[str, str] | None = No
     for key, value in (overrides or {}).items():
         _set(table, key.split("."), _value(value))
     problems: list[str] = []
-    recipe = _build(kind, table, "", problems)
+    objectives = {get_args(get_type_hints(kind)["objective"])[0]: kind for kind in (kind, *others)}
+    if others and table.get("objective") not in objectives:
+        raise UserError(f"{path}: 'objective' must be one of {', '.join(map(repr, objectives))}, not {table.get('objective')!r}")
+    recipe = _build(objectives.get(table.get("objective"), kind), table, "", problems)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
     return recipe  # type: ignore[no-any-return]

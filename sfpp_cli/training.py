@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sfpp_cli.core import checkpoint
+from sfpp_cli.core.dmd import DistributionMatching, Rolling
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
 from sfpp_cli.core.objective import Objective
@@ -20,37 +25,57 @@ from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.data.trajectories import TrajectoryStore, missing_shards, write_shard
-from sfpp_cli.devices import pick_device
+from sfpp_cli.devices import peak_megabytes
 from sfpp_cli.errors import Interrupted, UserError
-from sfpp_cli.models.bundle import Bundle, weights_digest
+from sfpp_cli.models.bundle import SETTINGS, Bundle, weights_digest
+from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts
-from sfpp_cli.recipes import StudentRecipe, TeacherRecipe, read_recipe, write_recipe
+from sfpp_cli.models.vae import image_latent
+from sfpp_cli.preview import Previewer
+from sfpp_cli.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe, read_recipe, write_recipe
 from sfpp_cli.watch import Watch
 
 
-def overrides(pairs: list[str] | None, steps: int | None, seed: int | None) -> dict[str, str]:
-    """`--set key=value`, `--steps` and `--seed` as dotted recipe keys."""
+@dataclass(frozen=True)
+class How:
+    """How a command wants a recipe to be run."""
+
+    out: Path
+    resume: bool
+    dry_run: bool
+    device: torch.device
+    watch: Watch
+
+
+def overrides(
+    pairs: list[str] | None, steps: int | None = None, seed: int | None = None, preview_seconds: float | None = None
+) -> dict[str, str]:
+    """`--set key=value` and the flags that stand for one, as dotted recipe keys."""
     found = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--set {pair}: write it as key=value, for example --set training.lr=1e-4")
         found[key.strip()] = value.strip()
-    if steps is not None:
-        found["training.steps"] = str(steps)
-    if seed is not None:
-        found["seed"] = str(seed)
-    return found
+    flags = {"training.steps": steps, "seed": seed, "preview.seconds": preview_seconds}
+    return found | {key: str(value) for key, value in flags.items() if value is not None}
 
 
-def train_teacher(path: Path, out: Path, changes: dict[str, str], watch: Watch, *, resume: bool, device: str | None) -> None:
+def train(path: Path, changes: dict[str, str], how: How) -> None:
+    """`sfpp train`: the objective that the recipe names."""
+    recipe = read_recipe(path, TeacherRecipe, MatchingRecipe, overrides=changes)
+    if isinstance(recipe, TeacherRecipe):
+        train_teacher(recipe, how)
+    else:
+        match_distributions(recipe, how)
+
+
+def train_teacher(recipe: TeacherRecipe, how: How) -> None:
     """Flow matching of a bidirectional teacher (and its text encoder, if the recipe says so)."""
-    recipe = read_recipe(path, TeacherRecipe, changes)
-    where = pick_device(device, Ranks.from_environment().local)
     bundle = Bundle(recipe.model)
-    teacher = bundle.load_teacher(where, torch.float32).train().requires_grad_(True)
-    text = bundle.load_text(where, torch.float32)
-    models: dict[str, torch.nn.Module] = {"transformer": teacher}
+    teacher = bundle.load_teacher(how.device, torch.float32).train().requires_grad_(True)
+    text = bundle.load_text(how.device, torch.float32)
+    models: dict[str, nn.Module] = {"transformer": teacher}
     if recipe.train_text_encoder:
         models["text_encoder"] = text.model.train().requires_grad_(True)
     objective = FlowMatching(
@@ -62,32 +87,27 @@ def train_teacher(path: Path, out: Path, changes: dict[str, str], watch: Watch, 
         seed=recipe.seed,
         models=models,
     )
-    if recipe.training.compile:
-        teacher.compile_blocks()
-    run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
+    run(objective, recipe, how, networks=[teacher])
 
 
-def distill_student(
-    path: Path, out: Path, changes: dict[str, str], watch: Watch, *, pairs_only: bool, resume: bool, device: str | None
-) -> None:
-    """ODE pairs from the teacher, then trajectory regression of a student that starts from its weights (or from `init`)."""
-    recipe = read_recipe(path, StudentRecipe, changes)
-    where = pick_device(device, Ranks.from_environment().local)
+def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) -> None:
+    """`sfpp distill`: ODE pairs, then trajectory regression of a student that starts from the teacher's weights (or `init`)."""
+    recipe = read_recipe(path, StudentRecipe, overrides=changes)
     bundle = Bundle(recipe.model)
     prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))]
-    text = EmbeddedPrompts(bundle.load_text(where, torch.float32), ["", *prompts])
-    make_pairs(bundle, recipe, prompts, text, watch, where)
+    text = EmbeddedPrompts(bundle.load_text(how.device, torch.float32), ["", *prompts])
+    make_pairs(bundle, recipe, prompts, text, how.watch, how.device)
     if pairs_only:
         return
     settings = bundle.settings
     if recipe.init is None:
-        teacher = bundle.load_teacher(where, torch.float32)
+        teacher = bundle.load_teacher(how.device, torch.float32)
         student = CausalWanModel.from_config(teacher.config)
         student.load_state_dict(teacher.state_dict())
     else:
-        student = Bundle(recipe.model, recipe.init).load_student(where, torch.float32).requires_grad_(True)
+        student = Bundle(recipe.model, recipe.init).load_student(how.device, torch.float32).requires_grad_(True)
     objective = TrajectoryRegression(
-        student.to(where).train(),
+        student.to(how.device).train(),
         text,
         TrajectoryStore(Path(recipe.pairs.folder)),
         schedule=FlowSchedule(settings.shift),
@@ -96,9 +116,47 @@ def distill_student(
         context=settings.context,
         seed=recipe.seed,
     )
-    if recipe.training.compile:
-        student.compile_blocks()
-    run(objective, recipe.training, out, recipe, watch, resume=resume, device=where)
+    look = previews_of(student, bundle, recipe, prompts, how)
+    run(objective, recipe, how, networks=[student], look=look, settings=settings)
+
+
+def match_distributions(recipe: MatchingRecipe, how: How) -> None:
+    """Self-Forcing or Self-Forcing++: a student learns from its own rollouts; no video data is needed."""
+    bundle = Bundle(recipe.model, recipe.student)
+    prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
+    text = EmbeddedPrompts(bundle.load_text(how.device, torch.float32), ["", *prompts])
+    settings, choices = bundle.settings, recipe.dmd
+    student = bundle.load_student(how.device, torch.float32).train().requires_grad_(True)
+    critic = bundle.load_teacher(how.device, torch.float32).train().requires_grad_(True)
+    teacher = bundle.load_teacher(how.device, torch.float32)
+    if recipe.lora_rank:
+        add_adapter(student, recipe.lora_rank)
+    latent = None
+    if choices.first_frame == "reencode":
+        latent = partial(image_latent, bundle.load_vae(how.device, torch.float32))
+    horizon = choices.horizon or settings.horizon
+    objective = DistributionMatching(
+        student,
+        critic,
+        teacher,
+        text,
+        prompts,
+        schedule=FlowSchedule(settings.shift),
+        rolling=Rolling(
+            steps=settings.steps,
+            chunk=settings.chunk,
+            context=settings.context,
+            sink=settings.sink,
+            horizon=horizon,
+            shape=(student.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height)),
+        ),
+        choices=choices,
+        seed=recipe.seed,
+        image_latent=latent,
+    )
+    settings = settings.changed({"horizon": choices.frames or horizon})
+    look = previews_of(student, bundle, recipe, prompts, how)
+    run(objective, recipe, how, networks=[student, critic, teacher], look=look, settings=settings)
 
 
 def make_pairs(
@@ -150,24 +208,81 @@ def make_pairs(
     ranks.wait()
 
 
+def previews_of(
+    student: CausalWanModel, bundle: Bundle, recipe: StudentRecipe | MatchingRecipe, prompts: Sequence[str], how: How
+) -> Callable[[int], dict[str, float]]:
+    """(step) -> gauges of the recipe's preview, if it wants one at that step."""
+    wanted, ranks = recipe.preview, Ranks.from_environment()
+    if not wanted.every:
+        return lambda step: {}
+    preview = Previewer(bundle, prompts[: wanted.count], wanted.seconds, how.out / "previews", how.device, recipe.seed)
+    return lambda step: preview(student, step, write=ranks.first) if step % wanted.every == 0 else {}
+
+
+def add_adapter(student: CausalWanModel, rank: int) -> None:
+    """Low-rank adapters on every attention projection and feed-forward layer; they alone learn (arXiv 2106.09685)."""
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'") from None
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+    student.requires_grad_(False)
+    student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian"))
+
+
+def prepare(networks: Sequence[nn.Module], training: Training) -> None:
+    """What a recipe asks of the networks themselves."""
+    for network in networks:
+        if training.gradient_checkpointing:
+            network.enable_gradient_checkpointing()  # type: ignore[operator]
+        if training.compile:
+            network.compile_blocks()  # type: ignore[operator]
+
+
 def run(
-    objective: Objective, training: Training, out: Path, recipe: object, watch: Watch, *, resume: bool, device: torch.device
+    objective: Objective,
+    recipe: Recipe,
+    how: How,
+    *,
+    networks: Sequence[nn.Module],
+    look: Callable[[int], dict[str, float]] = lambda step: {},
+    settings: Settings | None = None,
 ) -> None:
-    """Train, watched; refuse to walk over an earlier run."""
-    ranks = Ranks.from_environment()
-    if checkpoint.saved_steps(out) and not resume:
+    """Train, watched; refuse to walk over an earlier run.
+
+    `networks` are those that may be compiled or forget activations, `look` makes previews, `settings` are saved with students.
+    """
+    ranks, training, out = Ranks.from_environment(), recipe.training, how.out
+    if checkpoint.saved_steps(out) and not how.resume:
         raise UserError(f"{out} holds a run already: continue it with --resume, or choose another --out")
-    ranks.join(device)
+    ranks.join(how.device)
     if ranks.first:
         write_recipe(recipe, out / "recipe.toml")
-    with watch.stage("training", training.steps) as advance:
+
+    def observe(record: dict[str, float]) -> dict[str, float]:
+        seen = {"peak_mb": round(peak_megabytes(how.device), 1)}
+        if "critic_loss" in record:
+            seen["ratio"] = record["loss"] / record["critic_loss"]
+        return seen | look(int(record["step"]))
+
+    def describe(folder: Path) -> None:
+        """Students tell how they want to be rolled out."""
+        if settings:
+            for saved in folder.glob("student*"):
+                settings.write(saved / SETTINGS)
+
+    with how.watch.stage("training", training.steps) as advance:
 
         def show(record: dict[str, float]) -> None:
             advance(int(record["step"]), {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
 
         try:
-            Trainer(objective, training, out, ranks, show).run()
+            trainer = Trainer(objective, training, out, ranks, show, observe, describe)
+            prepare(networks, training)
+            trainer.run()
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; the same command with --resume goes on from the last checkpoint in {out}") from None
     if ranks.first:
-        watch.say(f"done: {checkpoint.path_of(out, training.steps)}")
+        from sfpp_cli.plot import plot_run
+
+        how.watch.say(f"done: {checkpoint.path_of(out, training.steps)}; curves in {plot_run(out)}")

@@ -37,7 +37,7 @@ STUDENT = StudentRecipe(
 
 def parse(text: str, path: Path, overrides: dict[str, str] | None = None) -> TeacherRecipe:
     path.write_text(text, encoding="utf-8")
-    return read_recipe(path, TeacherRecipe, overrides)
+    return read_recipe(path, TeacherRecipe, overrides=overrides)
 
 
 @pytest.fixture

@@ -136,11 +136,12 @@ def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -
 
 
 def test_overrides() -> None:
-    assert training.overrides(["training.lr=1e-4", "model = x"], 5, 3) == {
+    assert training.overrides(["training.lr=1e-4", "model = x"], 5, 3, 2.5) == {
         "training.lr": "1e-4",
         "model": "x",
         "training.steps": "5",
         "seed": "3",
+        "preview.seconds": "2.5",
     }
     with pytest.raises(training.UserError, match="key=value"):
-        training.overrides(["lr"], None, None)
+        training.overrides(["lr"])

@@ -71,6 +71,15 @@ def test_it_is_zero_in_the_mean_for_one_distribution(script: ModuleType) -> None
     assert sum(as_if_independent) / len(samples) > 10 * error
 
 
+def test_halves_show_the_size_of_chance(script: ModuleType) -> None:
+    """The distances between pairs of independent sets are as large as those between halves of one set of twice the size."""
+    videos = gaussian(400, 24, 2, 4)
+    pairs = torch.tensor([script.energy_distance(x[:12], x[12:]) for x in videos])
+    halves = torch.tensor([script.halves_distance(x, 20) for x in videos[:40]])
+    assert halves.square().mean().sqrt() == pytest.approx(float(pairs.square().mean().sqrt()), rel=0.2)
+    assert script.halves_distance(videos[0]) == script.halves_distance(videos[0])
+
+
 def test_it_grows_with_the_shift(script: ModuleType) -> None:
     x, y = gaussian(20, 4, 8, seed=1), gaussian(20, 4, 8, seed=2)
     found = [script.energy_distance(x, y + shift) for shift in (0.0, 0.2, 0.5, 1.0, 2.0)]
@@ -114,7 +123,7 @@ def test_the_script_tells_a_drift_from_chance(
     assert early["frames"] == late["frames"] == [32, 32]
     assert early["same_set_halves"] == late["same_set_halves"]
     assert late["energy_distance"] > 10 * abs(early["energy_distance"])
-    assert late["energy_distance"] > 10 * abs(early["same_set_halves"])
+    assert late["energy_distance"] > 5 * early["same_set_halves"] > abs(early["energy_distance"])
 
 
 def test_sets_too_small_are_said_to_be(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

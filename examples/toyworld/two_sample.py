@@ -2,7 +2,9 @@
 
     python examples/toyworld/two_sample.py runs/world.safetensors runs/samples --span 95 100
 
-Each set is a folder of video files, or a .pt or .safetensors file of frames, as `gates.py` takes them. Prints one JSON object.
+Each set is a folder of video files, or a .pt or .safetensors file of frames, as `gates.py` takes them. Prints one JSON object;
+`same_set_halves` is the size of the distances between random halves of the first set, so nothing below it is a difference. (Halves
+are half as large as the sets: between two whole sets as large as the first, chance does about half of that.)
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from gates import load_videos
 from torch import Tensor
 
+from sfpp_cli.core.randomness import seeded
 from sfpp_cli.data.toyworld import FPS
 
 SIZE = 16
@@ -31,7 +34,7 @@ def main() -> None:
     report = {
         "energy_distance": energy_distance(first, second),
         "frames": [first.shape[0] * first.shape[1], second.shape[0] * second.shape[1]],
-        "same_set_halves": energy_distance(first[::2], first[1::2]) if len(first) >= 4 else None,
+        "same_set_halves": halves_distance(first) if len(first) >= 4 else None,
     }
     print(json.dumps(report))
 
@@ -58,13 +61,23 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     Székely and Rizzo, "Energy statistics: a class of statistics based on distances", 2013.
     """
     x, y = (samples.double().reshape(len(samples), -1, samples.shape[-1]) for samples in (x, y))
-    return float(2 * distances(x, y).mean() - spread(x) - spread(y))
+    return float(2 * distances(x, y).mean() - spread(distances(x, x)) - spread(distances(y, y)))
 
 
-def spread(x: Tensor) -> Tensor:
-    """E|X - X'| over all pairs of different videos of x [videos, frames, D]."""
-    between = distances(x, x)
-    return (between.sum() - between.diagonal().sum()) / (len(x) * (len(x) - 1))
+def halves_distance(x: Tensor, splits: int = 200) -> float:
+    """What chance does to the distance: its root mean square over random halvings of the videos x [videos, frames, D]."""
+    between = distances(x.double(), x.double())
+    squares = []
+    for split in range(splits):
+        order = torch.randperm(len(x), generator=seeded(split))
+        a, b = order[: len(x) // 2], order[len(x) // 2 :]
+        squares.append((2 * between[a][:, b].mean() - spread(between[a][:, a]) - spread(between[b][:, b])) ** 2)
+    return float(torch.stack(squares).mean().sqrt())
+
+
+def spread(between: Tensor) -> Tensor:
+    """The mean over all pairs of different videos, of distances [videos, videos] within one set."""
+    return (between.sum() - between.diagonal().sum()) / (len(between) * (len(between) - 1))
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:

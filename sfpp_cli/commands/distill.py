@@ -16,20 +16,18 @@ def distill(
     steps: Annotated[int | None, typer.Option(help="Train for this many steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key, as in --set pairs.count=64.")] = None,
+    init: Annotated[str | None, typer.Option(help="Causal weights to start from, instead of the teacher's.")] = None,
     pairs_only: Annotated[bool, typer.Option("--pairs-only", help="Make the teacher's trajectories and stop.")] = False,
-    resume: Annotated[bool, typer.Option(help="Continue the run in --out from its newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan (memory, cost, what is written) and stop.")] = False,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")] = None,
 ) -> None:
     """Warm up a causal student on the teacher's ODE trajectories; both stages continue where they were interrupted."""
+    from sfpp_cli import training
     from sfpp_cli.core.parallel import Ranks
-    from sfpp_cli.training import distill_student, overrides
+    from sfpp_cli.devices import pick_device
 
-    distill_student(
-        recipe,
-        out,
-        overrides(set_, steps, seed),
-        Terminal(quiet=not Ranks.from_environment().first),
-        pairs_only=pairs_only,
-        resume=resume,
-        device=device,
-    )
+    ranks = Ranks.from_environment()
+    how = training.How(out, resume, dry_run, pick_device(device, ranks.local), Terminal(quiet=not ranks.first))
+    changes = training.overrides(set_, steps, seed) | ({"init": init} if init else {})
+    training.distill(recipe, changes, how, pairs_only=pairs_only)

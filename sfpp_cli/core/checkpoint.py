@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,15 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def save(
-    run: Path, step: int, state: State, blanks: Mapping[str, nn.Module], ranks: Ranks, *, keep: int, keep_every: int = 0
+    run: Path,
+    step: int,
+    state: State,
+    blanks: Mapping[str, nn.Module],
+    ranks: Ranks,
+    *,
+    keep: int,
+    keep_every: int = 0,
+    on_save: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
     """Write the state and every model's folders, whose format `blanks` (models without weights) know.
 
@@ -85,6 +93,7 @@ def save(
     with _one_rank_is_meant():
         save_distributed(state.tensors(), checkpoint_id=temporary / STATE, no_dist=ranks.world == 1)
     if ranks.first:
+        on_save(temporary)
         for file in temporary.rglob("*.safetensors"):
             file.chmod(stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode))  # safetensors writes for the owner's eyes only
         shutil.rmtree(final, ignore_errors=True)

@@ -88,13 +88,17 @@ class Trainer:
         ranks: Ranks = ALONE,
         on_step: Callable[[dict[str, float]], None] = lambda record: None,
         watch_step: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
+        on_save: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """`watch_step` adds to a step's record what it sees in the models, on every rank; `on_step` is shown the whole record."""
+        """`watch_step` adds to a step's record what it sees in the models, on every rank; `on_step` is shown the whole record.
+
+        `on_save` may add files to a checkpoint's folder before it is complete.
+        """
         if training.batch % ranks.world:
             raise UserError(f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple")
         self.objective, self.training, self.folder, self.ranks = objective, training, run, ranks
         self.players = objective.players
-        self.on_step, self.watch_step = on_step, watch_step
+        self.on_step, self.watch_step, self.on_save = on_step, watch_step, on_save
         self.step = 0
         self.models = {name: model for player in self.players for name, model in player.models.items()}
         self.blanks = {name: _blank(model) for name, model in self.models.items()}
@@ -204,7 +208,16 @@ class Trainer:
     def save(self) -> Path:
         """A checkpoint of everything; the models and their averages are folders that can be loaded as they are."""
         t = self.training
-        return checkpoint.save(self.folder, self.step, self._state(), self.blanks, self.ranks, keep=t.keep, keep_every=t.keep_every)
+        return checkpoint.save(
+            self.folder,
+            self.step,
+            self._state(),
+            self.blanks,
+            self.ranks,
+            keep=t.keep,
+            keep_every=t.keep_every,
+            on_save=self.on_save,
+        )
 
     def resume(self) -> None:
         """Continue from the newest checkpoint, or start at step 0."""

@@ -86,6 +86,13 @@ class StreamingDecoder(_Stream):
         return pixels.transpose(1, 2)
 
 
+@torch.no_grad()
+def image_latent(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """The picture in which latents [B, F, C, h, w] from amid a video end, encoded as the first picture of one: [B, 1, C, h, w]."""
+    picture = StreamingDecoder(vae)(latents)[:, -1:].clamp(-1, 1)
+    return StreamingEncoder(vae)(picture)
+
+
 def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """(latents - mean) / std per channel, [B, F, C, h, w]."""
     mean, std = _statistics(vae, latents)
