@@ -31,7 +31,7 @@ class Family:
 FAMILIES = (
     Family("Losses", "", r"(.*_)?loss", log=True),
     Family("Gradient norms", "", r"(.*_)?grad_norm", log=True),
-    Family("Generator-to-critic ratio", "", "ratio"),
+    Family("Student-to-critic loss ratio", "", "ratio"),
     Family("Time", "seconds", r".*_s"),
     Family("Memory", "MB", r".*_mb"),
     Family("Preview: picture", "0 to 1", r"preview_(?!motion).*"),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past
 from sfpp_cli.core.geometry import tokens_per_frame
@@ -41,7 +41,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         shift, scale = self._modulation(modulation, 0, 1)
         h = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
         attn = self.attn1
-        query, key = attn.norm_q(attn.to_q(h)), attn.norm_k(attn.to_k(h))
+        query, key = _normalised(attn.norm_q, attn.to_q(h)), _normalised(attn.norm_k, attn.to_k(h))
         return (
             rotate(_heads(query, attn.heads), rope),
             rotate(_heads(key, attn.heads), rope),
@@ -56,7 +56,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         x = (x.float() + out * gate).type_as(x)
 
         h = self.norm2(x.float()).type_as(x).flatten(1, 2)
-        query = _heads(self.attn2.norm_q(self.attn2.to_q(h)), self.attn2.heads)
+        query = _heads(_normalised(self.attn2.norm_q, self.attn2.to_q(h)), self.attn2.heads)
         out = F.scaled_dot_product_attention(query, text_key, text_value).transpose(1, 2).flatten(2)
         x = x + self.attn2.to_out[0](out).unflatten(1, (frames, -1))
 
@@ -68,7 +68,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     def text_keys_values(self, text: Tensor) -> KeysValues:
         """Cross-attention's keys and values of embedded text [B, L, D]: the same for every chunk of a prompt."""
         attn = self.attn2
-        return _heads(attn.norm_k(attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
+        return _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
 
     def _modulation(self, modulation: Tensor, *which: int) -> list[Tensor]:
         """Rows of the adaptive-norm table plus the timestep's part, each [B, F, 1, D]."""
@@ -191,6 +191,11 @@ def _angles(first: int, count: int, pairs: int, device: torch.device) -> Tensor:
     positions = torch.arange(first, first + count, device=device, dtype=torch.float64)
     frequency = ROPE_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     return torch.outer(positions, frequency)
+
+
+def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
+    """In the precision of the norm's weights, answered in x's: under autocast they differ."""
+    return norm(x.to(norm.weight.dtype)).type_as(x)  # type: ignore[no-any-return, arg-type]
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
