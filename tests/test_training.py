@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +21,7 @@ from safetensors.torch import load_file
 from sfpp_cli import training, video
 from sfpp_cli.core.randomness import seeded
 from sfpp_cli.data import latents, trajectories
+from sfpp_cli.models.hub import resolve
 
 STUDENT = """
 objective = "ode"
@@ -48,11 +56,36 @@ save_every = 1
 """
 
 
+MATCHING = """
+objective = "dmd"
+model = "toyworld"
+prompts = "prompts.txt"
+[dmd]
+method = "self-forcing++"
+frames = 12
+horizon = 6
+critic_updates = 2
+critic_lr = 1e-3
+[training]
+steps = 4
+batch = 2
+micro_batch = 1
+lr = 1e-3
+ema_start = 1
+save_every = 2
+[preview]
+every = 4
+seconds = 1
+count = 2
+"""
+
+
 @pytest.fixture(autouse=True)
 def recipes(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red circle bouncing over a blue background\na white square sliding on grey\n")
     (tmp_path / "student.toml").write_text(STUDENT)
     (tmp_path / "teacher.toml").write_text(TEACHER)
+    (tmp_path / "matching.toml").write_text(MATCHING)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -121,6 +154,86 @@ def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Sfpp, tmp_path: Path
     one, two = (weights(tmp_path / f"run/step-{step:06d}/transformer") for step in (1, 2))
     assert any(not torch.equal(one[key], two[key]) for key in one)
     assert (tmp_path / "run/step-000002/text_encoder/model.safetensors").exists()
+
+
+def records(run: Path) -> list[dict[str, float]]:
+    """What was logged, without what a clock and the memory say."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("step_s", "peak_mb")} for line in lines]
+
+
+def test_matching_trains_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
+    code, _, err = sfpp("train", "matching.toml", "--out", "run", "--preview-seconds", "2")
+    assert code == 0
+    assert "curves in run/curves.png" in err
+    seen = records(tmp_path / "run")
+    assert [record["step"] for record in seen] == [1, 2, 3, 4]
+    for record in seen:
+        assert record.keys() >= {"loss", "critic_loss", "grad_norm", "critic_grad_norm", "dmd_gradient", "ratio"}
+        assert record["ratio"] == pytest.approx(record["loss"] / record["critic_loss"])
+    assert [step for step, record in enumerate(seen, 1) if "preview_luma" in record] == [4]
+    assert 0.05 < seen[-1]["preview_luma"] < 0.95
+    assert (tmp_path / "run/previews/step-000004.png").exists()
+    settings = json.loads((tmp_path / "run/step-000004/student-ema/sfpp.json").read_text())
+    assert settings["horizon"] == 12, "a student knows how long it was trained"
+    before, after = (weights(tmp_path / f"run/step-00000{step}/critic") for step in (2, 4))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    code, _, _ = sfpp("generate", "--student", "run/step-000004/student-ema", "--frames", "9", "-o", "v.mp4")
+    assert code == 0
+    assert video.probe(tmp_path / "v.mp4").frames == 9
+    code, out, _ = sfpp("train", "--plot", "run")
+    assert (code, out) == (0, "run/curves.png\n")
+
+
+def test_a_killed_run_resumes_bitwise(sfpp: Sfpp, tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints, or so shortly behind one that it comes in the midst of anything."""
+    assert sfpp("train", "matching.toml", "--out", "whole")[0] == 0
+    command = [sys.executable, "-m", "sfpp_cli", "train", "matching.toml", "--out", "run", "--steps", "1000"]
+    log = tmp_path / "run/metrics.jsonl"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, env=one_thread()) as process:
+        while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    for later in (tmp_path / "run").glob("step-*"):
+        if int(later.name[5:]) > 2:
+            shutil.rmtree(later)
+    assert sfpp("train", "matching.toml", "--out", "run", "--resume")[0] == 0
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    for name in ("student", "student-ema", "critic"):
+        whole, parts = (weights(tmp_path / run / "step-000004" / name) for run in ("whole", "run"))
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_adapters_alone_learn_and_are_folded_in(sfpp: Sfpp, tmp_path: Path) -> None:
+    code, _, _ = sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "2", "--set", "preview.every=0")
+    assert code == 0
+    trained = weights(tmp_path / "run/step-000002/student")
+    base = weights(Path(resolve("toyworld")) / "transformer")
+    assert trained.keys() == base.keys(), "a plain student again"
+    moved = {key for key in base if not torch.equal(base[key].float(), trained[key])}
+    assert moved
+    assert all(re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight|ffn\.net\.(0\.proj|2)\.weight", key) for key in moved)
+    for key in moved:
+        assert torch.linalg.matrix_rank(trained[key] - base[key].float(), rtol=1e-3) <= 2
+    assert sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "3", "--resume")[0] == 0
+    assert sfpp("generate", "--student", "run/step-000003/student", "--frames", "9", "-o", "v.mp4")[0] == 0
+
+
+def test_another_objective_is_told_what_there_is(sfpp: Sfpp, tmp_path: Path) -> None:
+    code, _, err = sfpp("train", "student.toml", "--out", "run")
+    assert code == 2
+    assert "'flow-matching', 'dmd', not 'ode'" in err
+    code, _, err = sfpp("train", "matching.toml", "--set", "dmd.widow=uniform")
+    assert code == 2
+    assert "did you mean 'window'" in err
+    code, _, err = sfpp("train")
+    assert code == 2
+    assert "no recipe" in err
 
 
 def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, sect
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,6 +85,15 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         super().__init__(*args, **config)
         for block in self.blocks:
             block.__class__ = CausalBlock
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a diffusers folder. Adapters are folded into the weights they adapt: what is saved is always a plain student."""
+        model = self
+        if self._hf_peft_config_loaded:
+            model = copy.deepcopy(self)
+            model.fuse_lora()
+            model.unload_lora()
+        super(CausalWanModel, model).save_pretrained(folder, **options)
 
     def compile_blocks(self) -> None:
         """Compile the tensor functions of every block; the memory and its Python integers stay outside, so shapes are static."""

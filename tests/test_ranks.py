@@ -1,0 +1,97 @@
+"""Two ranks follow one, sharded by FSDP2, with the objective that asks most of it; a run of two continues on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_dmd import matching
+from torch import multiprocessing
+
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.parallel import ALONE, Ranks
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.trainer import Trainer, Training
+
+TRAINING = Training(steps=3, batch=4, micro_batch=1, lr=1e-3, clip=1.0, ema=0.5, ema_start=1, save_every=2)
+
+
+def run(folder: Path, ranks: Ranks, training: Training = TRAINING) -> None:
+    torch.set_num_threads(1)
+    objective = matching(critic_updates=2, critic_lr=2e-3, windows_per_rollout=2)
+    trainer = Trainer(objective, training, folder, ranks)
+    for model in (objective.student, objective.critic):
+        model.enable_gradient_checkpointing()
+    trainer.run()
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = Ranks.from_environment()
+    ranks.join(torch.device("cpu"))
+    run(folder, ranks)
+    ranks.wait()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn").Process
+    processes = [spawn(target=one_of_two, args=(rank, port, folder), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return folder
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "step_s"} for record in records]
+
+
+def weights(run: Path, step: int, name: str) -> dict[str, torch.Tensor]:
+    model = CausalWanModel.from_pretrained(checkpoint.path_of(run, step) / name)
+    return dict(model.state_dict())
+
+
+def assert_close(ours: Path, theirs: Path, steps: slice) -> None:
+    for one, other in zip(losses(ours)[steps], losses(theirs)[steps], strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+    for name in ("student", "student-ema"):
+        for key, value in weights(theirs, 3, name).items():
+            torch.testing.assert_close(weights(ours, 3, name)[key], value, atol=1e-4, rtol=0)
+
+
+def test_two_ranks_follow_one(two: Path, tmp_path: Path) -> None:
+    run(tmp_path, ALONE)
+    assert len(losses(two)) == 3
+    assert_close(two, tmp_path, slice(0, 3))
+    first, last = losses(tmp_path)[0], losses(tmp_path)[2]
+    assert first["critic_loss"] != pytest.approx(last["critic_loss"], rel=1e-3), "or nothing was learned that could differ"
+
+
+def test_a_run_of_two_ranks_continues_on_one(two: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(two, tmp_path / "run"))
+    shutil.rmtree(checkpoint.path_of(again, 3))
+    run(again, ALONE)
+    assert_close(again, two, slice(2, 3))
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
+    run(tmp_path / "parts", ALONE)
+    run(tmp_path / "whole", ALONE, replace(TRAINING, micro_batch=None))
+    assert_close(tmp_path / "parts", tmp_path / "whole", slice(0, 3))
