@@ -36,15 +36,16 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = Ranks.from_environment()
     ranks.join(torch.device("cpu"))
-    run(folder, ranks)
+    run(folder / "run", ranks)
+    run(folder / "replicas", ranks, replace(TRAINING, parallel="replicate"))
     ranks.wait()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two ranks."""
-    folder = tmp_path_factory.mktemp("two") / "run"
+    """The runs of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,17 +79,18 @@ def assert_close(ours: Path, theirs: Path, steps: slice) -> None:
 
 def test_two_ranks_follow_one(two: Path, tmp_path: Path) -> None:
     run(tmp_path, ALONE)
-    assert len(losses(two)) == 3
-    assert_close(two, tmp_path, slice(0, 3))
+    for kind in ("run", "replicas"):
+        assert len(losses(two / kind)) == 3
+        assert_close(two / kind, tmp_path, slice(0, 3))
     first, last = losses(tmp_path)[0], losses(tmp_path)[2]
     assert first["critic_loss"] != pytest.approx(last["critic_loss"], rel=1e-3), "or nothing was learned that could differ"
 
 
 def test_a_run_of_two_ranks_continues_on_one(two: Path, tmp_path: Path) -> None:
-    again = Path(shutil.copytree(two, tmp_path / "run"))
+    again = Path(shutil.copytree(two / "run", tmp_path / "run"))
     shutil.rmtree(checkpoint.path_of(again, 3))
     run(again, ALONE)
-    assert_close(again, two, slice(2, 3))
+    assert_close(again, two / "run", slice(2, 3))
 
 
 def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:

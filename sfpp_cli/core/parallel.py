@@ -6,6 +6,7 @@ Models are sharded from outside, by PyTorch's own FSDP2; they do not know.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -58,6 +59,7 @@ class Ranks:
         """
         if self.world == 1:
             return
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody changes one in place
         blocks = (child for part in model.children() if isinstance(part, nn.ModuleList) for child in part)
         for module in (*blocks, model):
             fully_shard(module, reshard_after_forward=False)
@@ -66,7 +68,7 @@ class Ranks:
                     register_fsdp_forward_method(module, name)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the ranks, for models that are not sharded."""
+        """Replace every gradient by its mean over the ranks: what models need that every rank holds whole."""
         if self.world == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]

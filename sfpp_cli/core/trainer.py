@@ -40,6 +40,8 @@ class Training:
     ema_start: int = 200
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of the arithmetic, by autocast: bfloat16 on CUDA and float32 elsewhere if auto. Weights are float32 always."""
+    parallel: Literal["shard", "replicate"] = "shard"
+    """Over several ranks, FSDP2; or whole models on every rank, which is faster for small ones."""
     gradient_checkpointing: bool = False
     compile: bool = False
     offload: bool = False
@@ -102,8 +104,9 @@ class Trainer:
         self.step = 0
         self.models = {name: model for player in self.players for name, model in player.models.items()}
         self.blanks = {name: _blank(model) for name, model in self.models.items()}
-        for model in self.models.values():
-            ranks.shard(model)
+        if training.parallel == "shard":
+            for model in self.models.values():
+                ranks.shard(model)
         self.optimizers = [self._optimizer(player) for player in self.players]
         self.average: checkpoint.States | None = None
 
@@ -142,6 +145,8 @@ class Trainer:
             group["lr"] = (player.lr or self.training.lr) * self.training.schedule(self.step)
         optimizer.zero_grad(set_to_none=True)
         figures = self._accumulate(number, repeat)
+        if self.training.parallel == "replicate":
+            self.ranks.average(parameters)
         norm = whole(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
         record = self.ranks.mean(figures) | {"grad_norm": norm}
         if not all(math.isfinite(value) for value in record.values()):
