@@ -124,39 +124,47 @@ def match_distributions(recipe: MatchingRecipe, how: How) -> None:
     """Self-Forcing or Self-Forcing++: a student learns from its own rollouts; no video data is needed."""
     bundle = Bundle(recipe.model, recipe.student)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
-    text = EmbeddedPrompts(bundle.load_text(how.device, torch.float32), ["", *prompts])
-    settings, choices = bundle.settings, recipe.dmd
-    student = bundle.load_student(how.device, torch.float32).train().requires_grad_(True)
-    critic = bundle.load_teacher(how.device, torch.float32).train().requires_grad_(True)
-    teacher = bundle.load_teacher(how.device, torch.float32)
+    objective = matching_objective(recipe, bundle, prompts, how.device)
+    settings = bundle.settings.changed({"horizon": recipe.dmd.frames or objective.window * bundle.settings.chunk})
+    look = previews_of(objective.student, bundle, recipe, prompts, how)
+    networks: list[nn.Module] = [objective.student, objective.critic, objective.teacher]
+    run(objective, recipe, how, networks=networks, look=look, settings=settings)
+
+
+def matching_objective(
+    recipe: MatchingRecipe, bundle: Bundle, prompts: Sequence[str], device: torch.device
+) -> DistributionMatching:
+    """Student, critic and teacher of a recipe, ready to learn."""
+    text = EmbeddedPrompts(bundle.load_text(device, torch.float32), ["", *prompts])
+    student = bundle.load_student(device, torch.float32).train().requires_grad_(True)
     if recipe.lora_rank:
         add_adapter(student, recipe.lora_rank)
     latent = None
-    if choices.first_frame == "reencode":
-        latent = partial(image_latent, bundle.load_vae(how.device, torch.float32))
-    horizon = choices.horizon or settings.horizon
-    objective = DistributionMatching(
-        student,
-        critic,
-        teacher,
-        text,
-        prompts,
-        schedule=FlowSchedule(settings.shift),
-        rolling=Rolling(
-            steps=settings.steps,
-            chunk=settings.chunk,
-            context=settings.context,
-            sink=settings.sink,
-            horizon=horizon,
-            shape=(student.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height)),
-        ),
-        choices=choices,
-        seed=recipe.seed,
-        image_latent=latent,
-    )
-    settings = settings.changed({"horizon": choices.frames or horizon})
-    look = previews_of(student, bundle, recipe, prompts, how)
-    run(objective, recipe, how, networks=[student, critic, teacher], look=look, settings=settings)
+    if recipe.dmd.first_frame == "reencode":
+        latent = partial(image_latent, bundle.load_vae(device, torch.float32))
+    settings = bundle.settings
+    try:
+        return DistributionMatching(
+            student,
+            bundle.load_teacher(device, torch.float32).train().requires_grad_(True),
+            bundle.load_teacher(device, torch.float32),
+            text,
+            prompts,
+            schedule=FlowSchedule(settings.shift),
+            rolling=Rolling(
+                steps=settings.steps,
+                chunk=settings.chunk,
+                context=settings.context,
+                sink=settings.sink,
+                horizon=settings.horizon,
+                shape=(student.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height)),
+            ),
+            choices=recipe.dmd,
+            seed=recipe.seed,
+            image_latent=latent,
+        )
+    except ValueError as error:
+        raise UserError(f"dmd: {error}") from None
 
 
 def make_pairs(

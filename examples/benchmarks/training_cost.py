@@ -1,0 +1,118 @@
+"""What does a Self-Forcing++ update cost as rollouts grow longer?
+
+    python examples/benchmarks/training_cost.py --frames 21 63 126 252
+
+For every horizon N a fresh process runs the student's turn (rollout, window with gradient, loss, backward) at window starts spread
+evenly over the rollout, and one critic's turn. A rollout stops behind its window, so the mean turn rolls out (N + K) / 2 latent
+frames; the table holds that against what was measured, in units of one rolled-out chunk (denoise passes and context pass).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from sfpp_cli.core.dmd import Choices, DistributionMatching
+from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.trainer import Training
+from sfpp_cli.devices import peak_megabytes, pick_device, synchronize
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.recipes import MatchingRecipe
+from sfpp_cli.training import matching_objective
+
+
+def main() -> None:
+    options = parse()
+    if options.one:
+        print(json.dumps(measure(options)))
+        return
+    print(f"{'N':>6}{'chunks':>9}{'student s':>11}{'chunks worth':>14}{'critic s':>10}{'ratio':>8}{'peak MB':>9}")
+    first = None
+    for frames in options.frames:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", str(frames)]
+        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        first = first or row["student"]
+        print(
+            f"{frames:6}{row['chunks']:9.1f}{row['student']:11.2f}{row['student'] / row['chunk']:14.1f}{row['critic']:10.2f}"
+            f"{row['student'] / first:8.2f}{row['peak_mb']:9.0f}"
+        )
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    torch.set_num_threads(options.threads)
+    device = pick_device(options.device)
+    bundle = Bundle(options.model)
+    horizon = bundle.settings.horizon if options.horizon is None else options.horizon
+    choices = Choices("self-forcing++", frames=options.one, horizon=horizon, guidance=3.0)
+    recipe = MatchingRecipe("dmd", options.model, "", choices, Training(1))
+    objective = matching_objective(recipe, bundle, [bundle.settings.prompt], device)
+    for model in (objective.student, objective.critic):
+        if options.checkpointing:
+            model.enable_gradient_checkpointing()
+    last = objective.starts - 1
+    starts = sorted({round(last * i / (options.turns - 1)) for i in range(options.turns)})
+    samples = tuple(range(options.batch))
+    timed(objective, samples, 0, device)  # warm-up
+    student = [timed(objective, samples, start, device) for start in starts]
+    began = time.perf_counter()
+    for loss, _ in objective.critic_losses(Turn(0, 1, 0, samples)):
+        loss.backward()
+    synchronize(device)
+    critic = time.perf_counter() - began
+    return {
+        "chunks": sum(starts) / len(starts) + objective.window,
+        "student": sum(student) / len(student),
+        "critic": critic,
+        "chunk": chunk_seconds(objective, samples, device),
+        "peak_mb": peak_megabytes(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+    }
+
+
+def timed(objective: DistributionMatching, samples: tuple[int, ...], start: int, device: torch.device) -> float:
+    """Seconds of one student's turn with its window at chunk `start`."""
+    objective.draw_starts = lambda draws: [start]
+    began = time.perf_counter()
+    for loss, _ in objective.student_losses(Turn(0, 0, 0, samples)):
+        loss.backward()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+@torch.no_grad()
+def chunk_seconds(objective: DistributionMatching, samples: tuple[int, ...], device: torch.device, chunks: int = 10) -> float:
+    """Seconds of a rolled-out chunk once the context is full."""
+    turn = Turn(0, 0, 0, samples)
+    rolling, text = objective.rolling, objective._texts(turn)[0]
+    warm = rolling.context // rolling.chunk
+    noise = torch.randn(len(samples), (warm + chunks) * rolling.chunk, *rolling.shape, device=device)
+    rolled = objective.roll(noise, text, steps=rolling.steps, draw=lambda chunk, step, like: torch.zeros_like(like))
+    for _ in range(warm):
+        next(rolled)
+    began = time.perf_counter()
+    for _ in rolled:
+        synchronize(device)
+    return (time.perf_counter() - began) / chunks
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[21, 63, 126, 252], help="horizons N in latent frames")
+    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--horizon", type=int, help="K (default: the model's)")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5, help="window starts, spread evenly")
+    parser.add_argument("--checkpointing", action="store_true", help="forget activations")
+    parser.add_argument("--device")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
