@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,20 +15,20 @@ from sfpp_cli.core.dmd import DistributionMatching, Rolling
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
 from sfpp_cli.core.objective import Objective
-from sfpp_cli.core.ode import TrajectoryRegression, kept_indices, trajectory
+from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
-from sfpp_cli.data.trajectories import TrajectoryStore, missing_shards, write_shard
+from sfpp_cli.data.trajectories import TrajectoryStore
 from sfpp_cli.devices import peak_megabytes
 from sfpp_cli.errors import Interrupted, UserError
-from sfpp_cli.models.bundle import SETTINGS, Bundle, weights_digest
+from sfpp_cli.models.bundle import SETTINGS, Bundle
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import image_latent
+from sfpp_cli.pairs import make_pairs
 from sfpp_cli.preview import Previewer
 from sfpp_cli.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe, read_recipe, write_recipe
 from sfpp_cli.watch import Watch
@@ -165,55 +163,6 @@ def matching_objective(
         )
     except ValueError as error:
         raise UserError(f"dmd: {error}") from None
-
-
-def make_pairs(
-    bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EmbeddedPrompts, watch: Watch, device: torch.device
-) -> None:
-    """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
-    pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
-    folder, count = Path(pairs.folder), -(-pairs.count // pairs.batch)
-    kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
-    teacher = bundle.load_teacher(device, torch.float32)
-    shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
-    origin = {
-        "teacher": weights_digest(bundle.teacher, bundle.folder / "text_encoder"),
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        "steps": settings.steps,
-        "shift": settings.shift,
-        "guidance": pairs.guidance,
-        "sampling_steps": pairs.sampling_steps,
-        "batch": pairs.batch,
-        "seed": recipe.seed,
-        "shape": shape,
-    }
-    missing = missing_shards(folder, count, origin)
-    if ranks.first:
-        passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
-        megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
-        watch.say(
-            f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.1f} MB in {folder}; "
-            f"{len(missing)} of {count} shards to do"
-        )
-    mine = [shard for shard in missing if shard % ranks.world == ranks.rank]
-    with watch.stage("trajectories", len(mine)) as advance:
-        for done, shard in enumerate(mine, start=1):
-            numbers = range(shard * pairs.batch, min((shard + 1) * pairs.batch, pairs.count))
-            chosen = [prompts[number % len(prompts)] for number in numbers]
-            path = trajectory(
-                teacher,
-                torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device),
-                text(chosen).to(device),
-                text([""] * len(chosen)).to(device),
-                schedule=FlowSchedule(settings.shift),
-                steps=settings.steps,
-                sampling_steps=pairs.sampling_steps,
-                guidance=pairs.guidance,
-            )
-            write_shard(folder, shard, path.cpu(), chosen, origin)
-            advance(done, {})
-    ranks.join(device)
-    ranks.wait()
 
 
 def previews_of(

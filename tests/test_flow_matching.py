@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import CONFIG, SIZE, gaussian, make_teacher, prompts
+from tiny import CONFIG, SIZE, gaussian, loss_of, make_teacher, prompts
 from torch import Tensor
 
 from sfpp_cli.core import checkpoint
@@ -61,17 +61,17 @@ def test_the_loss_is_the_flows_squared_error() -> None:
     expected = [by_hand(number, 0.3) for number in range(5)]
     fit = objective()
     for number, wanted in enumerate(expected):
-        assert fit.loss([number])[0].item() == pytest.approx(wanted, rel=1e-5)
-    assert fit.loss(range(5))[0].item() == pytest.approx(sum(expected) / 5, rel=1e-5)
+        assert loss_of(fit, [number])[0].item() == pytest.approx(wanted, rel=1e-5)
+    assert loss_of(fit, range(5))[0].item() == pytest.approx(sum(expected) / 5, rel=1e-5)
     torch.manual_seed(7)
-    assert torch.equal(fit.loss(range(5))[0], fit.loss(range(5))[0])
+    assert torch.equal(loss_of(fit, range(5))[0], loss_of(fit, range(5))[0])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("text_dropout", [0.0, 0.3, 1.0])
 def test_captions_are_dropped_as_often_as_asked(text_dropout: float) -> None:
     fit = objective(text_dropout)
-    fit.loss(range(400))
+    loss_of(fit, range(400))
     seen: list[str] = fit.encode_text.seen  # type: ignore[attr-defined]
     assert seen.count("") / 400 == pytest.approx(text_dropout, abs=0.07)
     assert len(set(seen)) == (text_dropout < 1) * 6 + (text_dropout > 0)
@@ -92,7 +92,7 @@ def test_a_teacher_in_training_stops_and_goes_on(tmp_path: Path) -> None:
     resumed.run()
     assert resumed.average is not None
     for name, state in (
-        ("transformer", resumed.objective.models["transformer"].state_dict()),
+        ("transformer", resumed.models["transformer"].state_dict()),
         ("transformer-ema", resumed.average["transformer"]),
     ):
         for run in ("run", "whole"):

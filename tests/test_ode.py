@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIG, SIZE, MaskedMemory, gaussian, make_student, prompts
+from tiny import CONFIG, SIZE, MaskedMemory, gaussian, loss_of, make_student, prompts
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
@@ -156,20 +156,20 @@ def test_the_loss_is_that_of_the_equation(regression: TrajectoryRegression) -> N
     numbers = [0, 1, 2, 5, 1000]
     expected = [by_hand(regression, number) for number in numbers]
     for number, wanted in zip(numbers, expected, strict=True):
-        assert regression.loss([number])[0].item() == pytest.approx(wanted, rel=1e-5)
-    assert regression.loss(numbers)[0].item() == pytest.approx(sum(expected) / 5, rel=1e-5)
+        assert loss_of(regression, [number])[0].item() == pytest.approx(wanted, rel=1e-5)
+    assert loss_of(regression, numbers)[0].item() == pytest.approx(sum(expected) / 5, rel=1e-5)
     assert len({round(value, 6) for value in expected}) == 5
 
 
 @torch.no_grad()
 def test_the_loss_is_a_function_of_the_sample_numbers(regression: TrajectoryRegression) -> None:
     torch.manual_seed(0)
-    first, figures = regression.loss([3, 8])
+    first, figures = loss_of(regression, [3, 8])
     torch.manual_seed(1)
-    again, _ = regression.loss([3, 8])
+    again, _ = loss_of(regression, [3, 8])
     assert torch.equal(first, again)
     assert figures == {}
-    assert regression.loss([8, 3])[0].item() == pytest.approx(first.item(), rel=1e-6)
+    assert loss_of(regression, [8, 3])[0].item() == pytest.approx(first.item(), rel=1e-6)
 
 
 def test_every_chunk_draws_its_own_step(regression: TrajectoryRegression) -> None:
@@ -182,7 +182,7 @@ def test_every_chunk_draws_its_own_step(regression: TrajectoryRegression) -> Non
 
 
 def test_every_weight_learns(regression: TrajectoryRegression) -> None:
-    regression.loss([0, 1])[0].backward()
-    silent = [name for name, p in regression.models["student"].named_parameters() if p.grad is None or not p.grad.abs().max()]
+    loss_of(regression, [0, 1])[0].backward()
+    silent = [name for name, p in regression.student.named_parameters() if p.grad is None or not p.grad.abs().max()]
     regression.student.zero_grad(set_to_none=True)
     assert silent == []

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from sfpp_cli import training, video
 from sfpp_cli.core.randomness import seeded
 from sfpp_cli.data import latents, trajectories
+from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
 
 STUDENT = """
@@ -116,6 +117,28 @@ def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_
     assert first.stat().st_mtime_ns == kept
     assert torch.equal(load_file(second)["trajectories"], made)
     assert not (tmp_path / "run").exists()
+
+
+def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, tmp_path: Path) -> None:
+    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
+    first, second = (trajectories.shard_path(tmp_path / "pairs", number) for number in range(2))
+    kept = first.stat().st_mtime_ns
+    (short,) = load_file(second)["trajectories"]
+    assert "1 of 2 shards" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only", "--set", "pairs.count=4")[2]
+    assert first.stat().st_mtime_ns == kept
+    grown = load_file(second)["trajectories"]
+    assert len(grown) == 2
+    torch.testing.assert_close(grown[0], short, atol=2e-2, rtol=0)
+    store = trajectories.TrajectoryStore(tmp_path / "pairs")
+    assert [prompt[:5] for prompt in store.prompts] == ["a red", "a whi"] * 2
+    index = json.loads((tmp_path / "pairs/index.json").read_text())
+    assert list(index["shards"]) == [first.name, second.name]
+    assert index["origin"]["guidance"] == 2.0
+
+
+def test_pairs_that_are_not_complete_are_not_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no complete trajectories"):
+        trajectories.TrajectoryStore(tmp_path)
 
 
 def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import Attend, KeysValues
+from sfpp_cli.core.objective import Objective, Turn
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 
@@ -113,6 +114,13 @@ class MaskedMemory:
                 mask[asking, seen] = seen < end and (self.context is None or seen >= end - self.context)
         mask = mask.repeat_interleave(self.tokens, 0).repeat_interleave(self.tokens, 1)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def loss_of(objective: Objective, samples: Iterable[int]) -> tuple[Tensor, dict[str, float]]:
+    """The one loss of the one player's turn with these samples."""
+    (player,) = objective.players
+    ((loss, figures),) = player.losses(Turn(step=0, player=0, repeat=0, samples=tuple(samples)))
+    return loss, figures
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,121 @@
+"""Prompts' embeddings, computed once into a folder and read at random: the text encoder can be freed, memory does not grow.
+
+A shard is a safetensors file with one tensor [n, D] a prompt, named by the prompt's SHA-256, so the headers are the index. A shard's
+own name is that of its first prompt: no two are alike, whoever writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.errors import UserError
+from sfpp_cli.models.bundle import weights_digest
+from sfpp_cli.models.layout import Layout
+from sfpp_cli.models.text import TextEncoder
+from sfpp_cli.watch import Watch
+
+SHARD = 256
+"""Prompts a file; an interruption loses less than one file a rank."""
+
+
+class StoredPrompts:
+    """What `EmbeddedPrompts` is, from a folder: called with prompts, it reads their embeddings."""
+
+    def __init__(self, folder: Path, length: int) -> None:
+        """`length` is what embeddings are padded to, in tokens."""
+        self.folder, self.length = folder, length
+        self.shards = {name: shard for _, shard in _shards(folder) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
+        if not self.shards:
+            raise UserError(f"no embeddings in {folder}: name another text_store, or start again to make them")
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """Embeddings [B, length, D] in float32, padded with zeros. UserError if one is not stored, or is longer."""
+        rows = [self._row(prompt) for prompt in prompts]
+        padded = rows[0].new_zeros(len(rows), self.length, rows[0].shape[1], dtype=torch.float32)
+        for place, row in zip(padded, rows, strict=True):
+            place[: row.shape[0]] = row
+        return padded
+
+    def _row(self, prompt: str) -> Tensor:
+        name = _name(prompt)
+        if name not in self.shards:
+            raise UserError(f"{self.folder} lacks the prompt {prompt[:60]!r}: start again to add it")
+        row: Tensor = self.shards[name].get_tensor(name)
+        if row.shape[0] > self.length:
+            raise UserError(f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: delete the folder")
+        return row
+
+
+def store_prompts(
+    folder: Path, prompts: Iterable[str], load_encoder: Callable[[], TextEncoder], origin: str, ranks: Ranks, watch: Watch
+) -> None:
+    """Add the prompts that `folder` lacks, in the precision of their encoder, which is not even loaded if none is missing.
+
+    `origin` (see `text_origin`) tells all that decides the numbers; UserError if the folder was made by another. All ranks call
+    this, in a process group; a prompt belongs to one of them, whatever is there already.
+    """
+    done = set(_names(folder, origin))
+    mine = {_name(prompt): prompt for prompt in prompts if int(_name(prompt), 16) % ranks.world == ranks.rank}
+    missing = [(name, prompt) for name, prompt in mine.items() if name not in done]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        encoder = load_encoder()
+        with watch.stage("prompts", len(missing)) as advance:
+            for start in range(0, len(missing), SHARD):
+                part = missing[start : start + SHARD]
+                _write(folder, {name: _embed(encoder, prompt) for name, prompt in part}, origin)
+                advance(start + len(part), {})
+    ranks.wait()
+
+
+def text_origin(layout: Layout, dtype: torch.dtype) -> str:
+    """A digest of what decides embeddings: the encoder's weights and precision, the tokenizer, the length."""
+    weights = weights_digest(layout.folder / "text_encoder")
+    digest = hashlib.sha256(f"{weights} {layout.settings.text_length} {dtype}".encode())
+    for file in sorted((layout.folder / "tokenizer").iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def _embed(encoder: TextEncoder, prompt: str) -> Tensor:
+    """One prompt [n, D]: alone, since beside others the numbers are others in the last bits."""
+    return encoder.unpadded([prompt])[0].cpu().contiguous()
+
+
+def _write(folder: Path, rows: dict[str, Tensor], origin: str) -> None:
+    """A shard under a temporary name, renamed once it is whole."""
+    path = folder / f"text-{next(iter(rows))[:16]}.safetensors"
+    temporary = path.with_name(f".{path.name}.part")
+    save_file(rows, temporary, metadata={"origin": origin})
+    temporary.rename(path)
+
+
+def _names(folder: Path, origin: str) -> Iterator[str]:
+    """What is stored already, if it was made alike."""
+    for path, shard in _shards(folder):
+        if (shard.metadata() or {}).get("origin") != origin:
+            raise UserError(f"{path} was made with another text encoder: choose another text_store, or delete this one")
+        yield from shard.keys()
+
+
+def _shards(folder: Path) -> Iterator[tuple[Path, Any]]:
+    """All complete shards, opened."""
+    for path in sorted(folder.glob("text-*.safetensors")):
+        try:
+            yield path, safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it and start again") from error
+
+
+def _name(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
