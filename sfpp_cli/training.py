@@ -173,7 +173,14 @@ def previews_of(
     if not wanted.every:
         return lambda step: {}
     preview = Previewer(bundle, prompts[: wanted.count], wanted.seconds, how.out / "previews", how.device, recipe.seed)
-    return lambda step: preview(student, step, write=ranks.first) if step % wanted.every == 0 else {}
+
+    def look(step: int) -> dict[str, float]:
+        if step % wanted.every:
+            return {}
+        with recipe.training.autocast(how.device):
+            return preview(student, step, write=ranks.first)
+
+    return look
 
 
 def add_adapter(student: CausalWanModel, rank: int) -> None:

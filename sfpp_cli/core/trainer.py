@@ -67,6 +67,14 @@ class Training:
         if problems:
             raise ValueError("; ".join(problems))
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of arithmetic on `device`.
+
+        Autocast must not keep its casts: one made while gradients are off would be found again when they are on, without gradient.
+        """
+        lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
+
     def schedule(self, step: int) -> float:
         """The share of the learning rate at 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
@@ -98,6 +106,8 @@ class Trainer:
         """
         if training.batch % ranks.world:
             raise UserError(f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple")
+        if training.offload and ranks.world > 1:
+            raise UserError("offload is for a single process: over several ranks the states are sharded, so leave it out")
         self.objective, self.training, self.folder, self.ranks = objective, training, run, ranks
         self.players = objective.players
         self.on_step, self.watch_step, self.on_save = on_step, watch_step, on_save
@@ -184,14 +194,9 @@ class Trainer:
         return {"loss": total, **{figure: fmean(values) for figure, values in figures.items()}}
 
     def _next(self, losses: Losses, player: Player) -> tuple[Tensor, dict[str, float]] | None:
-        """The forward passes up to the next loss.
-
-        Autocast must not keep its casts: one made while gradients are off would be found again when they are on, without gradient.
-        """
+        """The forward passes up to the next loss."""
         device = next(p.device for model in player.models.values() for p in model.parameters())
-        wanted = self.training.precision
-        lower = device.type == "cuda" if wanted == "auto" else wanted == "bfloat16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False):
+        with self.training.autocast(device):
             return next(losses, None)
 
     @torch.no_grad()
