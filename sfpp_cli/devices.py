@@ -13,8 +13,11 @@ from sfpp_cli.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """The device by name; by default this rank's GPU if there are any. What is asked for and absent is an error, no fallback."""
+def pick_device(name: str | None, local_rank: int = 0, *, absent_too: bool = False) -> torch.device:
+    """The device by name; by default this rank's GPU if there are any. What is asked for and absent is an error, no fallback.
+
+    `absent_too` is for plans: they may be made for a GPU that another machine has.
+    """
     if name is None:
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -23,6 +26,8 @@ def pick_device(name: str | None, local_rank: int = 0) -> torch.device:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}': it takes cpu, cuda or cuda:N")
+    if device.type == "cuda" and absent_too:
+        return device
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device is available here; use --device cpu, or install a CUDA build of torch")
     if device.type == "cuda" and device.index is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.ode import kept_indices, trajectory
@@ -14,13 +15,17 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.data.trajectories import missing_shards, write_index, write_shard
 from sfpp_cli.models.bundle import Bundle, weights_digest
-from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.recipes import StudentRecipe
 from sfpp_cli.watch import Watch
 
 
 def make_pairs(
-    bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EmbeddedPrompts, watch: Watch, device: torch.device
+    bundle: Bundle,
+    recipe: StudentRecipe,
+    prompts: list[str],
+    text: Callable[[list[str]], Tensor],
+    watch: Watch,
+    device: torch.device,
 ) -> None:
     """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
     pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
@@ -34,6 +39,7 @@ def make_pairs(
         "steps": settings.steps,
         "shift": settings.shift,
         "guidance": pairs.guidance,
+        "negative_prompt": pairs.negative_prompt,
         "sampling_steps": pairs.sampling_steps,
         "batch": pairs.batch,
         "seed": recipe.seed,
@@ -42,27 +48,23 @@ def make_pairs(
     sizes = [min(pairs.batch, pairs.count - first) for first in range(0, pairs.count, pairs.batch)]
     missing = missing_shards(folder, sizes, origin)
     if ranks.first:
-        passes = pairs.sampling_steps * (1 if pairs.guidance == 1.0 else 2)
-        megabytes = pairs.count * (len(settings.steps) + 1) * math.prod(shape) * 2 / 1e6
-        watch.say(
-            f"{pairs.count} trajectories: {passes} teacher passes each, {megabytes:.1f} MB in {folder}; "
-            f"{len(missing)} of {len(sizes)} shards to do"
-        )
+        watch.say(f"{pairs.count} trajectories in {folder}: {len(missing)} of {len(sizes)} shards to do")
     mine = [shard for shard in missing if shard % ranks.world == ranks.rank]
     with watch.stage("trajectories", len(mine)) as advance:
         for done, shard in enumerate(mine, start=1):
             numbers = range(shard * pairs.batch, shard * pairs.batch + sizes[shard])
             chosen = [prompts[number % len(prompts)] for number in numbers]
-            path = trajectory(
-                teacher,
-                torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device),
-                text(chosen).to(device),
-                text([""] * len(chosen)).to(device),
-                schedule=FlowSchedule(settings.shift),
-                steps=settings.steps,
-                sampling_steps=pairs.sampling_steps,
-                guidance=pairs.guidance,
-            )
+            with recipe.training.autocast(device):
+                path = trajectory(
+                    teacher,
+                    torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device),
+                    text(chosen).to(device),
+                    text([pairs.negative_prompt] * len(chosen)).to(device),
+                    schedule=FlowSchedule(settings.shift),
+                    steps=settings.steps,
+                    sampling_steps=pairs.sampling_steps,
+                    guidance=pairs.guidance,
+                )
             write_shard(folder, shard, path.cpu(), chosen, origin)
             advance(done, {})
     ranks.join(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +14,6 @@ from sfpp_cli.core.randomness import VideoNoise
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.bundle import Bundle
-from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
 from sfpp_cli.video import Frames, SheetSampler, contact_sheet
 
@@ -31,22 +29,21 @@ class Previewer:
     """Rolls a student out from the same noise each time it is called, so that only the student makes the difference.
 
     Video i has seed `seed + i` and lasts `seconds`, rounded up to whole chunks; everything else is as the bundle's settings say.
-    The VAE and the embeddings stay on `device`; the text encoder is gone when this is built.
+    The VAE and the embeddings stay on `device`.
     """
 
-    def __init__(
-        self, bundle: Bundle, prompts: Sequence[str], seconds: float, folder: Path, device: torch.device, seed: int
-    ) -> None:
+    def __init__(self, bundle: Bundle, text: Tensor, seconds: float, folder: Path, device: torch.device, seed: int) -> None:
+        """`text` [B, L, D] holds the prompts' padded embeddings."""
         settings, compression = bundle.settings, bundle.compression
         self.settings, self.folder = settings, folder
         self.schedule = FlowSchedule(settings.shift)
-        self.text = EmbeddedPrompts(bundle.load_text(device, torch.float32), prompts)(prompts)
+        self.text = text.to(device)
         self.vae = bundle.load_vae(device, torch.float32)
         wanted = compression.latent_frames(max(1, round(seconds * settings.fps)))
         self.latent_frames = round_up(wanted, settings.chunk)
         self.frames = compression.video_frames(self.latent_frames)
         size = compression.latent_size(settings.width, settings.height)
-        self.noise = VideoNoise(range(seed, seed + len(prompts)), (settings.chunk, self.vae.config.z_dim, *size), device)
+        self.noise = VideoNoise(range(seed, seed + len(text)), (settings.chunk, self.vae.config.z_dim, *size), device)
 
     @torch.no_grad()
     def __call__(self, student: CausalWanModel, step: int, *, write: bool = True) -> dict[str, float]:

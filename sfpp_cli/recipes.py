@@ -48,6 +48,8 @@ class Pairs:
     count: int
     folder: str
     guidance: float = 4.0
+    negative_prompt: str = ""
+    """What guidance leads away from."""
     sampling_steps: int = 48
     batch: int = 8
 

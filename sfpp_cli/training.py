@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.dmd import DistributionMatching, Rolling
@@ -21,9 +21,11 @@ from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.prompts import read_prompts
+from sfpp_cli.data.text_store import StoredPrompts, store_prompts, text_origin
 from sfpp_cli.data.trajectories import TrajectoryStore
-from sfpp_cli.devices import peak_megabytes
+from sfpp_cli.devices import peak_megabytes, pick_dtype
 from sfpp_cli.errors import Interrupted, UserError
+from sfpp_cli.forecast import forecast, layout_of
 from sfpp_cli.models.bundle import SETTINGS, Bundle
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts
@@ -32,6 +34,9 @@ from sfpp_cli.pairs import make_pairs
 from sfpp_cli.preview import Previewer
 from sfpp_cli.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe, read_recipe, write_recipe
 from sfpp_cli.watch import Watch
+
+EncodeText = Callable[[list[str]], Tensor]
+"""Prompts -> padded embeddings [B, L, D], float32."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,18 @@ def overrides(
     return found | {key: str(value) for key, value in flags.items() if value is not None}
 
 
-def train(path: Path, changes: dict[str, str], how: How) -> None:
-    """`sfpp train`: the objective that the recipe names."""
+def train(path: Path, changes: dict[str, str], how: How) -> str | None:
+    """`sfpp train`: the objective that the recipe names. A dry run answers the plan."""
     recipe = read_recipe(path, TeacherRecipe, MatchingRecipe, overrides=changes)
+    plan = forecast(recipe, layout_of(recipe), Ranks.from_environment().world, how.device, how.out)
+    if how.dry_run:
+        return plan
+    how.watch.say(plan)
     if isinstance(recipe, TeacherRecipe):
         train_teacher(recipe, how)
     else:
         match_distributions(recipe, how)
+    return None
 
 
 def train_teacher(recipe: TeacherRecipe, how: How) -> None:
@@ -88,20 +98,33 @@ def train_teacher(recipe: TeacherRecipe, how: How) -> None:
     run(objective, recipe, how, networks=[teacher])
 
 
-def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) -> None:
-    """`sfpp distill`: ODE pairs, then trajectory regression of a student that starts from the teacher's weights (or `init`)."""
+def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) -> str | None:
+    """`sfpp distill`: ODE pairs, then trajectory regression of a student that starts from the teacher's weights (or `init`).
+
+    A dry run answers the plan.
+    """
     recipe = read_recipe(path, StudentRecipe, overrides=changes)
+    plan = forecast(recipe, layout_of(recipe), Ranks.from_environment().world, how.device, how.out)
+    if how.dry_run:
+        return plan
+    how.watch.say(plan)
     bundle = Bundle(recipe.model)
-    prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))]
-    text = EmbeddedPrompts(bundle.load_text(how.device, torch.float32), ["", *prompts])
+    prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))][: recipe.pairs.count]
+    text = embedded(bundle, [recipe.pairs.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
     make_pairs(bundle, recipe, prompts, text, how.watch, how.device)
-    if pairs_only:
-        return
+    if not pairs_only:
+        regress(bundle, recipe, prompts, text, how)
+    return None
+
+
+def regress(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EncodeText, how: How) -> None:
+    """The second stage of `distill`."""
     settings = bundle.settings
     if recipe.init is None:
-        teacher = bundle.load_teacher(how.device, torch.float32)
+        teacher = bundle.load_teacher(torch.device("cpu"), torch.float32)
         student = CausalWanModel.from_config(teacher.config)
         student.load_state_dict(teacher.state_dict())
+        del teacher
     else:
         student = Bundle(recipe.model, recipe.init).load_student(how.device, torch.float32).requires_grad_(True)
     objective = TrajectoryRegression(
@@ -114,7 +137,7 @@ def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) 
         context=settings.context,
         seed=recipe.seed,
     )
-    look = previews_of(student, bundle, recipe, prompts, how)
+    look = previews_of(student, bundle, recipe, text(prompts[: recipe.preview.count]), how)
     run(objective, recipe, how, networks=[student], look=look, settings=settings)
 
 
@@ -122,18 +145,18 @@ def match_distributions(recipe: MatchingRecipe, how: How) -> None:
     """Self-Forcing or Self-Forcing++: a student learns from its own rollouts; no video data is needed."""
     bundle = Bundle(recipe.model, recipe.student)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
-    objective = matching_objective(recipe, bundle, prompts, how.device)
+    text = embedded(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
+    objective = matching_objective(recipe, bundle, prompts, text, how.device)
     settings = bundle.settings.changed({"horizon": recipe.dmd.frames or objective.window * bundle.settings.chunk})
-    look = previews_of(objective.student, bundle, recipe, prompts, how)
+    look = previews_of(objective.student, bundle, recipe, text(prompts[: recipe.preview.count]), how)
     networks: list[nn.Module] = [objective.student, objective.critic, objective.teacher]
     run(objective, recipe, how, networks=networks, look=look, settings=settings)
 
 
 def matching_objective(
-    recipe: MatchingRecipe, bundle: Bundle, prompts: Sequence[str], device: torch.device
+    recipe: MatchingRecipe, bundle: Bundle, prompts: Sequence[str], text: EncodeText, device: torch.device
 ) -> DistributionMatching:
     """Student, critic and teacher of a recipe, ready to learn."""
-    text = EmbeddedPrompts(bundle.load_text(device, torch.float32), ["", *prompts])
     student = bundle.load_student(device, torch.float32).train().requires_grad_(True)
     if recipe.lora_rank:
         add_adapter(student, recipe.lora_rank)
@@ -165,14 +188,26 @@ def matching_objective(
         raise UserError(f"dmd: {error}") from None
 
 
+def embedded(bundle: Bundle, prompts: Sequence[str], store: str | None, device: torch.device, watch: Watch) -> EncodeText:
+    """Embeddings of the prompts, computed once; the text encoder is gone afterwards. In memory, or in the folder `store`."""
+    dtype = pick_dtype(None, device)
+    if store is None:
+        known = EmbeddedPrompts(bundle.load_text(device, dtype), prompts)
+        return lambda chosen: known(chosen).float()
+    ranks = Ranks.from_environment()
+    ranks.join(device)
+    store_prompts(Path(store), prompts, lambda: bundle.load_text(device, dtype), text_origin(bundle, dtype), ranks, watch)
+    return StoredPrompts(Path(store), bundle.settings.text_length)
+
+
 def previews_of(
-    student: CausalWanModel, bundle: Bundle, recipe: StudentRecipe | MatchingRecipe, prompts: Sequence[str], how: How
+    student: CausalWanModel, bundle: Bundle, recipe: StudentRecipe | MatchingRecipe, text: Tensor, how: How
 ) -> Callable[[int], dict[str, float]]:
     """(step) -> gauges of the recipe's preview, if it wants one at that step."""
     wanted, ranks = recipe.preview, Ranks.from_environment()
     if not wanted.every:
         return lambda step: {}
-    preview = Previewer(bundle, prompts[: wanted.count], wanted.seconds, how.out / "previews", how.device, recipe.seed)
+    preview = Previewer(bundle, text, wanted.seconds, how.out / "previews", how.device, recipe.seed)
 
     def look(step: int) -> dict[str, float]:
         if step % wanted.every:

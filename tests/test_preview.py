@@ -10,9 +10,11 @@ import torch
 from conftest import Sfpp
 from PIL import Image
 from tiny import make_student, randomize
+from torch import Tensor
 
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.preview import COLUMNS, Previewer, gauges
 from sfpp_cli.video import Frames, read_frames
 
@@ -28,8 +30,13 @@ def flat(*colors: tuple[int, int, int], height: int = 4, width: int = 6) -> Fram
     return np.array(colors, dtype=np.uint8)[:, None, None].repeat(height, 1).repeat(width, 2)
 
 
+def embedded(bundle: Bundle, prompts: list[str]) -> Tensor:
+    return EmbeddedPrompts(bundle.load_text(CPU, torch.float32), prompts)(prompts)
+
+
 def previewer(bundle: Path, folder: Path, seconds: float = 1.0, seed: int = 5) -> Previewer:
-    return Previewer(Bundle(str(bundle)), PROMPTS, seconds, folder, CPU, seed)
+    model = Bundle(str(bundle))
+    return Previewer(model, embedded(model, PROMPTS), seconds, folder, CPU, seed)
 
 
 @pytest.fixture
@@ -160,7 +167,7 @@ def test_the_sheet_has_a_row_a_prompt(tiny_bundle: Path, tmp_path: Path, student
 def test_a_preview_is_what_generate_makes_of_the_prompt(sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path) -> None:
     """The weights of the bundle, previewed, give the video that `sfpp generate` makes of them with the same seed."""
     bundle = Bundle(str(tiny_bundle))
-    preview = Previewer(bundle, PROMPTS[:1], 2.0, tmp_path, CPU, 5)
+    preview = Previewer(bundle, embedded(bundle, PROMPTS[:1]), 2.0, tmp_path, CPU, 5)
     model = ("--model", str(tiny_bundle), "--device", "cpu", "--dtype", "float32")
     assert sfpp("generate", PROMPTS[0], *model, "--seed", "5", "--frames", str(preview.frames), "-o", "v.png")[0] == 0
     generated = gauges(np.stack(list(read_frames(tmp_path / "v"))))

@@ -96,7 +96,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run")
     assert code == 0
-    assert "3 trajectories: 8 teacher passes each" in err
+    assert "3 of 8 teacher passes each" in err
+    assert "3 trajectories in pairs: 2 of 2 shards to do" in err
     with safe_open(tmp_path / "pairs/pairs-00000.safetensors", framework="pt") as shard:
         assert shard.get_slice("trajectories").get_shape() == [2, 5, 21, 8, 8, 8]
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -245,6 +246,26 @@ def test_adapters_alone_learn_and_are_folded_in(sfpp: Sfpp, tmp_path: Path) -> N
         assert torch.linalg.matrix_rank(trained[key] - base[key].float(), rtol=1e-3) <= 2
     assert sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "3", "--resume")[0] == 0
     assert sfpp("generate", "--student", "run/step-000003/student", "--frames", "9", "-o", "v.mp4")[0] == 0
+
+
+@pytest.mark.parametrize("recipe", ["teacher.toml", "student.toml", "matching.toml"])
+def test_a_dry_run_answers_the_plan_and_writes_nothing(recipe: str, sfpp: Sfpp, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    code, out, err = sfpp("distill" if recipe == "student.toml" else "train", recipe, "--dry-run", "--device", "cuda")
+    assert code == 0
+    assert re.search(r"^memory +~[0-9.]+ [kMG]B a rank", out, re.MULTILINE)
+    assert "bfloat16 on cuda" in out
+    assert "runs/" in out
+    assert err == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_stored_embeddings_change_nothing(sfpp: Sfpp, tmp_path: Path) -> None:
+    options = ("--steps", "1", "--set", "preview.every=0")
+    assert sfpp("train", "matching.toml", "--out", "memory", *options)[0] == 0
+    assert sfpp("train", "matching.toml", "--out", "disk", *options, "--set", "text_store=store")[0] == 0
+    assert records(tmp_path / "memory") == records(tmp_path / "disk")
+    assert list((tmp_path / "store").glob("text-*.safetensors"))
 
 
 def test_another_objective_is_told_what_there_is(sfpp: Sfpp, tmp_path: Path) -> None:

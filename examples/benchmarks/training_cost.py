@@ -23,6 +23,7 @@ from sfpp_cli.core.objective import Turn
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import peak_megabytes, pick_device, synchronize
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.recipes import MatchingRecipe
 from sfpp_cli.training import matching_objective
 
@@ -51,7 +52,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     horizon = bundle.settings.horizon if options.horizon is None else options.horizon
     choices = Choices("self-forcing++", frames=options.one, horizon=horizon, guidance=3.0)
     recipe = MatchingRecipe("dmd", options.model, "", choices, Training(1))
-    objective = matching_objective(recipe, bundle, [bundle.settings.prompt], device)
+    prompts = [bundle.settings.prompt]
+    text = EmbeddedPrompts(bundle.load_text(device, torch.float32), ["", *prompts])
+    objective = matching_objective(recipe, bundle, prompts, text, device)
     for model in (objective.student, objective.critic):
         if options.checkpointing:
             model.enable_gradient_checkpointing()

@@ -48,6 +48,8 @@ def main() -> None:
         scenes = world.scenes(range(options.count))
         videos = sample_teacher(Bundle(options.model), scenes.captions(), options.guidance, options.seed)
         save_sheet(videos, options.report.with_suffix(".png"))
+        if options.save is not None:
+            torch.save(videos, options.save)
         report, gates = judge_samples(videos, world)
     else:
         first, last = (round(FPS * second) for second in options.span)
@@ -192,6 +194,7 @@ def parse() -> argparse.Namespace:
     teacher.add_argument("--model", required=True, help="bundle that holds the teacher")
     teacher.add_argument("--guidance", type=float, default=2.0)
     teacher.add_argument("--count", type=int, default=32, help="scenes")
+    teacher.add_argument("--save", type=Path, help="keep the clips in this .pt file")
     teacher.add_argument("--report", type=Path, default=Path("runs/gate_teacher.json"))
     videos = commands.add_parser("videos", parents=[shared], help="videos made from the scenes' captions")
     videos.add_argument("--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt")

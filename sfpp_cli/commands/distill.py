@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.console import Terminal
+from sfpp_cli.console import Terminal, result
 
 
 def distill(
@@ -28,6 +28,8 @@ def distill(
     from sfpp_cli.devices import pick_device
 
     ranks = Ranks.from_environment()
-    how = training.How(out, resume, dry_run, pick_device(device, ranks.local), Terminal(quiet=not ranks.first))
+    how = training.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
     changes = training.overrides(set_, steps, seed) | ({"init": init} if init else {})
-    training.distill(recipe, changes, how, pairs_only=pairs_only)
+    plan = training.distill(recipe, changes, how, pairs_only=pairs_only)
+    if plan and ranks.first:
+        result(plan)

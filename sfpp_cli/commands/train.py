@@ -37,5 +37,7 @@ def train(
     from sfpp_cli.devices import pick_device
 
     ranks = Ranks.from_environment()
-    how = training.How(out, resume, dry_run, pick_device(device, ranks.local), Terminal(quiet=not ranks.first))
-    training.train(recipe, training.overrides(set_, steps, seed, preview_seconds), how)
+    how = training.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
+    plan = training.train(recipe, training.overrides(set_, steps, seed, preview_seconds), how)
+    if plan and ranks.first:
+        result(plan)

@@ -55,6 +55,8 @@ class Choices:
     """The critic learns from the student's windows of the same step; or else from a new rollout in every update."""
     guidance: float = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
     timesteps: tuple[float, float] = (20.0, 980.0)
     """Range of the noise at which teacher and critic are compared, drawn uniformly and then shifted."""
     critic_updates: int = 5
@@ -250,11 +252,11 @@ class DistributionMatching:
         return score_timesteps(self.schedule, uniform, self.choices.timesteps).to(x.device), noise.to(x)
 
     def _texts(self, turn: Turn) -> tuple[Tensor, Tensor]:
-        """Padded embeddings [B, L, D] of the samples' prompts, and of no prompt."""
+        """Padded embeddings [B, L, D] of the samples' prompts, and of the negative one."""
         draws = (seeded(self.seed, _For.PROMPT, sample) for sample in turn.samples)
         prompts = [self.prompts[int(torch.randint(len(self.prompts), (), generator=draw))] for draw in draws]
         device = next(self.student.parameters()).device
-        return self.encode_text(prompts).to(device), self.encode_text([""] * len(prompts)).to(device)
+        return self.encode_text(prompts).to(device), self.encode_text([self.choices.negative_prompt] * len(prompts)).to(device)
 
     def _keep(self, turn: Turn) -> list[Tensor]:
         """Where this turn's windows go, for the critic's turns of the same step."""

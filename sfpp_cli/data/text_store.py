@@ -1,7 +1,7 @@
 """Prompts' embeddings, computed once into a folder and read at random: the text encoder can be freed, memory does not grow.
 
-A shard is a safetensors file with one tensor [n, D] a prompt, named by the prompt's SHA-256, so the headers are the index. A shard's
-own name is that of its first prompt: no two are alike, whoever writes them.
+A shard is a safetensors file with a tensor [n, D] for each prompt, named by its SHA-256: the headers are the index. The file itself
+is named after its first prompt, so no two are alike, whoever writes them.
 """
 
 from __future__ import annotations
