@@ -26,7 +26,7 @@ from sfpp_cli.data.toyworld import (
     ToyWorld,
     pixel_grid,
 )
-from sfpp_cli.data.toyworld_reader import UNIT_AREAS, classify_motion, judge_videos, read_frames, speed
+from sfpp_cli.data.toyworld_reader import UNIT_AREAS, classify_motion, judge_videos, nearest_motion, read_frames, speed
 
 Degrade = Callable[[Tensor], Tensor]
 LATE = 100_000
@@ -220,6 +220,22 @@ def test_the_worlds_motions_are_told_apart(many: Scenes, count: int) -> None:
     assert (found == many.motion).float().mean() > 0.98
 
 
+@pytest.mark.parametrize(("count", "share"), [(40, 0.8), (81, 0.9)])
+def test_the_nearest_motion_forgives_a_jump_and_a_wobble(many: Scenes, count: int, share: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tracks = many.positions(torch.arange(LATE, LATE + count))
+    plain = [nearest_motion(track[:, 0], track[:, 1], everything_present(track)) for track in tracks]
+    assert (torch.tensor(plain) == many.motion).float().mean() > 0.98
+    spoilt = tracks + 0.004 * torch.randn(tracks.shape, generator=generator)
+    jump = torch.arange(count // 2, count // 2 + 4)
+    spoilt[:, jump] += 0.2
+    found = torch.tensor([nearest_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt])
+    strict = torch.tensor([classify_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt])
+    assert (found == many.motion).float().mean() > share
+    assert (strict == many.motion).float().mean() < 0.5
+    assert nearest_motion(*tracks[0].unbind(-1), torch.zeros(count, dtype=torch.bool)) == -1
+
+
 T = torch.arange(60) * 0.016
 OTHER_TRACKS = {
     "still": (0.4 + 0 * T, 0.6 + 0 * T),
@@ -253,7 +269,7 @@ def test_a_track_may_have_gaps_but_not_many() -> None:
 
 def test_the_worlds_own_videos_pass(scenes: Scenes, videos: Tensor) -> None:
     report = judge_videos(list(videos), scenes)
-    for name in ("object", "shape", "background", "in_world", "motion"):
+    for name in ("object", "shape", "background", "in_world", "motion", "nearest_motion"):
         assert report[name] > 0.99, name
     for name in ("out_of_range", "clipped", "broken", "lost", "still", "left", "wandered"):
         assert report[name] == 0, name

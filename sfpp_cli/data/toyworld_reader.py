@@ -257,6 +257,33 @@ def classify_motion(x: Tensor, y: Tensor, present: Tensor) -> int:
     return -1
 
 
+def nearest_motion(x: Tensor, y: Tensor, present: Tensor) -> int:
+    """Index in MOTIONS of the motion that a track [T] departs from least; -1 if the object was hardly ever seen.
+
+    The same three signs as in `classify_motion`, each over the track's better part and measured in what a true one may depart: a
+    jump or a wobble does not spoil a clip. A choice among three, so guessing scores one in three.
+    """
+    x, y = x[present], y[present]
+    if len(x) < SHORTEST_CLIP // 2:
+        return -1
+    velocity = torch.stack([_velocity(x), _velocity(y)]).abs()
+    usual = velocity.median(dim=1, keepdim=True).values
+    unsteady = ((velocity - usual).abs() / (usual / 4).clamp_min(STILL)).amax(0).median()
+    turn = _turn(x - 0.5, y - 0.5)
+    one_way = turn.mean().abs() > 0.6 * turn.abs().mean()
+    departures = {
+        "sliding": _spread(y) / FLAT,
+        "circling": _spread(torch.hypot(x - 0.5, y - 0.5)) / ROUND if one_way else math.inf,
+        "bouncing": unsteady if usual.min() > STILL / 2 else math.inf,
+    }
+    return MOTIONS.index(min(departures, key=lambda motion: float(departures[motion])))
+
+
+def _spread(values: Tensor) -> Tensor:
+    """What four fifths of the values stay within, about their median."""
+    return (values - values.median()).abs().quantile(0.8)
+
+
 def _velocity(track: Tensor) -> Tensor:
     """Change of a coordinate [T] per video frame, smoothed, [T - 2 LAG]; NaN around gaps."""
     smooth = F.avg_pool1d(track[None], LAG + 1, stride=1)[0]
@@ -273,7 +300,8 @@ def judge_videos(videos: Sequence[Tensor], scenes: Scenes) -> dict[str, float]:
     """How well videos, each [T, 3, H, W] in [-1, 1], show the scenes (one a video) whose captions they were made from.
 
     Shares of frames: `object` (there, its colour as captioned), `shape`, `background` (as captioned), `in_world`, and why not:
-    `out_of_range`, `clipped`, `broken`, `lost`. Shares of clips: `motion` (as captioned; chance is 1/3), `still`.
+    `out_of_range`, `clipped`, `broken`, `lost`. Shares of clips: `motion` (as captioned, all along), `nearest_motion` (the
+    captioned one is nearest; guessing scores 1/3), `still`.
     `speed_ratio` is the mean speed over that of the scenes themselves. `left` is the share of frames that are not in the world
     or in a still clip, `wandered` that of frames in it whose object or background is not the captioned one or whose
     background's hue is not the first second's. Means over videos. Raises ValueError for videos too short to show a motion.
@@ -292,6 +320,7 @@ def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
     seen = _read_blocks(video)
     clips = [clip for clip in torch.arange(len(video)).split(CLIP) if len(clip) >= SHORTEST_CLIP]
     motions = [classify_motion(seen.x[clip], seen.y[clip], seen.present[clip]) for clip in clips]
+    nearest = [nearest_motion(seen.x[clip], seen.y[clip], seen.present[clip]) for clip in clips]
     speeds = [speed(seen.x[clip], seen.y[clip]) for clip in clips]
     still = torch.tensor(speeds) < STILL
     moving = torch.ones(len(video), dtype=torch.bool)
@@ -314,6 +343,7 @@ def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
         "broken": seen.present & ~seen.intact,
         "lost": ~seen.present,
         "motion": torch.tensor(motions) == scene.motion,
+        "nearest_motion": torch.tensor(nearest) == scene.motion,
         "still": still,
         "left": ~here,
         "wandered": here & ~(colored & shaped & background & steady),
