@@ -5,9 +5,6 @@ pass for a decaying student. So every video here is a stream of 161 frames, walk
 carried along, detached.
 
     torchrun --nproc-per-node 2 examples/toyworld/train_vae.py --out runs/vae
-    python examples/toyworld/train_vae.py --out runs/vae-polished --polish runs/vae/vae --steps 5000 --lr 1e-3 --foreground 12
-
-The second command trains the decoder alone: latents stay what they are, so it can run while a teacher is trained on them.
 """
 
 from __future__ import annotations
@@ -50,12 +47,8 @@ def main() -> None:
     training = Training(options.steps, lr=options.lr, warmup=options.warmup, decay="cosine")
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
-    vae = AutoencoderKLWan(**CONFIG) if options.polish is None else AutoencoderKLWan.from_pretrained(options.polish)
-    if options.polish is not None:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    vae = AutoencoderKLWan(**CONFIG)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=options.lr, betas=(0.9, 0.98), weight_decay=1e-4)
     step = restore(options.out, vae, optimizer)
     torch.manual_seed(options.seed * 1000 + ranks.rank + step)
 
@@ -63,8 +56,7 @@ def main() -> None:
         indices = torch.randint(2**40, (options.batch,)).tolist()
         scenes = ToyWorld(options.seed).scenes(indices)
         encoder, decoder = StreamingEncoder(vae), StreamingDecoder(vae)
-        segments = 2 if options.polish is not None and torch.rand(()) < 0.5 else SEGMENTS
-        for segment in range(segments):
+        for segment in range(SEGMENTS):
             began = time.perf_counter()
             start, count = (0, 1 + SEGMENT) if segment == 0 else (1 + SEGMENT * segment, SEGMENT)
             frames = scenes.frames(start, count)
@@ -73,7 +65,7 @@ def main() -> None:
                 weight[:, 0] *= options.first
             loss, parts = reconstruct(encoder, decoder, frames, weight, options.kl)
             for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate(step)
+                group["lr"] = options.lr * training.schedule(step)
             optimizer.zero_grad()
             loss.backward()
             ranks.average(vae.parameters())
@@ -88,7 +80,7 @@ def main() -> None:
                     log.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
             if step >= options.steps:
                 break
-        if ranks.first and step >= options.steps and options.polish is None:
+        if ranks.first and step >= options.steps:
             measure_statistics(vae, options.seed)
         if ranks.first and (step % options.save_every < SEGMENTS or step >= options.steps):
             save(options.out, vae, optimizer, step)
@@ -139,14 +131,13 @@ def restore(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer) 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--polish", type=Path, help="train only the decoder of this VAE; streams are short more often")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=4, help="streams a rank")
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--batch", type=int, default=2, help="streams a rank")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--kl", type=float, default=1e-4)
-    parser.add_argument("--foreground", type=float, default=6.0, help="extra weight of pixels around the object")
-    parser.add_argument("--first", type=float, default=1.0, help="weight of a stream's first picture, whose path is its own")
+    parser.add_argument("--foreground", type=float, default=8.0, help="extra weight of pixels around the object")
+    parser.add_argument("--first", type=float, default=6.0, help="weight of a stream's first picture, whose path is its own")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200)
     return parser.parse_args()
