@@ -7,7 +7,7 @@ import sys
 import typer
 
 from sfpp_cli import __version__
-from sfpp_cli.commands import distill, generate, train, weights
+from sfpp_cli.commands import distill, evaluate, generate, train, weights
 from sfpp_cli.console import error
 from sfpp_cli.errors import Interrupted, UserError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(train.train)
 app.command()(distill.distill)
+app.command()(evaluate.evaluate)
 app.add_typer(weights.app, name="weights")
 
 

@@ -1,0 +1,69 @@
+"""How fast are the local metrics, and does memory stay flat?
+
+    python examples/benchmarks/evaluate_speed.py --seconds 10 40
+
+Makes textured videos that pan (832x480 at 16 frames a second unless told otherwise), measures each in a process of its own, and
+prints video frames a second of wall time and of CPU time (this process and its ffmpeg), the ratio to real time, and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from sfpp_cli.evaluation import measure
+from sfpp_cli.video import VideoWriter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 40.0])
+    parser.add_argument("--size", default="832x480")
+    parser.add_argument("--fps", type=float, default=16)
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    print(f"{'seconds':>8}{'frames/s':>10}{'x real time':>13}{'frames/s of CPU':>17}{'peak MB':>9}")
+    with tempfile.TemporaryDirectory() as folder:
+        for seconds in options.seconds:
+            path = Path(folder) / f"{seconds}.mp4"
+            frames = round(seconds * options.fps)
+            write(path, (width, height), options.fps, frames)
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                wall, cpu, peak = pool.apply(timed, (path,))
+            speed = frames / wall
+            print(f"{seconds:8g}{speed:10.1f}{speed / options.fps:13.2f}{frames / cpu:17.1f}{peak:9.0f}", flush=True)
+
+
+def timed(path: Path) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds of this process and its children, peak resident MB of this process."""
+    began, before = time.perf_counter(), cpu_seconds()
+    measure(path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    return time.perf_counter() - began, cpu_seconds() - before, peak
+
+
+def cpu_seconds() -> float:
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def write(path: Path, size: tuple[int, int], fps: float, frames: int) -> None:
+    """A pan over soft noise."""
+    width, height = size
+    noise = np.random.default_rng(0).standard_normal((height, 2 * width, 3)).astype(np.float32)
+    soft = cv2.GaussianBlur(noise, (0, 0), 4)
+    levels = np.clip(110 + 40 * soft / soft.std(), 0, 255).astype(np.uint8)
+    with VideoWriter(path, size, fps) as writer:
+        for index in range(frames):
+            writer.write(np.roll(levels, -5 * index, axis=1)[None, :, :width])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""`sfpp evaluate`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfpp_cli.console import Terminal, error, result
+
+_WHAT, _MEASURE, _JUDGE, _OUT = "What to measure", "Metrics", "Video-LLM judge", "Output"
+
+
+def evaluate(
+    videos: Annotated[list[Path] | None, typer.Argument(help="Video files, or folders of them.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="What `generate --json` printed.", rich_help_panel=_WHAT)] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A prompt a video, in order.", rich_help_panel=_WHAT)] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Every argument is a system.", rich_help_panel=_WHAT)] = False,
+    metrics: Annotated[str | None, typer.Option(help="Only these, as in luma,flow_mean.", rich_help_panel=_MEASURE)] = None,
+    reference_seconds: Annotated[float, typer.Option(help="What later seconds are held to.", rich_help_panel=_MEASURE)] = 5.0,
+    clip_seconds: Annotated[int, typer.Option(help="Length of a clip.", min=1, rich_help_panel=_MEASURE)] = 2,
+    clip: Annotated[str | None, typer.Option(help="A CLIP model, for text alignment.", rich_help_panel=_MEASURE)] = None,
+    dino: Annotated[str | None, typer.Option(help="A DINOv2 model, for the subject.", rich_help_panel=_MEASURE)] = None,
+    judge: Annotated[str | None, typer.Option(help="gemini or openai (key: environment).", rich_help_panel=_JUDGE)] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Which of its models.", rich_help_panel=_JUDGE)] = None,
+    judge_url: Annotated[str | None, typer.Option(help="Another endpoint.", rich_help_panel=_JUDGE)] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Send it; it may cost money.", rich_help_panel=_JUDGE)] = False,
+    vbench: Annotated[Path | None, typer.Option(help="Lay out for VBench here.", rich_help_panel=_OUT)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json.", rich_help_panel=_OUT)] = None,
+    json_: Annotated[bool, typer.Option("--json", help="The result as one JSON object.", rich_help_panel=_OUT)] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes (default: cores).", min=1, rich_help_panel=_OUT)] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew.", rich_help_panel=_OUT)] = False,
+) -> None:
+    """Tell a stable minute from a decayed one: exposure, motion, repetition, and a verdict for every way to fail."""
+    from sfpp_cli import evaluating
+    from sfpp_cli.evaluation import Parameters
+    from sfpp_cli.evaluation.judge_service import JudgeSettings
+
+    targets, failed = evaluating.find_targets(videos or [], manifest, prompts, compare=compare)
+    wishes = evaluating.Wishes(
+        metrics=tuple(metrics.split(",")) if metrics else (),
+        clip=clip,
+        dino=dino,
+        judge=JudgeSettings(back_end=judge, model=judge_model, base_url=judge_url) if judge else None,
+        yes=yes,
+        vbench=vbench,
+        out=out,
+        workers=workers,
+        cache=not no_cache,
+    )
+    parameters = Parameters(reference_seconds=reference_seconds, clip_seconds=clip_seconds)
+    found = evaluating.run(targets, failed, parameters, wishes, Terminal(), shlex.join(["sfpp", *sys.argv[1:]]))
+    result(json.dumps(found) if json_ else found.get("report") or evaluating.as_text(found, wishes.metrics))
+    for failure in found["failed"]:
+        error(failure["error"])
+    raise typer.Exit(2 if found["failed"] else 0)

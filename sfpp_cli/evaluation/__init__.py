@@ -1,0 +1,17 @@
+"""How a long video holds up: exposure, motion, repetition and their verdicts, from any video file, without weights or network.
+
+In a notebook:
+
+    from sfpp_cli.evaluation import evaluate, Parameters
+    report = evaluate(["a.mp4", "b.webm"], parameters=Parameters(reference_seconds=5))
+    report["videos"][0]["metrics"], report["videos"][0]["verdicts"]["over_exposure"]
+
+`SCHEMA.md` describes the result. A plain script that measures several videos needs the usual `if __name__ == "__main__":`, since
+they are measured in processes of their own. Nothing here imports torch.
+"""
+
+from sfpp_cli.evaluation.evaluate import evaluate
+from sfpp_cli.evaluation.measure import measure
+from sfpp_cli.evaluation.parameters import Parameters
+
+__all__ = ["Parameters", "evaluate", "measure"]

@@ -1,0 +1,214 @@
+"""Systems side by side: means with bootstrap intervals, and paired differences where prompts match.
+
+The unit that is resampled is the prompt, not the video: several seeds of one prompt resemble each other, and counting them as
+independent would make every interval too narrow. Videos whose prompt is unknown count as one prompt each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain, combinations
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+Video = Mapping[str, Any]
+"""One entry of `videos` in an evaluation's result."""
+
+LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+"""Of every interval here: its coverage, how many bootstrap samples make it, and the seed that draws them."""
+FEW = 10
+"""With fewer clusters than this, a percentile interval is noticeably narrower than its level promises."""
+_AT_ONCE = 2_000_000
+"""Drawn indices held in memory together."""
+
+
+class Summary(TypedDict):
+    """A mean and its interval; `low` and `high` are null where a single cluster says nothing of the spread, and `note` says so."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+    clusters: int
+    note: str | None
+
+
+class Difference(Summary):
+    """A mean of paired differences; `same_seed` of the `count` are between videos that share the seed as well as the prompt."""
+
+    same_seed: int
+
+
+def summarise(
+    values: Sequence[float] | NDArray[np.float64],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Summary:
+    """The mean of finite `values` and the percentile bootstrap interval of that mean.
+
+    `clusters` labels each value (its prompt); whole clusters are drawn with replacement, and a sample's mean is over all values
+    of the clusters drawn. Without labels each value is its own. ValueError where there is nothing to average.
+    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    labels = range(data.size) if clusters is None else clusters
+    if data.ndim != 1 or not data.size or not np.isfinite(data).all() or len(labels) != data.size:
+        raise ValueError(f"expected finite values, each with a cluster, got {data.shape} and {len(labels)} clusters")
+    numbers: dict[Hashable, int] = {}
+    member = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
+    low, high = _interval(
+        np.bincount(member, data).astype(np.float64), np.bincount(member).astype(np.float64), level, resamples, seed
+    )
+    note = None
+    if len(numbers) == 1:
+        note = "one value, so no interval" if data.size == 1 else "one prompt, so no interval"
+    elif len(numbers) < FEW:
+        note = f"only {len(numbers)} clusters: the interval is narrower than its level promises"
+    return Summary(mean=float(data.mean()), low=low, high=high, count=int(data.size), clusters=len(numbers), note=note)
+
+
+def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
+    """Videos by their system, in order of appearance. Those without one are "all videos", or "others" beside named ones."""
+    rest = "others" if any(video.get("system") for video in videos) else "all videos"
+    systems: dict[str, list[Video]] = {}
+    for video in videos:
+        systems.setdefault(str(video.get("system") or rest), []).append(video)
+    return systems
+
+
+def compare(
+    systems: Mapping[str, Sequence[Video]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Any]:
+    """Every system summarised, and every two of them compared, as JSON with the schema `sfpp-comparison/1`:
+
+    - `level`, `resamples`, `seed`, `method`: what the intervals are;
+    - `systems[name]`: `videos` and `prompts` (counts), `metrics[metric]` (a `Summary`), and `verdicts[verdict]` with `fired` of
+      `videos` and `median_onset_seconds` (null where none fired or none has an onset);
+    - `pairs[i]`: `first`, `second`, `prompts` (in common), and `metrics[metric]` (a `Difference`, second minus first). A metric
+      without a common prompt is not there.
+
+    A metric is averaged over the videos that have it as a finite number; its `count` tells how many.
+    """
+    how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
+    return {
+        "schema": "sfpp-comparison/1",
+        "method": "percentile bootstrap of the mean, resampling prompts with all their seeds",
+        **how,
+        "systems": {name: _system(videos, how) for name, videos in systems.items()},
+        "pairs": [
+            {"first": first, "second": second, **_pair(systems[first], systems[second], how)}
+            for first, second in combinations(systems, 2)
+        ],
+    }
+
+
+def differences(first: Sequence[Video], second: Sequence[Video], metric: str) -> list[tuple[str, float, bool]]:
+    """(prompt, second minus first, whether the seed is the same) wherever both systems measured a prompt.
+
+    One for each seed that both have; where they share none, one between the prompt's means over seeds.
+    """
+    left, right = _by_prompt(first, metric), _by_prompt(second, metric)
+    found = []
+    for prompt in left:
+        if prompt not in right:
+            continue
+        mine, theirs = left[prompt], right[prompt]
+        shared = [seed for seed in mine if seed is not None and seed in theirs]
+        found += [(prompt, _mean(theirs[seed]) - _mean(mine[seed]), True) for seed in shared]
+        if not shared:
+            found.append((prompt, _mean([*chain(*theirs.values())]) - _mean([*chain(*mine.values())]), False))
+    return found
+
+
+def finite(value: object) -> float | None:
+    """A number that can be averaged, else None: JSON's null, text, NaN."""
+    if isinstance(value, int | float | np.number) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def _interval(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], level: float, resamples: int, seed: int
+) -> tuple[float | None, float | None]:
+    """Percentiles of the means of `resamples` draws of clusters, given each cluster's sum and size."""
+    count = len(sums)
+    if count == 1:
+        return None, None
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    rows = max(1, _AT_ONCE // count)
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, count, (min(rows, resamples - start), count))
+        means[start : start + rows] = sums[drawn].sum(1) / sizes[drawn].sum(1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _system(videos: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
+    clusters = [_cluster(video, place) for place, video in enumerate(videos)]
+    metrics = {}
+    for metric in _names(videos, "metrics"):
+        known = [
+            (value, cluster)
+            for video, cluster in zip(videos, clusters, strict=True)
+            if (value := _value(video, metric)) is not None
+        ]
+        if known:
+            metrics[metric] = summarise([value for value, _ in known], [cluster for _, cluster in known], **how)
+    verdicts = {name: _tally(videos, name) for name in _names(videos, "verdicts")}
+    return {"videos": len(videos), "prompts": len(set(clusters)), "metrics": metrics, "verdicts": verdicts}
+
+
+def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
+    """In how many videos a verdict fired, and the median second at which."""
+    given = [video["verdicts"][verdict] for video in videos if verdict in (video.get("verdicts") or {})]
+    fired = [entry for entry in given if entry.get("fired")]
+    onsets = [onset for entry in fired if (onset := finite(entry.get("onset_seconds"))) is not None]
+    return {"fired": len(fired), "videos": len(given), "median_onset_seconds": float(np.median(onsets)) if onsets else None}
+
+
+def _pair(first: Sequence[Video], second: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
+    metrics: dict[str, Difference] = {}
+    for metric in _names(first, "metrics"):
+        found = differences(first, second, metric)
+        if found:
+            summary = summarise([change for _, change, _ in found], [prompt for prompt, _, _ in found], **how)
+            metrics[metric] = Difference(**summary, same_seed=sum(same for _, _, same in found))
+    common = {video.get("prompt") for video in first} & {video.get("prompt") for video in second}
+    return {"prompts": len(common - {None}), "metrics": metrics}
+
+
+def _by_prompt(videos: Sequence[Video], metric: str) -> dict[str, dict[Hashable, list[float]]]:
+    """A metric's values by prompt, then seed; videos without a prompt are left out."""
+    found: dict[str, dict[Hashable, list[float]]] = {}
+    for video in videos:
+        value, prompt = _value(video, metric), video.get("prompt")
+        if value is not None and prompt is not None:
+            found.setdefault(prompt, {}).setdefault(video.get("seed"), []).append(value)
+    return found
+
+
+def _cluster(video: Video, place: int) -> Hashable:
+    """Its prompt; a video without one stands alone."""
+    prompt = video.get("prompt")
+    return (place,) if prompt is None else prompt
+
+
+def _value(video: Video, metric: str) -> float | None:
+    return finite((video.get("metrics") or {}).get(metric))
+
+
+def _names(videos: Sequence[Video], part: str) -> list[str]:
+    """Keys of a part of the videos, in order of appearance."""
+    return list(dict.fromkeys(name for video in videos for name in video.get(part) or {}))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

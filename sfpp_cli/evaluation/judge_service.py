@@ -1,0 +1,323 @@
+"""The two services that a video-LLM judge can be asked through: what goes over the wire, how patiently, and how answers come back.
+
+OpenAI-compatible chat completions take pictures; Gemini's generateContent takes pictures or a whole video. Keys come from the
+environment, travel in a header, and are never written down.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import random
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from sfpp_cli.errors import UserError
+
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 529}
+_LONGEST_BODY = 16 << 20
+Media = list[tuple[str, str, bytes]]
+"""(label, MIME type, data)."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """Whom to ask, what to show and how patiently. UserError names all that is wrong at once.
+
+    `back_end`: "gemini" (generateContent, the whole video where it fits) or "openai" (any chat-completions endpoint, frames as
+    pictures). `frames` are spread evenly, first and last included; `side` is their longer side in pixels. Videos of up to
+    `inline_bytes` go whole to Gemini, whose limit is 20 MB after base64. `asks` is how often an unusable answer is asked for in
+    all, `retries` how often a failed request is repeated, `timeout` and `longest_wait` are in seconds.
+    """
+
+    back_end: str = "gemini"
+    model: str | None = None
+    base_url: str | None = None
+    frames: int = 32
+    side: int = 512
+    quality: int = 90
+    inline_bytes: int = 14_000_000
+    asks: int = 3
+    retries: int = 5
+    requests_per_minute: float = 30.0
+    timeout: float = 300.0
+    longest_wait: float = 300.0
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} must be {what}" for name, what, good in _rules(self) if not good]
+        if problems:
+            raise UserError(f"judge: {'; '.join(problems)}")
+
+    @property
+    def judge_model(self) -> str:
+        return self.model or BACK_ENDS[self.back_end].model
+
+    @property
+    def url(self) -> str:
+        """Where the service is, without a slash at the end."""
+        return (self.base_url or BACK_ENDS[self.back_end].url).rstrip("/")
+
+
+@dataclass
+class Clock:
+    """Time and chance, so that tests need to wait for neither."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = field(default_factory=lambda: random.Random().random)
+
+
+# --- the two protocols ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BackEnd:
+    """A protocol: where it lives, how its key travels, how a question is put and where the answer stands."""
+
+    url: str
+    model: str
+    variable: str
+    path: Callable[[JudgeSettings], str]
+    header: Callable[[str], tuple[str, str]]
+    body: Callable[[JudgeSettings, str, Media], dict[str, Any]]
+    text: Callable[[Any], str]
+
+
+def _chat_body(settings: JudgeSettings, question: str, media: Media) -> dict[str, Any]:
+    """OpenAI's chat completions: every picture as a data URL, its time before it, the question last."""
+    content: list[dict[str, Any]] = []
+    for label, mime, data in media:
+        content += [
+            {"type": "text", "text": label},
+            {"type": "image_url", "image_url": {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}},
+        ]
+    content.append({"type": "text", "text": question})
+    warmth = {} if settings.temperature is None else {"temperature": settings.temperature}
+    return {"model": settings.judge_model, "messages": [{"role": "user", "content": content}], **warmth}
+
+
+def _chat_text(body: Any) -> str:
+    choice = body["choices"][0]
+    content = choice["message"].get("content") or ""
+    text = content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+    return _said(text, choice["message"].get("refusal") or choice.get("finish_reason"))
+
+
+def _gemini_body(settings: JudgeSettings, question: str, media: Media) -> dict[str, Any]:
+    """Gemini's generateContent: the video, or frames with their times, and then the question."""
+    parts: list[dict[str, Any]] = []
+    for label, mime, data in media:
+        parts += [{"text": label}] if label else []
+        parts.append({"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}})
+    parts.append({"text": question})
+    warmth = {} if settings.temperature is None else {"generationConfig": {"temperature": settings.temperature}}
+    return {"contents": [{"role": "user", "parts": parts}], **warmth}
+
+
+def _gemini_text(body: Any) -> str:
+    if not body.get("candidates"):
+        return _said("", body.get("promptFeedback", {}).get("blockReason"))
+    candidate = body["candidates"][0]
+    parts = candidate.get("content", {}).get("parts", [])
+    return _said("".join(part.get("text", "") for part in parts if not part.get("thought")), candidate.get("finishReason"))
+
+
+def _said(text: str, ending: object) -> str:
+    if not text.strip():
+        raise Unusable(f"an empty answer ({ending or 'no reason given'})")
+    return text.encode(errors="replace").decode()  # JSON can smuggle in halves of surrogate pairs, which no file takes
+
+
+BACK_ENDS = {
+    "openai": BackEnd(
+        url="https://api.openai.com/v1",
+        model="",
+        variable="OPENAI_API_KEY",
+        path=lambda settings: "/chat/completions",
+        header=lambda key: ("Authorization", f"Bearer {key}"),
+        body=_chat_body,
+        text=_chat_text,
+    ),
+    "gemini": BackEnd(
+        url="https://generativelanguage.googleapis.com/v1beta",
+        model="gemini-2.5-pro",
+        variable="GEMINI_API_KEY",
+        path=lambda settings: f"/models/{quote(settings.judge_model, safe='')}:generateContent",
+        header=lambda key: ("x-goog-api-key", key),
+        body=_gemini_body,
+        text=_gemini_text,
+    ),
+}
+
+
+def _rules(settings: JudgeSettings) -> list[tuple[str, str, bool]]:
+    """(field, what it takes, whether it does)."""
+    known = settings.back_end in BACK_ENDS
+    at_least_one = [(name, "1 or more", getattr(settings, name) >= 1) for name in ("frames", "side", "asks")]
+    above_zero = [(name, "above 0", getattr(settings, name) > 0) for name in ("requests_per_minute", "timeout", "longest_wait")]
+    return [
+        ("back_end", f"one of {', '.join(BACK_ENDS)}", known),
+        ("model", "given, for this back end has no default", not known or bool(settings.judge_model)),
+        (
+            "base_url",
+            "an http(s) address without user, query or fragment (keys come from the environment only)",
+            settings.base_url is None or _is_address(settings.base_url),
+        ),
+        *at_least_one,
+        *above_zero,
+        ("quality", "from 1 to 95", 1 <= settings.quality <= 95),
+        ("retries", "0 or more", settings.retries >= 0),
+    ]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(re.match("https?://", text) and urlsplit(text).hostname and not re.search(r"[@?#\s]", text))
+    except ValueError:  # half a pair of brackets
+        return False
+
+
+# --- the wire ---------------------------------------------------------------------------------------------------------------
+
+
+class Unusable(Exception):
+    """An answer that is no verdict."""
+
+
+class NoAnswer(Exception):
+    """A question that got no answer however often it was sent."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Service:
+    """Sends requests at an agreed pace, repeats what failed in passing, and never shows its key."""
+
+    def __init__(self, settings: JudgeSettings, clock: Clock) -> None:
+        back_end = BACK_ENDS[settings.back_end]
+        self.settings, self.clock = settings, clock
+        self.address = settings.url + back_end.path(settings)
+        self._key = os.environ.get(back_end.variable, "").strip()
+        self._check_key(back_end.variable)
+        key_header = dict([back_end.header(self._key)]) if self._key else {}
+        self._headers = {"Content-Type": "application/json", "User-Agent": "sfpp", **key_header}
+        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._next = -float("inf")
+
+    def _check_key(self, variable: str) -> None:
+        address = urlsplit(self.address)
+        if not self._key and self.settings.base_url is None:
+            raise UserError(f"{variable} is not set: put the key of {address.hostname} into the environment")
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise UserError(f"{variable} holds characters that no key has: set it again")
+        if self._key and address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
+            raise UserError(f"the key would travel in clear to {address.hostname}: use https, or unset {variable} if it needs none")
+
+    def post(self, body: bytes, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Send until there is a response of status 200; `keep` gets each response.
+
+        NoAnswer when patience ends; UserError where the next question would fare no better.
+        """
+        for attempt in range(self.settings.retries + 1):
+            self._pace()
+            response, wait = self._send(body)
+            keep(response)
+            status, said = response["status"], f"{urlsplit(self.address).hostname}: {_complaint(response)}"
+            if status == 200:
+                return
+            self._refuse(status, said)
+            wait = max(wait, min(60.0, 2.0**attempt) * (0.5 + self.clock.chance()))
+            if status and status not in _TRANSIENT:
+                raise NoAnswer(said)
+            if attempt == self.settings.retries or wait > self.settings.longest_wait:
+                raise NoAnswer(f"{said} (given up after {attempt + 1} attempts; the next run asks again)")
+            self.clock.sleep(wait)
+
+    def _pace(self) -> None:
+        """Leave at least 60 / requests_per_minute seconds between the starts of two requests."""
+        now = self.clock.now()
+        if now < self._next:
+            self.clock.sleep(self._next - now)
+        self._next = max(now, self._next) + 60 / self.settings.requests_per_minute
+
+    def _send(self, body: bytes) -> tuple[dict[str, Any], float]:
+        """What came back, as it is kept, and the seconds we were told to wait. No response at all has status None."""
+        request = urllib.request.Request(self.address, body, self._headers)
+        try:
+            try:
+                answer = self._opener.open(request, timeout=self.settings.timeout)
+            except urllib.error.HTTPError as error:
+                answer = error
+            with answer:
+                data = answer.read(_LONGEST_BODY)
+            promised = answer.headers.get("Content-Length", "")
+            if promised.isdigit() and len(data) < min(int(promised), _LONGEST_BODY):  # `read` with a limit does not notice
+                raise http.client.IncompleteRead(data, int(promised) - len(data))
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            return {"status": None, "error": self._hide(str(reason) or type(error).__name__)}, 0.0
+        text = self._hide(data.decode(errors="replace"))
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            parsed = text
+        return {"status": _status(answer.status, parsed), "body": parsed}, _told_to_wait(answer.headers.get("Retry-After"), text)
+
+    def _hide(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+    def _refuse(self, status: int | None, said: str) -> None:
+        """UserError for what no patience mends."""
+        if status in (401, 402, 403) or "API_KEY_INVALID" in said or "insufficient_quota" in said:
+            raise UserError(f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} and what its account may spend")
+        if status == 404:
+            raise UserError(f"{said}; check the judge's model ({self.settings.judge_model}) and address ({self.settings.url})")
+        if status and 300 <= status < 400:
+            raise UserError(f"{said}; the address {self.settings.url} leads elsewhere: give the one it leads to")
+
+
+def _status(status: int, body: Any) -> int:
+    """What a response means: some gateways answer 200 and put the real status inside."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if status != 200 or not error:
+        return status
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if type(code) is int and code >= 400 else 502
+
+
+def _complaint(response: Mapping[str, Any]) -> str:
+    """Why a request failed, in a line."""
+    if response["status"] is None:
+        return str(response["error"])
+    body = response["body"]
+    error = body.get("error", body) if isinstance(body, dict) else body
+    message = str(error.get("message") or "") if isinstance(error, dict) else str(error)
+    codes = re.findall(r"API_KEY_INVALID|insufficient_quota", json.dumps(body))
+    return " ".join([f"status {response['status']}", *codes[:1], *message.split()])[:240]
+
+
+def _told_to_wait(header: str | None, text: str) -> float:
+    """Seconds: of a Retry-After header (a number or a date), or of the retryDelay in Gemini's error details; 0 for neither."""
+    if header and header.strip().isdigit():
+        return float(header)
+    if header:
+        with suppress(ValueError):
+            return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
+    delay = re.search(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"', text)
+    return float(delay[1]) if delay else 0.0

@@ -1,0 +1,118 @@
+"""Every setting and threshold of the local metrics, each with its reason. They go into every result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from sfpp_cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the numbers depend on. Luma and differences between pictures are fractions of full scale; times are in seconds."""
+
+    reference_seconds: float = 5.0
+    """The video's own beginning, which everything later is judged against. A video shorter than three times this uses a third."""
+    clip_seconds: int = 2
+    """VBench-Long's clips."""
+
+    # --- exposure
+    clipped_luma: float = 0.98
+    crushed_luma: float = 0.02
+    """Pixels beyond these are clipped highlights and crushed shadows."""
+    exposure_way: float = 0.4
+    """Over-exposed (darkened): mean luma has gone this share of the way from the reference to white (to black). Pans and passing
+    objects stay below a quarter; drift to white ends near one."""
+    exposure_clipped: float = 0.25
+    """Or: this much more of the picture than in the reference is clipped (crushed). A quarter of the picture without detail."""
+    exposure_calm: float = 0.08
+    """The drift began when luma last was within this share of the way: where it leaves the usual wandering."""
+    exposure_sustain_seconds: float = 1.0
+    """A flash is no drift."""
+
+    # --- motion
+    flow_short_side: int = 256
+    """Flow is computed on pictures of at most this short side, by area averaging; magnitudes are in pixels of the video. VBench
+    states its motion threshold for this very size."""
+    flow_window: int = 8
+    """Frames over which the variance of the flow's magnitude is taken (Self-Forcing++, section 3.3)."""
+    flow_spike: float = 3.0
+    """A spike is a frame with this many times the median flow of the second around it, and at least a pixel at 256 more."""
+    stagnation_ratio: float = 0.2
+    """Motion has died when the fastest 5 % move at less than this share of the reference's pace. Sliding objects that slow down at
+    their turning points stay above within a second."""
+    stagnation_speed: float = 0.05
+    """And at less than this many short sides a second: a quarter of the pace that VBench calls dynamic, so that a fast start does
+    not make an ordinary pace look dead."""
+    still_speed: float = 0.005
+    """A video slower than this from the first second is stagnant from the first second; the noise of an encoder is below it."""
+    stagnation_seconds: float = 3.0
+    """How long motion must be gone; a held pose is shorter."""
+    stagnation_contrast: float = 0.3
+    """Motion is not judged where contrast is below this share of the reference's: in white nothing can be seen to move."""
+
+    # --- repetition
+    repeat_min_frames: int = 81
+    """Shortest offset looked for: 21 latent frames, what one training window of the teacher spans. (Shorter loops show at a
+    multiple of their period.) A short video uses a quarter of its length."""
+    repeat_max_seconds: float = 120.0
+    """Longest offset looked for, besides half the video: keeps the cost of an hour linear."""
+    norepeat_position: int | None = None
+    norepeat_halfwidth: int | None = None
+    """NoRepeat's P and n in frames. RIFLEx does not publish n, and P is of models with a RoPE period; None spans the above."""
+    repeat_ratio: float = 0.25
+    """Two moments are the same when their pictures differ by less than this share of what changes within a second around either:
+    an encoder's noise is below, objects that merely pass the same place are above."""
+    repeat_activity: float = 0.004
+    """Where less than this changes within a second nothing moves, so nothing can repeat: a frozen picture is not a loop."""
+    repeat_seconds: float = 3.0
+    """How much repeated time makes a loop; a path crossed twice is shorter."""
+
+    # --- sudden changes
+    chunk_first: int = 9
+    chunk_period: int = 12
+    """Chunk borders in video frames: three latent frames of Wan are 9 frames at the beginning and 12 later."""
+    jump_picture: float = 0.012
+    jump_luma: float = 0.006
+    jump_flow: float = 0.01
+    """Smallest sudden change of the picture (RMS of its 16 x 16 miniature) and of mean luma: 3 and 1.5 levels of 255, above what
+    key frames and palettes do. And of the mean flow, in short sides a frame: 5 pixels at 480, a visible jerk."""
+    jump_ratio: float = 3.5
+    """A sudden change is this many times the usual one of the second around it."""
+    reversal: float = 0.75
+    """Pictures that go forth and back from frame to frame: how much of the way is undone within 2, 4 or 6 frames. Motion mostly
+    stays below a half, and so does noise."""
+    flicker_events: int = 4
+    flicker_window_seconds: float = 4.0
+    """So many sudden changes within so much time are flicker: one a second, where chunk borders come at 0.75 s."""
+    cut_picture: float = 0.06
+    """A hard cut changes the picture by at least this: 15 levels of 255, over all cells of the miniature."""
+    cut_alone_seconds: float = 2.0
+    """A cut stands alone: no other sudden change is this near. Cuts in quicker succession count as flicker."""
+
+    # --- stability: departure from the reference that costs nothing, and that costs everything
+    stability_way: tuple[float, float] = (0.1, 0.6)
+    """Mean luma, share of the way to white or black."""
+    stability_clipped: tuple[float, float] = (0.05, 0.4)
+    """Rise of the clipped or crushed share."""
+    stability_contrast: tuple[float, float] = (0.5, 2.0)
+    """Contrast, octaves up or down."""
+    stability_sharpness: tuple[float, float] = (1.0, 4.0)
+    """Variance of the Laplacian, octaves up or down: it halves or doubles with what happens to be in the picture."""
+
+    curve_points: int = 300
+    """Curves in a result are averaged into at most so many points."""
+
+    def __post_init__(self) -> None:
+        positive = ("reference_seconds", "clip_seconds", "flow_short_side", "flow_window", "chunk_period", "curve_points")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it has to be positive")
+        if (self.norepeat_position is None) != (self.norepeat_halfwidth is None):
+            raise UserError("norepeat_position and norepeat_halfwidth go together; give both or neither")
+
+    def key(self) -> str:
+        """A digest of all of them."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
