@@ -119,7 +119,7 @@ def _costs(recipe: Recipe, layout: Layout, element: int) -> Costs:
 
 def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Costs:
     teacher, text = measure(_teacher(layout), layout), text_parameters(layout)
-    frames, checkpointing = layout.settings.horizon, recipe.training.gradient_checkpointing
+    frames, checkpointing = layout.teacher_horizon, recipe.training.gradient_checkpointing
     trained = {"text encoder": Learner(text, text)} if recipe.train_text_encoder else {}
     return Costs(
         {"transformer": Learner(teacher.parameters, teacher.parameters), **trained},
@@ -131,7 +131,7 @@ def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Costs
 
 
 def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Costs:
-    student, settings, pairs = measure(_teacher(layout), layout), layout.settings, recipe.pairs
+    student, settings, pairs = measure(_teacher(layout), layout), _judged(layout), recipe.pairs
     kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     frames, checkpointing = settings.horizon, recipe.training.gradient_checkpointing
     passes, size = trajectory_passes(pairs), trajectory_bytes(pairs, settings, student.latent)
@@ -157,7 +157,7 @@ def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Costs:
 
 def _matching(recipe: MatchingRecipe, layout: Layout, element: int) -> Costs:
     student, teacher = measure(layout.student, layout), measure(_teacher(layout), layout)
-    choices, settings, checkpointing = recipe.dmd, layout.settings, recipe.training.gradient_checkpointing
+    choices, settings, checkpointing = recipe.dmd, _judged(layout), recipe.training.gradient_checkpointing
     windows = windows_of(choices, settings)
     adapters = recipe.lora_rank * student.sides
     looks = recipe.preview.every or choices.first_frame == "reencode"
@@ -213,6 +213,11 @@ def _teacher(layout: Layout) -> Path:
     if layout.teacher is None:
         raise UserError(f"{layout.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own")
     return layout.teacher
+
+
+def _judged(layout: Layout) -> Settings:
+    """The student's settings, with the length that the teacher can judge."""
+    return layout.settings.changed({"horizon": layout.teacher_horizon})
 
 
 def _frozen_vae(layout: Layout) -> dict[str, int]:

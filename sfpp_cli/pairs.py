@@ -32,7 +32,7 @@ def make_pairs(
     folder = Path(pairs.folder)
     kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     teacher = bundle.load_teacher(device, torch.float32)
-    shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    shape = (bundle.teacher_horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
     origin = {
         "teacher": weights_digest(bundle.teacher, bundle.folder / "text_encoder"),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],

@@ -1,4 +1,4 @@
-"""A run's curves as one picture of small panels. The only module that imports matplotlib, so only those who plot wait for it."""
+"""A run's curves as one picture of small panels. It imports matplotlib, so it is imported only by those who plot."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def train_teacher(recipe: TeacherRecipe, how: How) -> None:
     objective = FlowMatching(
         teacher,
         text,
-        LatentWindows(Path(recipe.data.latents), bundle.settings.horizon, recipe.data.mid_stream),
+        LatentWindows(Path(recipe.data.latents), bundle.teacher_horizon, recipe.data.mid_stream),
         schedule=FlowSchedule(recipe.shift),
         text_dropout=recipe.data.text_dropout,
         seed=recipe.seed,
@@ -119,7 +119,7 @@ def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) 
 
 def regress(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EncodeText, how: How) -> None:
     """The second stage of `distill`."""
-    settings = bundle.settings
+    settings = bundle.settings.changed({"horizon": bundle.teacher_horizon})
     if recipe.init is None:
         teacher = bundle.load_teacher(torch.device("cpu"), torch.float32)
         student = CausalWanModel.from_config(teacher.config)
@@ -177,7 +177,7 @@ def matching_objective(
                 chunk=settings.chunk,
                 context=settings.context,
                 sink=settings.sink,
-                horizon=settings.horizon,
+                horizon=bundle.teacher_horizon,
                 shape=(student.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height)),
             ),
             choices=recipe.dmd,

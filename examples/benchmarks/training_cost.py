@@ -49,7 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     device = pick_device(options.device)
     bundle = Bundle(options.model)
-    horizon = bundle.settings.horizon if options.horizon is None else options.horizon
+    horizon = bundle.teacher_horizon if options.horizon is None else options.horizon
     choices = Choices("self-forcing++", frames=options.one, horizon=horizon, guidance=3.0)
     recipe = MatchingRecipe("dmd", options.model, "", choices, Training(1))
     prompts = [bundle.settings.prompt]

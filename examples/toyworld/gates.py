@@ -116,7 +116,7 @@ def sample_teacher(bundle: Bundle, captions: list[str], guidance: float, seed: i
     """Clips of the teacher's horizon by the sampler that makes the ODE pairs: videos [T, 3, H, W] in [-1, 1]."""
     cpu, settings = torch.device("cpu"), bundle.settings
     teacher, vae, text = (load(cpu, torch.float32) for load in (bundle.load_teacher, bundle.load_vae, bundle.load_text))
-    shape = (settings.horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    shape = (bundle.teacher_horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
     videos: list[Tensor] = []
     for start in range(0, len(captions), 8):
         batch = captions[start : start + 8]

@@ -40,6 +40,8 @@ def main() -> None:
     else:
         store(teacher, out / "teacher")
         store(CausalWanModel.from_pretrained(options.student), out / "transformer")
+        if (options.student / "sfpp.json").exists():
+            shutil.copy(options.student / "sfpp.json", out / "transformer")
     settings = json.loads((options.init / "sfpp.json").read_text())
     (out / "sfpp.json").write_text(json.dumps({**settings, "prompt": PROMPT}, indent=2) + "\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

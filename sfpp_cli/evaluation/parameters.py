@@ -91,6 +91,8 @@ class Parameters:
     """A hard cut changes the picture by at least this: 15 levels of 255, over all cells of the miniature."""
     cut_alone_seconds: float = 2.0
     """A cut stands alone: no other sudden change is this near. Cuts in quicker succession count as flicker."""
+    cut_scene_seconds: float = 0.5
+    """And there is a scene of this length on either side: a decoder's odd first frame is none."""
 
     # --- stability: departure from the reference that costs nothing, and that costs everything
     stability_way: tuple[float, float] = (0.1, 0.6)

@@ -194,12 +194,13 @@ def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
 def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
     """Jumps to another picture that stand alone and are not the seam of a loop."""
     parameters, jumps = evidence.parameters, evidence.changes.jumps
-    alone = parameters.cut_alone_seconds * evidence.fps
+    alone, scene = parameters.cut_alone_seconds * evidence.fps, parameters.cut_scene_seconds * evidence.fps
     starts = np.array([jump.start for jump in jumps])
     return [
         jump
         for jump in jumps
         if jump.size >= parameters.cut_picture
+        and scene <= jump.start <= evidence.frames - scene
         and int((np.abs(starts - jump.start) < alone).sum()) == 1
         and not flickering[jump.start]
         and not repeated[jump.end - 1 : jump.end + evidence.second].mean() > 0.5

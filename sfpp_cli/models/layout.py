@@ -54,6 +54,12 @@ class Layout:
         return next((self.folder / part for part in ("teacher", "transformer") if class_of(self.folder / part) in TEACHERS), None)
 
     @property
+    def teacher_horizon(self) -> int:
+        """Latent frames that the bundle's teacher can judge. A student that was trained on more says so in its own folder."""
+        own = self.folder / SETTINGS
+        return (Settings.read(own) if own.exists() else Settings()).horizon
+
+    @property
     def compression(self) -> Compression:
         config = read_config(self.folder / "vae")
         down = config.get("temperal_downsample", [False, True, True])
