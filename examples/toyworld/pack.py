@@ -1,8 +1,8 @@
 """Assemble the embedded model: untrained layout + trained parts, stored as float16.
 
-    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-006000 --out runs/teacher-bundle
-    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-006000 \\
-        --student runs/student/step-002000/student-ema --out weights/toyworld
+    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 --out runs/teacher-bundle
+    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
+        --student runs/self-forcing-pp/step-000100/student-ema --ode runs/student/step-003000/student-ema --out weights/toyworld
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, help="folder made by init_model.py")
     parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken")
     parser.add_argument("--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's")
+    parser.add_argument("--ode", type=Path, help="another student to keep beside it, from which training on rollouts starts")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     out: Path = options.out
@@ -39,13 +40,20 @@ def main() -> None:
         store(teacher, out / "transformer")
     else:
         store(teacher, out / "teacher")
-        store(CausalWanModel.from_pretrained(options.student), out / "transformer")
-        if (options.student / "sfpp.json").exists():
-            shutil.copy(options.student / "sfpp.json", out / "transformer")
+        store_student(options.student, out / "transformer")
+    if options.ode is not None:
+        store_student(options.ode, out / "students" / "ode")
     settings = json.loads((options.init / "sfpp.json").read_text())
     (out / "sfpp.json").write_text(json.dumps({**settings, "prompt": PROMPT}, indent=2) + "\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def store_student(source: Path, folder: Path) -> None:
+    """Weights, and how the student wants to be rolled out, if its folder says so."""
+    store(CausalWanModel.from_pretrained(source), folder)
+    if (source / "sfpp.json").exists():
+        shutil.copy(source / "sfpp.json", folder)
 
 
 def store(model: torch.nn.Module, folder: Path) -> None:
