@@ -99,6 +99,9 @@ def test_features_are_small_frames_evenly_spaced(script: ModuleType, tmp_path: P
     board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
     save_file({"frames": board.expand(2, 4, 3, 32, 32).contiguous()}, tmp_path / "board.safetensors")
     assert script.features(tmp_path / "board.safetensors", 2).unique().tolist() == [0.5]
+    assert script.features(tmp_path / "board.safetensors", 2, moving=True).abs().max() == 0, "nothing moves"
+    moving = script.features(tmp_path / "ramp.safetensors", 5, moving=True)
+    assert moving.mean(2)[0].tolist() == pytest.approx([-0.5, -0.25, 0, 0.25, 0.5], abs=1e-6)
 
 
 def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:

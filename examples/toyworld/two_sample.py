@@ -27,8 +27,8 @@ SIZE = 16
 
 def main() -> None:
     options = parse()
-    first = features(options.first, options.frames)
-    second = features(options.second, options.frames, options.span)
+    first = features(options.first, options.frames, moving=options.moving)[: options.videos]
+    second = features(options.second, options.frames, options.span, moving=options.moving)[: options.videos]
     if min(len(first), len(second)) < 2:
         raise SystemExit("a set needs two videos or more: only frames of different videos are independent")
     report = {
@@ -39,17 +39,21 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def features(path: Path, frames: int, span: tuple[float, float] | None = None) -> Tensor:
-    """Evenly spaced frames of every video, [videos, frames, D]: 16x16 RGB in [0, 1], flattened. `span` in seconds."""
+def features(path: Path, frames: int, span: tuple[float, float] | None = None, *, moving: bool = False) -> Tensor:
+    """Evenly spaced frames of every video, [videos, frames, D]: 16x16 RGB in [0, 1], flattened. `span` in seconds.
+
+    `moving` takes each video's median frame away: what is left is what moves, without the background that differs most.
+    """
     rows = []
     for video in load_videos(path):
         if span is not None:
             video = video[round(FPS * span[0]) : round(FPS * span[1])]
         if not len(video):
             raise SystemExit(f"{path}: a video has no frame in seconds {span}")
-        picked = video[torch.linspace(0, len(video) - 1, frames).round().long()]
-        small = F.interpolate((picked.float() + 1) / 2, size=(SIZE, SIZE), mode="area")
-        rows.append(small.flatten(1))
+        small = F.interpolate((video.float() + 1) / 2, size=(SIZE, SIZE), mode="area")
+        if moving:
+            small = small - small.median(dim=0).values
+        rows.append(small[torch.linspace(0, len(video) - 1, frames).round().long()].flatten(1))
     return torch.stack(rows)
 
 
@@ -91,6 +95,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("first", type=Path, help="folder of video files, .safetensors or .pt")
     parser.add_argument("second", type=Path, help="the set to compare with it")
     parser.add_argument("--frames", type=int, default=8, help="frames of each video")
+    parser.add_argument("--videos", type=int, help="only the first so many of each set")
+    parser.add_argument("--moving", action="store_true", help="compare what moves: frames less their video's median frame")
     parser.add_argument("--span", type=float, nargs=2, metavar=("FROM", "TO"), help="only these seconds of the second set")
     return parser.parse_args()
 
