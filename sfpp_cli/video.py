@@ -273,15 +273,15 @@ def probe(path: Path) -> VideoInfo:
     A GIF's clock ticks in hundredths of a second, so the rate of one shorter than a second or two is a guess, a few per cent off.
     UserError if it cannot be read, or if the frames carry no rate since another program wrote them.
     """
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             files = _png_files(path)
             with Image.open(files[0]) as image:
                 if "fps" not in image.info:
                     raise UserError(f"{path} holds frames without a frame rate; make a video file of them first")
                 return VideoInfo(image.width, image.height, float(image.info["fps"]), len(files))
-        head = _ask(path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1")
-        progress = _ask(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-")
+        head = ask_ffmpeg(path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1")
+        progress = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-")
     found = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
     counts = re.findall(rb"^frame=(\d+)", progress, re.MULTILINE)
     if not found or not counts:
@@ -295,7 +295,7 @@ def read_frames(path: Path) -> Iterator[Frames]:
 
     UserError, raised while iterating, for what cannot be read: a file that was cut short ends in one, not in a short video.
     """
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             for file in _png_files(path):
                 with Image.open(file) as image:
@@ -312,12 +312,12 @@ def read_frames(path: Path) -> Iterator[Frames]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """What `VideoWriter` was given as metadata; of a file by another program, the container's own tags. UserError if unreadable."""
-    with _reading(path):
+    with reading(path):
         if path.is_dir():
             with Image.open(_png_files(path)[0]) as image:
                 tags = {str(key): str(value) for key, value in image.info.items()}
         else:
-            tags = _parse_ffmetadata(_ask(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace"))
+            tags = _parse_ffmetadata(ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace"))
     with suppress(ValueError):
         recorded = json.loads(tags.get("comment", ""))
         if isinstance(recorded, dict) and all(isinstance(value, str) for value in recorded.values()):
@@ -446,14 +446,14 @@ def _open_video(path: Path, *arguments: str) -> Iterator[IO[bytes]]:
         yield _pipe(process.stdout)
 
 
-def _ask(path: Path, *arguments: str) -> bytes:
+def ask_ffmpeg(path: Path, *arguments: str) -> bytes:
     """All that ffmpeg answers about a file."""
     with _open_video(path, *arguments) as stream:
         return stream.read()
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.video import Frames, VideoInfo, _ask, _reading, atomic_write, probe, read_frames
+from sfpp_cli.video import Frames, VideoInfo, ask_ffmpeg, atomic_write, probe, read_frames, reading
 
 _RATE_TOLERANCE = 0.03
 
@@ -64,8 +64,8 @@ class FrameTimes:
 
 def frame_times(path: Path) -> FrameTimes:
     """As the container has them; nothing is decoded. Empty where it has none."""
-    with _reading(path):
-        listing = _ask(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1").decode(errors="replace")
+    with reading(path):
+        listing = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1").decode(errors="replace")
     base = re.search(r"^#tb 0: (\d+)/(\d+)", listing, re.MULTILINE)
     tick = int(base[1]) / int(base[2]) if base else 1.0
     ticks = sorted(int(found) for found in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
