@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from sfpp_cli.core.dmd import Choices
+from sfpp_cli.core.dmd import Choices, start_weights
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
@@ -142,7 +142,7 @@ def start_chances(starts: int, windows: int, kind: Literal["uniform", "beta(1,2)
     """
     if kind == "uniform":
         return [math.comb(start, windows - 1) / math.comb(starts, windows) for start in range(starts)]
-    weights = starts - torch.arange(starts) - 0.5
+    weights = start_weights(starts, kind)
     if windows == 1:
         return (weights / weights.sum()).tolist()
     drawn = torch.multinomial(weights.expand(DRAWS, -1), windows, generator=torch.Generator().manual_seed(0))

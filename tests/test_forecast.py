@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from tiny import CONFIG, SIZE, make_student, make_teacher, prompts
+from tiny import CONFIG, SIZE, WAN_1_3B, make_student, make_teacher, prompts
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -46,18 +46,7 @@ pytest_plugins = ["tiny_bundle"]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 WAN = sorted((Path(__file__).parent.parent / "examples" / "wan-1.3b").glob("*.toml"))
 CONFIGS: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": [1, 2, 2],
-        "num_attention_heads": 12,
-        "attention_head_dim": 128,
-        "in_channels": 16,
-        "out_channels": 16,
-        "text_dim": 4096,
-        "freq_dim": 256,
-        "ffn_dim": 8960,
-        "num_layers": 30,
-    },
+    "transformer": {"_class_name": "WanTransformer3DModel", **WAN_1_3B},
     "vae": {
         "_class_name": "AutoencoderKLWan",
         "base_dim": 96,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from test_dmd import matching
-from torch import multiprocessing
+from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.parallel import ALONE, Ranks
@@ -32,31 +29,16 @@ def run(folder: Path, ranks: Ranks, training: Training = TRAINING) -> None:
     trainer.run()
 
 
-def one_of_two(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = Ranks.from_environment()
-    ranks.join(torch.device("cpu"))
+def train_both_ways(ranks: Ranks, folder: Path) -> None:
     run(folder / "run", ranks)
     run(folder / "replicas", ranks, replace(TRAINING, parallel="replicate"))
-    ranks.wait()
-    dist.destroy_process_group()
-    os._exit(0)  # in one of some thirty runs, torch's threads abort while the interpreter is torn down
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two ranks."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn").Process
-    processes = [spawn(target=one_of_two, args=(rank, port, folder), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    assert [process.exitcode for process in processes] == [0, 0]
+    on_two_ranks(train_both_ways, folder)
     return folder
 
 

@@ -11,24 +11,13 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from golden_data import ATOL, load, weights
-from tiny import SIZE, MaskedMemory, NaiveCache, gradients, latents, make_student, make_teacher, prompts
+from tiny import SIZE, WAN_1_3B, MaskedMemory, NaiveCache, gradients, latents, make_student, make_teacher, prompts
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import KVCache, Memory, UnrolledCache
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
-WAN_1_3B = {
-    "patch_size": (1, 2, 2),
-    "num_attention_heads": 12,
-    "attention_head_dim": 128,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-    "freq_dim": 256,
-    "ffn_dim": 8960,
-    "num_layers": 30,
-}
 TEXT = prompts(2)
 TIMESTEP = torch.tensor([833.25, 77.5])
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.objective import Losses, Player, Turn
@@ -384,31 +382,14 @@ def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:
         Trainer(Regression(), TRAINING, tmp_path, Ranks(0, 3))
 
 
-def one_of_two(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    ranks = Ranks.from_environment()
-    ranks.join(torch.device("cpu"))
+def train_share(ranks: Ranks, folder: Path) -> None:
     objective = Regression()
     Trainer(objective, TRAINING, folder / "run", ranks).run()
-    torch.save(objective.asked, folder / f"{rank}.pt")
-    ranks.wait()
-    dist.destroy_process_group()
-    os._exit(0)  # in one of some thirty runs, torch's threads abort while the interpreter is torn down
+    torch.save(objective.asked, folder / f"{ranks.rank}.pt")
 
 
 def test_two_ranks_follow_one(tmp_path: Path, whole: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn").Process
-    processes = [spawn(target=one_of_two, args=(rank, port, tmp_path), daemon=True) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0, 0]
-
+    on_two_ranks(train_share, tmp_path)
     asked = [number for rank in range(2) for number in torch.load(tmp_path / f"{rank}.pt")]
     assert sorted(asked) == list(range(48))
     for ours, theirs in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):

@@ -26,6 +26,17 @@ CONFIG: dict[str, Any] = {
     "num_layers": 2,
 }
 SIZE = (4, 6)
+WAN_1_3B: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 12,
+    "attention_head_dim": 128,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 4096,
+    "freq_dim": 256,
+    "ffn_dim": 8960,
+    "num_layers": 30,
+}
 
 
 def make_student(**changes: Any) -> CausalWanModel:

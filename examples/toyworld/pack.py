@@ -57,7 +57,11 @@ def store_student(source: Path, folder: Path) -> None:
 
 
 def store(model: torch.nn.Module, folder: Path) -> None:
+    """As float16, without a word of where the weights were loaded from."""
     model.to(torch.float16).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -200,8 +200,7 @@ class DistributionMatching:
 
     def draw_starts(self, draws: torch.Generator) -> list[int]:
         """The chunks at which windows start, ascending, none twice."""
-        starts = torch.arange(self.starts)
-        weights = torch.ones(self.starts) if self.choices.window == "uniform" else self.starts - starts - 0.5
+        weights = start_weights(self.starts, self.choices.window)
         return sorted(torch.multinomial(weights, self.choices.windows_per_rollout, generator=draws).tolist())
 
     def predict(
@@ -267,6 +266,11 @@ class DistributionMatching:
     def _seeds(self, use: _For, turn: Turn, number: int = 0) -> list[int]:
         """One for each video."""
         return [mixed(self.seed, use, sample, turn.player, turn.repeat, number) for sample in turn.samples]
+
+
+def start_weights(starts: int, window: str) -> Tensor:
+    """How likely each of `starts` chunks is to be where a window starts, but for a factor; Beta(1, 2) has density 2 (1 - u)."""
+    return torch.ones(starts) if window == "uniform" else starts - torch.arange(starts) - 0.5
 
 
 def score_timesteps(schedule: FlowSchedule, uniform: Tensor, limits: tuple[float, float]) -> Tensor:
