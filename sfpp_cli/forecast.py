@@ -106,7 +106,10 @@ def layout_of(recipe: Recipe) -> Layout:
             resolve(student, student=True, offline=True)
     except UserError:
         student = None
-    return Layout(recipe.model, student, offline=True)
+    layout = Layout(recipe.model, student, offline=True)
+    if isinstance(recipe, MatchingRecipe):
+        layout.settings = recipe.rolled(layout.settings)
+    return layout
 
 
 def _costs(recipe: Recipe, layout: Layout, element: int) -> Costs:

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from sfpp_cli.core.dmd import Choices
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.settings import Settings
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -95,12 +96,21 @@ class MatchingRecipe:
     training: Training
     student: str | None = None
     """Causal weights to start from; the model's own if not given."""
+    context: int | None = None
+    """Latent frames that the rolling cache holds (the paper's L); as many as the student's settings say if not given."""
     lora_rank: int = 0
     """Train adapters of this rank instead of all weights, if above 0."""
     text_store: str | None = None
     """Folder for the prompts' embeddings, computed once; in memory if not given."""
     preview: Preview = Preview()
     seed: int = 0
+
+    def rolled(self, settings: Settings) -> Settings:
+        """The student's settings, with what the recipe changes about its rollouts. UserError if they do not fit together."""
+        try:
+            return settings if self.context is None else settings.changed({"context": self.context})
+        except ValueError as error:
+            raise UserError(f"context: {error}") from None
 
 
 Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe

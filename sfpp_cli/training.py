@@ -144,6 +144,7 @@ def regress(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: Enc
 def match_distributions(recipe: MatchingRecipe, how: How) -> None:
     """Self-Forcing or Self-Forcing++: a student learns from its own rollouts; no video data is needed."""
     bundle = Bundle(recipe.model, recipe.student)
+    bundle.settings = recipe.rolled(bundle.settings)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
     text = embedded(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
     objective = matching_objective(recipe, bundle, prompts, text, how.device)

@@ -466,6 +466,10 @@ def test_a_student_that_is_here_brings_its_settings(wan: Path, tmp_path: Path) -
     Settings(context=9).write(tmp_path / "student" / SETTINGS)
     assert layout_of(recipe).settings.context == 9
     assert told(recipe)["ring"] == f"~{9 * 287_539_200 / 1e9:.1f} GB"
+    longer = dataclasses.replace(recipe, context=15)
+    assert layout_of(longer).settings == dataclasses.replace(layout_of(recipe).settings, context=15)
+    with one_line("must hold the sink"):
+        layout_of(dataclasses.replace(recipe, context=2))
 
 
 def test_what_cannot_run_is_refused(wan: Path) -> None:
