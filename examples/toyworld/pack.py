@@ -2,7 +2,8 @@
 
     python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 --out runs/teacher-bundle
     python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
-        --student runs/self-forcing-pp/step-000100/student-ema --ode runs/student/step-003000/student-ema --out weights/toyworld
+        --student runs/self-forcing-pp/step-000100/student-ema --out weights/toyworld \\
+        --beside ode=runs/student/step-003000/student-ema self-forcing=runs/self-forcing/step-000100/student-ema
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, required=True, help="folder made by init_model.py")
     parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken")
     parser.add_argument("--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's")
-    parser.add_argument("--ode", type=Path, help="another student to keep beside it, from which training on rollouts starts")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other students, kept in students/NAME")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     out: Path = options.out
@@ -41,8 +42,9 @@ def main() -> None:
     else:
         store(teacher, out / "teacher")
         store_student(options.student, out / "transformer")
-    if options.ode is not None:
-        store_student(options.ode, out / "students" / "ode")
+    for pair in options.beside:
+        name, _, folder = pair.partition("=")
+        store_student(Path(folder), out / "students" / name)
     settings = json.loads((options.init / "sfpp.json").read_text())
     (out / "sfpp.json").write_text(json.dumps({**settings, "prompt": PROMPT}, indent=2) + "\n")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
