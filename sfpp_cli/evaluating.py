@@ -7,22 +7,30 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation import Parameters, evaluate
 from sfpp_cli.evaluation.judge import PROTOCOL, estimate, judge, visual_stability
 from sfpp_cli.evaluation.judge_service import JudgeSettings
-from sfpp_cli.evaluation.report import write_report
+from sfpp_cli.evaluation.model_folders import find_models
+from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.vbench import lay_out
 from sfpp_cli.watch import Watch
+
+if TYPE_CHECKING:  # these import torch, which an evaluation without models does without
+    from sfpp_cli.evaluation.models import LoadedModels
+    from sfpp_cli.evaluation.raft import Raft
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 """What a folder is searched for."""
 COLUMNS = ("local_stability", "luma", "flow_mean", "dynamic_degree_dis")
 """What the table shows if nothing else is asked for."""
+BY_MODELS = ("clip_text_alignment", "subject_consistency", "background_consistency", "dynamic_degree_raft", "visual_stability")
+"""And these, where they were measured."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,12 @@ class Wishes:
     """Names to keep; all if empty."""
     clip: str | None = None
     dino: str | None = None
+    raft: str | None = None
+    device: str | None = None
+    """Where these run."""
     judge: JudgeSettings | None = None
+    prices: tuple[float, float] | None = None
+    """The judge's, for a million tokens in and out."""
     yes: bool = False
     """Judging may cost money."""
     vbench: Path | None = None
@@ -85,9 +98,12 @@ def run(
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
     if wishes.judge is not None and not wishes.yes:
-        asked = [{"path": str(target.path), "prompt": target.prompt} for target in targets]
-        raise UserError(f"judging would send {estimate(asked, wishes.judge, _kept(wishes))}: add --yes to send that")
-    layout = lay_out([t.path for t in targets], wishes.vbench, [t.prompt for t in targets]) if wishes.vbench else []
+        asked = [{"path": str(t.path), "prompt": t.prompt or sidecar(t.path).get("prompt")} for t in targets]
+        expected = estimate(asked, wishes.judge, _kept(wishes), wishes.prices)
+        raise UserError(f"judging would send {expected}: add --yes to send that")
+    models, raft, skipped = _load_models(wishes)
+    for line in skipped:
+        watch.say(line)
     result = evaluate(
         [target.path for target in targets],
         parameters=parameters,
@@ -96,25 +112,33 @@ def run(
         cache=_cache_folder() if wishes.cache else None,
         watch=watch,
     )
-    result = {**result, "failed": [*failed, *result["failed"]], "skipped": [], "command": command, "vbench": layout}
+    result = {**result, "failed": [*failed, *result["failed"]], "skipped": skipped, "command": command, "vbench": []}
     known = {str(target.path): target for target in targets}
     for video in result["videos"]:
         target = known[video["path"]]
         video["system"] = target.system or video["system"]
         video["prompt"] = target.prompt or video["prompt"]
         video["seed"] = video["seed"] if target.seed is None else target.seed
-    _add_models(result, wishes, watch)
+    if models is not None:
+        _add_models(result, models, watch)
+    if raft is not None:
+        _add_raft(result, raft, watch)
     if wishes.judge is not None:
         _add_judge(result, wishes, watch)
+    if wishes.vbench is not None and result["videos"]:
+        _lay_out(result, wishes.vbench)
     _keep(result, wishes.metrics)
     if wishes.out is not None:
+        from sfpp_cli.evaluation.report import write_report  # imports matplotlib
+
         result["report"] = str(write_report(result, wishes.out))
     return result
 
 
 def as_text(result: Mapping[str, Any], columns: Sequence[str]) -> str:
     """A table for people: a line a video, with the verdicts that fired and since when."""
-    names = columns or COLUMNS
+    measured = {name for video in result["videos"] for name in video["metrics"]}
+    names = columns or (*COLUMNS, *(name for name in BY_MODELS if name in measured))
     widths = [max(len(name), 6) for name in names]
     lines = ["  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True)) + "  verdicts"]
     for video in result["videos"]:
@@ -155,23 +179,86 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfpp" / "evaluation"
 
 
-def _add_models(result: dict[str, Any], wishes: Wishes, watch: Watch) -> None:
-    """CLIP and DINOv2 where they are here; a line for each that is not."""
-    from sfpp_cli.evaluation.models import load_models, model_metrics
+def _load_models(wishes: Wishes) -> tuple[LoadedModels | None, Raft | None, list[str]]:
+    """CLIP and DINOv2 where they are here, RAFT where it is asked for, and a line for each that is skipped.
 
-    loaded, skipped = load_models(wishes.clip, wishes.dino)
-    result["skipped"] += skipped
-    for line in skipped:
-        watch.say(line)
-    if loaded.clip is None and loaded.dino is None:
+    Before anything is measured, since what is asked for may turn out not to work. Imports torch only where one of them runs.
+    """
+    found, skipped = find_models(wishes.clip, wishes.dino)
+    if not found and wishes.raft is None and wishes.device is None:
+        return None, None, skipped
+    from sfpp_cli.devices import pick_device
+
+    device = pick_device(wishes.device)
+    raft, models = None, None
+    if wishes.raft is not None:
+        from sfpp_cli.evaluation.raft import load_raft
+
+        raft = load_raft(wishes.raft, device)
+    if found:
+        from sfpp_cli.evaluation.models import load_models
+
+        models, unusable = load_models(found, device)
+        skipped += unusable
+    return models, raft, skipped
+
+
+def _add_models(result: dict[str, Any], models: LoadedModels, watch: Watch) -> None:
+    from sfpp_cli.evaluation.models import model_metrics
+
+    if models.clip is None and models.dino is None:
         return
     with watch.stage("models", len(result["videos"])) as advance:
         for done, video in enumerate(result["videos"], start=1):
-            clips = [(clip["start_frame"], clip["end_frame"]) for clip in video["clips"]]
-            found = model_metrics(Path(video["path"]), video["prompt"], clips, loaded)
+            if models.text is not None and not video["prompt"]:
+                _skip(result, f"text alignment of {video['path']} skipped: no prompt is known, give --prompts or --manifest", watch)
+            try:
+                found = model_metrics(Path(video["path"]), video["prompt"], _clip_ranges(video), models)
+            except UserError as error:
+                result["failed"].append({"path": video["path"], "error": str(error)})
+                continue
             video["models"] = found
             video["metrics"] |= {name: part["mean"] for name, part in found.items() if "mean" in part}
             advance(done, {})
+
+
+def _add_raft(result: dict[str, Any], raft: Raft, watch: Watch) -> None:
+    """Dynamic degree as VBench-Long has it, of the video and of each clip."""
+    from sfpp_cli.evaluation.raft import dynamic_clips
+
+    done = 0
+    with watch.stage("RAFT", sum(video["frames"] for video in result["videos"])) as advance:
+        for video in result["videos"]:
+            seen = partial(lambda before, frames: advance(before + frames, {}), done)
+            size = video["width"], video["height"]
+            done += video["frames"]
+            try:
+                moves = dynamic_clips(Path(video["path"]), _clip_ranges(video), video["fps"], size, raft, seen)
+            except UserError as error:
+                result["failed"].append({"path": video["path"], "error": str(error)})
+                continue
+            found = {"mean": sum(moves) / len(moves), "clips": [int(move) for move in moves], "parameters": dict(raft.parameters)}
+            video["models"] = {**video.get("models", {}), "dynamic_degree_raft": found}
+            video["metrics"]["dynamic_degree_raft"] = found["mean"]
+
+
+def _clip_ranges(video: Mapping[str, Any]) -> list[tuple[int, int]]:
+    return [(clip["start_frame"], clip["end_frame"]) for clip in video["clips"]]
+
+
+def _skip(result: dict[str, Any], line: str, watch: Watch) -> None:
+    """Never in silence."""
+    result["skipped"].append(line)
+    watch.say(line)
+
+
+def _lay_out(result: dict[str, Any], out: Path) -> None:
+    """What was measured, for VBench."""
+    videos = result["videos"]
+    try:
+        result["vbench"] = lay_out([Path(video["path"]) for video in videos], out, [video["prompt"] for video in videos])
+    except UserError as error:
+        result["failed"].append({"path": str(out), "error": str(error)})
 
 
 def _add_judge(result: dict[str, Any], wishes: Wishes, watch: Watch) -> None:
@@ -183,13 +270,20 @@ def _add_judge(result: dict[str, Any], wishes: Wishes, watch: Watch) -> None:
     except UserError as error:
         result["failed"].append({"path": wishes.judge.url, "error": str(error)})
         return
-    result["judge"] = {"back_end": wishes.judge.back_end, "model": wishes.judge.judge_model, "protocol": PROTOCOL}
+    result["judge"] = {
+        "back_end": wishes.judge.back_end,
+        "model": wishes.judge.judge_model,
+        "protocol": PROTOCOL,
+        "frames": wishes.judge.frames,
+    }
     for video, judgement in zip(result["videos"], judgements, strict=True):
         video["judgement"] = {"rating": judgement.rating, "reasoning": judgement.reasoning, "missing": judgement.missing}
         score = visual_stability([judgement])["score"]
         video["metrics"]["visual_stability"] = score
-        if judgement.missing:
-            result["skipped"].append(f"visual stability of {video['path']} missing: {judgement.missing}")
+        if not video["prompt"]:
+            result["failed"].append({"path": video["path"], "error": f"{video['path']} was not judged: {judgement.missing}"})
+        elif judgement.missing:
+            _skip(result, f"visual stability of {video['path']} missing: {judgement.missing}", watch)
 
 
 def _kept(wishes: Wishes) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +115,66 @@ def test_nothing_is_sent_to_a_judge_without_yes(sfpp: Sfpp, tmp_path: Path, monk
     assert code == 2
     assert "--yes" in err
     assert "secret" not in err
+
+
+def test_the_estimate_knows_prices_and_the_prompts_beside_videos(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one.mp4", 24)
+    make(tmp_path / "two.mp4", 24, seed=1)
+    (tmp_path / "one.json").write_text(json.dumps({"video": "one.mp4", "prompt": "a disc"}))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    options = ("--judge", "openai", "--judge-model", "some", "--judge-frames", "3", "--judge-prices", "1000", "100")
+    code, _, err = sfpp("evaluate", "one.mp4", "two.mp4", *options)
+    assert code == 2
+    assert "1 to 3 requests with 3 pictures" in err, "two.mp4 has no prompt, so nothing is sent for it"
+    assert "cost about 1." in err  # 3 x 258 tokens and the question at 1000 a million, 2000 tokens of answer at 100
+    assert "judge: requests_per_minute must be above 0" in sfpp("evaluate", "one.mp4", *options, "--judge-rate", "0")[2]
+
+
+def test_a_video_without_a_prompt_is_not_judged_and_the_rest_is_measured(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "one.mp4", 24)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    judge = ("--judge", "openai", "--judge-model", "some", "--judge-url", "http://127.0.0.1:9", "--yes")
+    code, out, err = sfpp("evaluate", "one.mp4", *judge, "--workers", "1")
+    assert code == 2
+    assert "one.mp4" in out
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    assert line == "error: one.mp4 was not judged: no prompt is known, and the judge needs it: give --prompts or --manifest"
+
+
+def test_without_models_torch_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    make(tmp_path / "one.mp4", 24)
+    code = """
+import sys
+from sfpp_cli.app import main
+sys.argv = ["sfpp", "evaluate", "one.mp4", "--workers", "1"]
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code, *({"torch", "transformers", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert "skipped" in done.stderr
+
+
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_measured(sfpp: Sfpp, tmp_path: Path) -> None:
+    make(tmp_path / "one.mp4", 24)
+    code, out, err = sfpp("evaluate", "one.mp4", "--device", "gpu", "--workers", "1")
+    assert (code, out) == (2, "")
+    assert "unknown device 'gpu'" in err
+
+
+def test_what_vbench_does_not_read_is_told_and_all_is_measured(sfpp: Sfpp, tmp_path: Path) -> None:
+    make(tmp_path / "one.gif", 24)
+    code, out, err = sfpp("evaluate", "one.gif", "--vbench", "bench", "--workers", "1")
+    assert code == 2
+    assert "one.gif" in out
+    assert "one.gif is not .mp4" in err
 
 
 def test_videos_are_laid_out_for_vbench(sfpp: Sfpp, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.evaluation.model_folders import ModelFolder, find_models
 from sfpp_cli.evaluation.models import LoadedModels, Preprocessing, consistency, load_models, model_metrics
 from sfpp_cli.video import Frames, VideoWriter
 
@@ -85,8 +86,9 @@ def video(tmp_path_factory: pytest.TempPathFactory, frames: Frames) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(clip: Path, dino: Path) -> LoadedModels:
-    models, skipped = load_models(str(clip), str(dino), CPU)
-    assert skipped == []
+    found, absent = find_models(str(clip), str(dino))
+    models, skipped = load_models(found, CPU)
+    assert absent == skipped == []
     return models
 
 
@@ -234,22 +236,26 @@ def test_clips_beyond_the_end(loaded: LoadedModels, video: Path) -> None:
 
 
 def test_absent_models_are_skipped_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sfpp_cli.evaluation.models.try_to_load_from_cache", lambda name, file: None)
-    models, skipped = load_models()
-    assert models == LoadedModels()
+    monkeypatch.setattr("sfpp_cli.evaluation.model_folders.try_to_load_from_cache", lambda name, file: None)
+    found, skipped = find_models()
+    assert found == {}
+    assert load_models(found, CPU) == (LoadedModels(), [])
     assert skipped == [
         "text alignment and background consistency skipped: 'openai/clip-vit-base-patch32' is neither a folder nor in the hub's "
         "cache; fetch it with `hf download openai/clip-vit-base-patch32`, or give a folder",
         "subject consistency skipped: 'facebook/dinov2-base' is neither a folder nor in the hub's cache; fetch it with "
         "`hf download facebook/dinov2-base`, or give a folder",
     ]
-    assert "'not an id!' is neither" in load_models(clip="not an id!")[1][0]
+    assert "'not an id!' is neither" in find_models(clip="not an id!")[1][0]
 
 
 def test_models_are_found_in_the_hub_cache(clip: Path, dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {"me/clip": clip, "me/dino": dino}
-    monkeypatch.setattr("sfpp_cli.evaluation.models.try_to_load_from_cache", lambda name, file: str(folders[name] / file))
-    models, skipped = load_models("me/clip", "me/dino")
+    monkeypatch.setattr("sfpp_cli.evaluation.model_folders.try_to_load_from_cache", lambda name, file: str(folders[name] / file))
+    found, skipped = find_models("me/clip", "me/dino")
+    assert not skipped
+    assert found == {"clip": ModelFolder("me/clip", clip), "dino": ModelFolder("me/dino", dino)}
+    models, skipped = load_models(found, CPU)
     assert not skipped
     assert models.clip is not None
     assert models.clip.name == "me/clip"
@@ -263,9 +269,7 @@ def test_the_real_hub_cache_layout(dino: Path, tmp_path: Path, monkeypatch: pyte
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
-    models, skipped = load_models(dino="me/dino")
-    assert models.dino is not None
-    assert len(skipped) <= 1
+    assert find_models(dino="me/dino")[0]["dino"] == ModelFolder("me/dino", repo / "snapshots" / commit)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +295,7 @@ def test_spoilt_models_are_skipped_with_a_line(clip: Path, tmp_path: Path, spoil
     folder = tmp_path / "spoilt"
     shutil.copytree(clip, folder)
     spoil(folder)
-    models, skipped = load_models(clip=str(folder))
+    models, skipped = load_models({"clip": ModelFolder("spoilt", folder)}, CPU)
     assert models.clip is None
     assert reason in skipped[0]
     assert "\n" not in skipped[0]

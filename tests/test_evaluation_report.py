@@ -16,8 +16,11 @@ from PIL import Image
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.compare import group
-from sfpp_cli.evaluation.figures import drifts, filmstrip, number, places, svg, ticks
 from sfpp_cli.evaluation.report import write_report
+from sfpp_cli.evaluation.report.drawing import svg, ticks
+from sfpp_cli.evaluation.report.drift import drifts
+from sfpp_cli.evaluation.report.filmstrip import filmstrip
+from sfpp_cli.evaluation.report.labels import number, places
 from sfpp_cli.video import VideoWriter
 
 FPS, FRAMES, SIZE = 8, 24, (32, 16)

@@ -12,7 +12,7 @@ import typer
 
 from sfpp_cli.console import Terminal, error, result
 
-_WHAT, _MEASURE, _JUDGE, _OUT = "What to measure", "Metrics", "Video-LLM judge", "Output"
+_WHAT, _MEASURE, _JUDGE, _OUT = "What to measure", "Metrics", "Judge", "Output"
 
 
 def evaluate(
@@ -25,9 +25,16 @@ def evaluate(
     clip_seconds: Annotated[int, typer.Option(help="Length of a clip.", min=1, rich_help_panel=_MEASURE)] = 2,
     clip: Annotated[str | None, typer.Option(help="A CLIP model, for text alignment.", rich_help_panel=_MEASURE)] = None,
     dino: Annotated[str | None, typer.Option(help="A DINOv2 model, for the subject.", rich_help_panel=_MEASURE)] = None,
+    raft: Annotated[str | None, typer.Option(help="RAFT's weights, or torchvision.", rich_help_panel=_MEASURE)] = None,
+    device: Annotated[str | None, typer.Option(help="Of these models (default: the best).", rich_help_panel=_MEASURE)] = None,
     judge: Annotated[str | None, typer.Option(help="gemini or openai (key: environment).", rich_help_panel=_JUDGE)] = None,
     judge_model: Annotated[str | None, typer.Option(help="Which of its models.", rich_help_panel=_JUDGE)] = None,
     judge_url: Annotated[str | None, typer.Option(help="Another endpoint.", rich_help_panel=_JUDGE)] = None,
+    judge_frames: Annotated[int, typer.Option(help="Shown, unless the video is.", min=1, rich_help_panel=_JUDGE)] = 32,
+    judge_rate: Annotated[float, typer.Option(help="Requests a minute, at most.", rich_help_panel=_JUDGE)] = 30.0,
+    judge_prices: Annotated[
+        tuple[float, float] | None, typer.Option(help="Of a million tokens in, out.", rich_help_panel=_JUDGE)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Send it; it may cost money.", rich_help_panel=_JUDGE)] = False,
     vbench: Annotated[Path | None, typer.Option(help="Lay out for VBench here.", rich_help_panel=_OUT)] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html, results.json.", rich_help_panel=_OUT)] = None,
@@ -41,11 +48,15 @@ def evaluate(
     from sfpp_cli.evaluation.judge_service import JudgeSettings
 
     targets, failed = evaluating.find_targets(videos or [], manifest, prompts, compare=compare)
+    asked = JudgeSettings(judge, judge_model, judge_url, judge_frames, requests_per_minute=judge_rate) if judge else None
     wishes = evaluating.Wishes(
         metrics=tuple(metrics.split(",")) if metrics else (),
         clip=clip,
         dino=dino,
-        judge=JudgeSettings(back_end=judge, model=judge_model, base_url=judge_url) if judge else None,
+        raft=raft,
+        device=device,
+        judge=asked,
+        prices=judge_prices,
         yes=yes,
         vbench=vbench,
         out=out,

@@ -173,7 +173,7 @@ class _Case:
         self.record: dict[str, Any] = {"responses": []}
         self.sent, self.heard = 0, False
         if not (self.prompt and self.prompt.strip()):
-            self.problem = "no prompt is known, and the judge needs it"
+            self.problem = "no prompt is known, and the judge needs it: give --prompts or --manifest"
             return
         try:
             self.info = probe(self.path)

@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,11 +24,10 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.evaluation.model_folders import ModelFolder, skip_line
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.video import Frames, SheetSampler, read_frames
 
-CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dinov2-base"
-"""Looked for in the hub's cache when no other is named: the sizes that VBench uses."""
 FRAMES_A_CLIP = 8
 BATCH = 16
 
@@ -134,31 +131,24 @@ class LoadedModels:
     dino: Features | None = None
 
 
-def load_models(
-    clip: str | None = None, dino: str | None = None, device: torch.device | None = None
-) -> tuple[LoadedModels, list[str]]:
-    """CLIP and DINOv2 from a folder or the hub's cache (by default `CLIP` and `DINO`), and a line for each that is skipped.
+def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
+    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that is skipped since it cannot be loaded.
 
     Only safetensors are read, in float32; weights that do not fill the network are refused.
     """
     quiet_libraries()
-    device = device or torch.device("cpu")
     loaded: dict[str, Any] = {}
     skipped: list[str] = []
-    wanted: list[tuple[str, str, Callable[[str, torch.device], dict[str, Any]]]] = [
-        ("text alignment and background consistency", clip or CLIP, _load_clip),
-        ("subject consistency", dino or DINO, _load_dino),
-    ]
-    for what, name, load in wanted:
+    for kind, model in found.items():
         try:
-            loaded |= load(name, device)
+            loaded |= _LOADERS[kind](model, device)
         except UserError as error:
-            skipped.append(f"{what} skipped: {error}")
+            skipped.append(skip_line(kind, error))
     return LoadedModels(**loaded), skipped
 
 
-def _load_clip(name: str, device: torch.device) -> dict[str, Any]:
-    folder = _find(name)
+def _load_clip(found: ModelFolder, device: torch.device) -> dict[str, Any]:
+    folder = found.path
     model = _network(CLIPModel, "clip", folder, device)
     tokenizer = _tokenizer(folder)
     longest = model.config.text_config.max_position_embeddings
@@ -174,7 +164,7 @@ def _load_clip(name: str, device: torch.device) -> dict[str, Any]:
         features: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
         return features
 
-    return {"clip": Features(name, Preprocessing.read(folder), image, device), "text": text}
+    return {"clip": Features(found.name, Preprocessing.read(folder), image, device), "text": text}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -188,8 +178,8 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} holds no tokenizer that can be read; fetch the model again") from error
 
 
-def _load_dino(name: str, device: torch.device) -> dict[str, Any]:
-    folder = _find(name)
+def _load_dino(found: ModelFolder, device: torch.device) -> dict[str, Any]:
+    folder = found.path
     model = _network(Dinov2Model, "dinov2", folder, device)
 
     def image(pixels: Tensor) -> Tensor:
@@ -197,23 +187,10 @@ def _load_dino(name: str, device: torch.device) -> dict[str, Any]:
         features: Tensor = model(pixel_values=pixels).pooler_output
         return features
 
-    return {"dino": Features(name, Preprocessing.read(folder), image, device)}
+    return {"dino": Features(found.name, Preprocessing.read(folder), image, device)}
 
 
-def _find(name: str) -> Path:
-    """The folder of a path or a hub id."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        config = None
-    if not isinstance(config, str):
-        raise UserError(
-            f"'{name}' is neither a folder nor in the hub's cache; fetch it with `hf download {name}`, or give a folder"
-        )
-    return Path(config).parent
+_LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {"clip": _load_clip, "dino": _load_dino}
 
 
 def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> Any:

@@ -77,7 +77,7 @@ class FlowMeter:
         small = luma if self.working_size == self.size else cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA)
         self._recent.append(np.asarray(small, np.uint8))
         flow = self._flow(self._recent[-2], self._recent[-1]) if index else np.full((1, 1, 2), np.nan, np.float32)
-        top = _top(flow)
+        top = fastest(flow)
         self.mean.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64)))
         self.top.append(top)
         self.shift.append((float(flow[..., 0].mean()), float(flow[..., 1].mean())))
@@ -86,7 +86,7 @@ class FlowMeter:
             self._clips.append([])
         in_grid, in_clip = index and index % self.stride == 0, place and place % self.stride == 0
         if in_grid or in_clip:
-            strided = top if self.stride == 1 else _top(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
+            strided = top if self.stride == 1 else fastest(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
             if in_grid:
                 self._grid.append(strided)
             if in_clip:
@@ -107,7 +107,7 @@ class FlowMeter:
 
     def _last_clip(self) -> list[float]:
         pictures = list(self._recent)[-self.length :: self.stride]
-        return [_top(self._flow(a, b)) for a, b in pairwise(pictures)]
+        return [fastest(self._flow(a, b)) for a, b in pairwise(pictures)]
 
     def _flow(self, before: Frames, after: Frames) -> NDArray[np.float32]:
         """Flow [h, w, 2] in pixels of the video. Equal pictures: 0, whatever DIS makes of them."""
@@ -117,7 +117,7 @@ class FlowMeter:
         return np.asarray(flow * (np.divide(self.size, self.working_size).astype(np.float32)), np.float32)
 
 
-def _top(flow: NDArray[np.float32]) -> float:
+def fastest(flow: NDArray[np.float32]) -> float:
     """Mean of the largest 5 % of the magnitudes, as VBench takes it."""
     magnitude = np.hypot(flow[..., 0], flow[..., 1]).ravel()
     count = max(1, int(0.05 * magnitude.size))

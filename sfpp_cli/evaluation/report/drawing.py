@@ -1,0 +1,155 @@
+"""Panels of drift as pictures: as SVG that takes its colours from the page, and all of them as one PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sfpp_cli.evaluation.report.drift import Drift
+from sfpp_cli.evaluation.report.labels import label
+from sfpp_cli.plot import COLORS, COLUMNS, DPI, GRID, INK, PANEL
+from sfpp_cli.video import atomic_write
+
+# --- SVG --------------------------------------------------------------------------------------------------------------------
+
+WIDTH, HEIGHT = 340, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
+_LINE = 12
+"""Height of a line of text, in the picture's units."""
+
+
+def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
+    """A panel as an `<svg>` element; the page's style sheet colours it (classes `grid`, `usual`, `s0`..`s5`, `mark`, ...).
+
+    `marks` are seconds with what begins there, drawn as upright lines.
+    """
+    (bottom, top), end = panel.limits, panel.longest
+    head = _TOP + _LINE * len(marks)
+
+    def x(second: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * min(max(second / end, 0), 1)
+
+    def y(value: float) -> float:
+        return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - head) * (value - bottom) / (top - bottom)
+
+    right, floor = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    parts = [_rect("usual", _LEFT, y(panel.usual[1]), right, y(panel.usual[0]))]
+    for value in ticks(bottom, top):
+        parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{right}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
+    for place, second in enumerate(ticks(0, end, 5)):
+        unit = "" if place else " s"
+        parts.append(f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{second:g}{unit}</text>')
+    parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>')
+    parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
+    for band in panel.systems.values():
+        style = f"s{band.color % len(COLORS)}" + (" dashed" if band.color // len(COLORS) % 2 else "")
+        seconds = [x(second) for second in panel.seconds]
+        if band.videos > 1:
+            parts.append(f'<path class="band {style}" d="{_area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])}"/>')
+        parts.append(f'<path class="line {style}" d="{_line(seconds, [y(v) for v in band.mean])}"/>')
+    for row, (second, text) in enumerate(marks):
+        parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
+    described = escape(describe(panel, marks), quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+
+
+def describe(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
+    """The panel in words, for those who do not see it."""
+    known = label(panel.name)
+    start = f"{known.title}{f' ({known.unit})' if known.unit else ''} over {panel.longest:.0f} seconds"
+    ends = [f"{name}: {first} at first, {last} at the end" for name, (first, last) in panel.ends.items()]
+    onsets = [f"{text} from second {second:.1f}" for second, text in marks]
+    return ". ".join([start, *ends, *onsets]) + "."
+
+
+def ticks(low: float, high: float, most: int = 4) -> list[float]:
+    """At most `most` + 1 round numbers within a range."""
+    exact = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(exact))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= exact * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def _rect(style: str, left: float, top: float, right: float, bottom: float) -> str:
+    height = max(bottom - top, 1.0)
+    return f'<rect class="{style}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}"/>'
+
+
+def _mark(x: float, top: float, floor: float, text: str) -> list[str]:
+    """An upright line with its words on the side that has room."""
+    side, anchor = (-4, "end") if x > WIDTH / 2 else (4, "start")
+    return [
+        f'<path class="mark" d="M{x:.1f} {top - 4:.1f}V{floor}"/>',
+        f'<text class="mark" x="{x + side:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}">{escape(text)}</text>',
+    ]
+
+
+def _line(xs: Sequence[float], ys: Sequence[float]) -> str:
+    """A path through the points; NaN points are left out (they are at the ends only)."""
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
+
+
+def _area(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
+    return _line([*xs, *reversed(xs)], [*lows, *reversed(highs)]) + "Z"
+
+
+# --- PNG --------------------------------------------------------------------------------------------------------------------
+
+
+def write_png(panels: Sequence[Drift], path: Path) -> None:
+    """All panels in one picture, by matplotlib's Agg without pyplot and its state."""
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI, layout="constrained")
+    for place, panel in enumerate(panels, start=1):
+        _draw(figure.add_subplot(rows, columns, place), panel)
+    names = {name: band.color for panel in panels for name, band in panel.systems.items()}
+    if len(names) > 1:
+        lines = [figure.axes[0].plot([], [], **_style(color))[0] for color in names.values()]
+        labels = [f" {name}" for name in names]  # a name that starts with "_" would be left out
+        legend = figure.legend(lines, labels, loc="outside upper left", ncols=min(len(names), columns), fontsize=9, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    picture = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a system's name may be in a script that the font lacks
+        figure.savefig(picture, format="png", dpi=DPI)
+    atomic_write(path, picture.getvalue())
+
+
+def _style(color: int) -> dict[str, Any]:
+    return {
+        "color": COLORS[color % len(COLORS)],
+        "linestyle": "--" if color // len(COLORS) % 2 else "-",
+        "linewidth": 1.5,
+    }
+
+
+def _draw(axes: Axes, panel: Drift) -> None:
+    axes.axhspan(*panel.usual, color=GRID, linewidth=0)
+    axes.axvline(panel.reference, color=INK, linewidth=0.6, linestyle=":")
+    for band in panel.systems.values():
+        style = _style(band.color)
+        if band.videos > 1:
+            axes.fill_between(panel.seconds, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+        axes.plot(panel.seconds, band.mean, **style)
+    axes.set_xlim(0, panel.longest)
+    axes.set_ylim(*panel.limits)
+    known = label(panel.name)
+    axes.set_title(known.title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("seconds", fontsize=9, color=INK)
+    axes.set_ylabel(known.unit, fontsize=8, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

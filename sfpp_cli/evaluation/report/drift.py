@@ -1,0 +1,152 @@
+"""Drift over time: what a panel shows of one curve.
+
+For every system the mean over its videos and the band that holds the middle 80 % of them, against the grey band of the reference:
+where 90 % of all values of the first seconds lie. A curve that leaves the grey has drifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfpp_cli.evaluation.compare import Video
+from sfpp_cli.evaluation.report.labels import LABELS, label, number, places
+
+Array = NDArray[np.float64]
+
+
+BINS = 160
+"""Most points of a drawn curve."""
+SPREAD, USUAL = (10, 90), (5, 95)
+"""Percentiles: of the videos at one time, for the band around a mean; of the first seconds' values, for the reference."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """One system on one panel: per point the mean and the middle of its videos (NaN where none has a value).
+
+    `first` and `last` are the mean over videos of what each shows in its first and last reference seconds. `color` numbers the
+    system.
+    """
+
+    mean: Array
+    low: Array
+    high: Array
+    videos: int
+    first: float
+    last: float
+    color: int
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A panel: the curve's name, the points' seconds, a band for each system that has the curve, the grey band's low and high.
+
+    `reference` seconds at the beginning are what the rest is held against; of a video shorter than three times this, a third.
+    """
+
+    name: str
+    seconds: Array
+    systems: dict[str, Band]
+    usual: tuple[float, float]
+    reference: float
+
+    @property
+    def longest(self) -> float:
+        """The axis of time ends here, in seconds."""
+        return float(self.seconds[-1] + self.seconds[0])
+
+    @property
+    def ends(self) -> dict[str, tuple[str, str]]:
+        """First and last figure of every system, as people read them."""
+        decimals = places([end for band in self.systems.values() for end in (band.first, band.last)])
+        return {name: (number(band.first, decimals), number(band.last, decimals)) for name, band in self.systems.items()}
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The axis of values: from zero where nothing is negative, so that a small drift looks small."""
+        values = np.concatenate(
+            [self.usual, *(part for band in self.systems.values() for part in (band.low, band.high, band.mean))]
+        )
+        low, high = float(np.nanmin(values)), max(float(np.nanmax(values)), label(self.name).top)
+        return (0.0, 1.05 * high or 1.0) if low >= 0 else (low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
+
+
+def drifts(
+    systems: Mapping[str, Sequence[Video]], reference: float, *, names: Sequence[str] = (), bins: int = BINS, color: int = 0
+) -> list[Drift]:
+    """A panel for each curve that the systems' videos have (or for those of `names`), the known ones first.
+
+    All share an axis of time, as long as the longest video; `reference` is in seconds; systems are coloured from `color` on.
+    """
+    everything = [video for videos in systems.values() for video in videos]
+    curves = {name: None for video in everything for name in video.get("curves") or {}}
+    order = [name for name in LABELS if name in curves] + [name for name in curves if name not in LABELS]
+    longest = max((float(video.get("seconds") or 0) for video in everything), default=0.0)
+    panels = (_drift(systems, name, reference, longest, bins, color) for name in order if not names or name in names)
+    return [panel for panel in panels if panel is not None]
+
+
+def _drift(
+    systems: Mapping[str, Sequence[Video]], name: str, reference: float, longest: float, bins: int, color: int
+) -> Drift | None:
+    """None where no video has a finite value of this curve."""
+    samples = {
+        system: [curve for video in videos if (curve := _samples(video, name)) is not None] for system, videos in systems.items()
+    }
+    curves = [curve for members in samples.values() for curve in members]
+    if not curves:
+        return None
+    longest = max(longest, *(float(seconds[-1]) for seconds, _ in curves), 1e-3)
+    bins = max(2, min(bins, max(len(seconds) for seconds, _ in curves)))
+    centres = (np.arange(bins) + 0.5) * longest / bins
+    bands = {
+        system: _band(members, centres, reference, color + place)
+        for place, (system, members) in enumerate(samples.items())
+        if members
+    }
+    early = np.concatenate([_end(curve, reference) for curve in curves])
+    low, high = np.percentile(early, USUAL)
+    return Drift(name, centres, bands, (float(low), float(high)), min(reference, longest / 3))
+
+
+def _samples(video: Video, name: str) -> tuple[Array, Array] | None:
+    """Seconds and finite values of a curve, or None without any. Nulls are left out."""
+    curve: Mapping[str, Any] = (video.get("curves") or {}).get(name) or {}
+    seconds = np.array(curve.get("seconds") or [], dtype=np.float64)  # null becomes NaN
+    values = np.array(curve.get("values") or [], dtype=np.float64)
+    count = min(len(seconds), len(values))
+    known = np.isfinite(seconds[:count]) & np.isfinite(values[:count])
+    return (seconds[:count][known], values[:count][known]) if known.any() else None
+
+
+def _band(curves: Sequence[tuple[Array, Array]], centres: Array, reference: float, color: int) -> Band:
+    stack = np.stack([_on_grid(seconds, values, centres) for seconds, values in curves])
+    there = ~np.isnan(stack).all(0)  # numpy warns of the mean of nothing
+    mean, low, high = (np.full(len(centres), np.nan) for _ in range(3))
+    mean[there] = np.nanmean(stack[:, there], 0)
+    low[there], high[there] = np.nanpercentile(stack[:, there], SPREAD, axis=0)
+    first, last = ([float(_end(curve, reference, late).mean()) for curve in curves] for late in (False, True))
+    return Band(mean, low, high, len(curves), float(np.mean(first)), float(np.mean(last)), color)
+
+
+def _end(curve: tuple[Array, Array], reference: float, late: bool = False) -> Array:
+    """The values of the first (or last) `reference` seconds, of a third in a short video; at least one value."""
+    seconds, values = curve
+    span = min(reference, seconds[-1] / 3)
+    chosen = values[seconds >= seconds[-1] - span] if late else values[seconds < span]
+    return chosen if chosen.size else values[:1]
+
+
+def _on_grid(seconds: Array, values: Array, centres: Array) -> Array:
+    """The mean of the values around each centre; between values that lie further apart, a straight line; NaN outside them all."""
+    width = 2 * centres[0]
+    place = np.clip((seconds / width).astype(int), 0, len(centres) - 1)
+    count = np.bincount(place, minlength=len(centres))
+    filled = count > 0
+    means = np.bincount(place, values, minlength=len(centres))[filled] / count[filled]
+    return np.interp(centres, centres[filled], means, left=np.nan, right=np.nan)
