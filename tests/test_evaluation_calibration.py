@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ Content = Callable[[int, float, tuple[int, int], int], Stream]
 SIZE, SECONDS = (96, 64), 16
 FADE, FREEZE, CUT = (6.0, 13.0), 10.0, 9.0
 """When things happen, in seconds."""
+HOPS, AHEAD = (33, 45, 57, 93, 129, 213), 16
+"""Where the object of `hops` jumps, after a video of the embedded model; and by how many frames of its path."""
 
 
 # --- contents ---------------------------------------------------------------------------------------------------------------
@@ -69,7 +72,15 @@ def toy(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
         yield from (batch[0].permute(0, 2, 3, 1).double().numpy() + 1) / 2
 
 
-CONTENTS: dict[str, Content] = {"ball": ball, "pan": pan, "toy": toy}
+def hops(frames: int, fps: float, size: tuple[int, int], seed: int, borders: Collection[int] = HOPS) -> Stream:
+    """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model draws it: a glitch, yet
+    neither flicker nor another scene."""
+    stream = toy(frames + AHEAD * len(borders), fps, size, seed)
+    for index in range(frames):
+        yield next(islice(stream, AHEAD if index in borders else 0, None))
+
+
+CONTENTS: dict[str, Content] = {"ball": ball, "pan": pan, "toy": toy, "hops": hops}
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------------
@@ -177,16 +188,20 @@ MORE_FAULTS: dict[str, tuple[Callable[[Stream, float], Stream], str | None, floa
 }
 
 
+def written(path: Path, pictures: Stream, size: tuple[int, int], fps: float) -> Path:
+    with VideoWriter(path, size, fps) as writer:
+        for picture in pictures:
+            writer.write(np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)[None])
+    return path
+
+
 def judged(
     folder: Path, content: str, fault: str, fps: float, extension: str, size: tuple[int, int] = SIZE, seed: int = 0
 ) -> dict[str, Any]:
     """What is measured of such a video."""
     change = (FAULTS | MORE_FAULTS)[fault][0]
-    path = folder / f"video{extension}"
-    with VideoWriter(path, size, fps) as writer:
-        for picture in change(CONTENTS[content](round(SECONDS * fps), fps, size, seed), fps):
-            writer.write(np.clip(np.rint(picture * 255), 0, 255).astype(np.uint8)[None])
-    return measure(path)
+    pictures = change(CONTENTS[content](round(SECONDS * fps), fps, size, seed), fps)
+    return measure(written(folder / f"video{extension}", pictures, size, fps))
 
 
 def check(found: dict[str, Any], fault: str) -> None:
@@ -204,7 +219,9 @@ def check(found: dict[str, Any], fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(("content", "fps", "extension"), [("ball", 16, ".mp4"), ("pan", 24, ".webm"), ("toy", 16, ".gif")])
+@pytest.mark.parametrize(
+    ("content", "fps", "extension"), [("ball", 16, ".mp4"), ("pan", 24, ".webm"), ("toy", 16, ".gif"), ("hops", 16, ".webm")]
+)
 def test_each_detector_fires_on_its_own_fault_alone(tmp_path: Path, content: str, fps: float, extension: str, fault: str) -> None:
     check(judged(tmp_path, content, fault, fps, extension), fault)
 
@@ -241,3 +258,12 @@ def test_a_video_that_never_moves_is_stagnant_from_the_start(tmp_path: Path) -> 
     assert [name for name in NAMES if found["verdicts"][name]["fired"]] == ["stagnation"]
     assert found["verdicts"]["stagnation"]["onset_seconds"] < 1  # the encoder takes a moment to settle
     assert found["metrics"]["dynamic_degree_dis"] == found["metrics"]["dynamic_degree_dis_whole"] == 0
+
+
+def test_an_object_that_jumps_at_border_after_border_flickers_and_is_no_cut(tmp_path: Path) -> None:
+    borders = range(9, 256, 12)
+    found = measure(written(tmp_path / "video.webm", hops(256, 16, SIZE, 0, borders), SIZE, 16))
+    assert [name for name in NAMES if found["verdicts"][name]["fired"]] == ["flicker"]
+    assert found["verdicts"]["flicker"]["onset_seconds"] == pytest.approx(9 / 16, abs=0.01)
+    assert found["verdicts"]["flicker"]["most_in_a_row"] == len(borders)
+    assert found["verdicts"]["flicker"]["period_frames"] == 12

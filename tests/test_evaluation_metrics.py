@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.borders import border_frames, border_ratio, find_changes
+from sfpp_cli.evaluation.borders import Changes, Jump, border_frames, border_ratio, find_changes
 from sfpp_cli.evaluation.exposure import exposure, luma_of
 from sfpp_cli.evaluation.measure import measure
 from sfpp_cli.evaluation.motion import FlowMeter, clip_ranges, is_dynamic, spikes, stride, windowed_variance, working_size
@@ -25,6 +26,7 @@ from sfpp_cli.evaluation.repetition import (
 )
 from sfpp_cli.evaluation.results import shorten
 from sfpp_cli.evaluation.stability import local_stability, reference_frames, way
+from sfpp_cli.evaluation.verdicts import Evidence, verdicts
 from sfpp_cli.video import Frames, VideoWriter
 
 # --- exposure ---------------------------------------------------------------------------------------------------------------
@@ -264,6 +266,51 @@ def test_a_bounce_is_not_flicker_and_pictures_shown_twice_are_no_jumps() -> None
         found = find_changes(shown, still + 0.5, np.zeros((len(shown), 2)), (64, 64), 24, Parameters())
         assert not found.reversing.any()
         assert not found.jumps
+
+
+def test_another_scene_is_a_large_jump_and_an_object_that_is_elsewhere_a_jump_of_size_0() -> None:
+    pictures = np.full((60, 256, 3), 90, np.uint8)
+    pictures[:20, :20], pictures[20:, 100:120] = 200, 200
+    pictures[40:] += 20
+    nothing = np.zeros((60, 2))
+    found = find_changes(pictures.reshape(60, -1), np.full(60, 0.4), nothing, (64, 64), 16, Parameters())
+    assert [(jump.start, jump.end) for jump in found.jumps] == [(20, 21), (40, 41)]
+    assert [jump.size for jump in found.jumps] == pytest.approx([0, 20 / 255])
+
+
+def test_a_jerk_of_the_flow_counts_only_where_the_picture_changes() -> None:
+    shift, still = np.zeros((60, 2)), np.full((60, 256, 3), 90, np.uint8)
+    shift[30] = (5, 0)
+    moved = still.copy()
+    moved[30:, ::2], moved[30:, 1::2] = 93, 87
+    for pictures, starts in ((still, []), (moved, [30])):
+        found = find_changes(pictures.reshape(60, -1), np.full(60, 0.4), shift, (64, 64), 16, Parameters())
+        assert [jump.start for jump in found.jumps] == starts
+
+
+def jumping(*jumps: Jump) -> dict[str, Any]:
+    """Verdicts on ten calm seconds with these sudden changes."""
+    levels = {"luma": 0.4, "clipped": 0, "crushed": 0, "contrast": 0.2, "flow_top5": 1}
+    changes = Changes(np.zeros(160), np.zeros(160, np.bool_), list(jumps))
+    curves = {name: np.full(160, float(level)) for name, level in levels.items()}
+    return verdicts(Evidence(curves, changes, None, (64, 64), 16, Parameters()))
+
+
+def test_flicker_is_jumps_at_border_after_border() -> None:
+    five = [Jump(frame, frame + 1, 0.0) for frame in (56, 68, 80, 92, 104)]
+    found = jumping(Jump(9, 10, 0.0), *five)["flicker"]
+    assert (found["fired"], found["onset_seconds"], found["most_in_a_row"]) == (True, 3.5, 5)
+    assert (found["sudden_changes"], found["period_frames"]) == (6, 12)
+    found = jumping(Jump(9, 10, 0.0), *five[:2], *five[3:])["flicker"]
+    assert (found["fired"], found["onset_seconds"], found["most_in_a_row"]) == (False, None, 2)
+    assert jumping()["flicker"]["most_in_a_row"] == 0
+
+
+def test_a_cut_stands_alone_among_cuts_not_among_jumps_of_an_object() -> None:
+    found = jumping(Jump(69, 70, 0.0), Jump(80, 81, 0.2))["scene_change"]
+    assert (found["cuts_seconds"], found["largest_change"]) == ([5.0], 0.2)
+    assert jumping(Jump(69, 70, 0.1), Jump(80, 81, 0.2))["scene_change"]["cuts_seconds"] == []
+    assert not jumping(Jump(69, 70, 0.0))["scene_change"]["fired"]
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,11 @@ _TINY, _NEW = 1e-3, 0.3
 
 @dataclass(frozen=True)
 class Jump:
-    """A sudden change: its first frame, the frame after it is over, and how far apart the pictures around it are (RMS, 0..1)."""
+    """A sudden change: its first frame, the frame after it is over, and how far apart the pictures around it are, 0..1.
+
+    `size` is the RMS difference over RGB of the median cell of the miniatures: half of the picture changes by at least this much.
+    An object that is suddenly elsewhere leaves the median as it was, whatever its contrast; another scene does not.
+    """
 
     start: int
     end: int
@@ -49,19 +53,19 @@ def find_changes(
 ) -> Changes:
     """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], mean luma [T] in 0..1 and mean flow vectors [T, 2].
 
-    A frame is sudden if its difference to the one before stands out from those of the second around it: in the picture; in mean
-    luma, which a moving object hardly touches, so that a faint flicker of the whole picture shows there; or in how the mean flow
-    changes, where a jerk of the whole picture shows even while the camera moves.
+    A frame is sudden if its difference to the one before stands out from those of the second around it: in the picture; in the
+    brightness of the median cell, which a moving object hardly touches, so that a faint flicker of the whole picture shows there;
+    or in how the mean flow changes, where a jerk of the whole picture shows even while the camera moves. Flow over plain ground is
+    a guess that turns with an encoder's noise, so a jerk counts only if the picture, too, changes visibly more than usual.
     """
-    picture = _differences(miniatures, 1)
-    steps, jerks = (
-        np.abs(np.diff(luma, prepend=luma[:1])),
-        np.hypot(*np.diff(np.nan_to_num(shift), axis=0, prepend=0).T) / min(size),
-    )
-    window, ratio = max(3, round(fps)), parameters.jump_ratio
-    sudden = _stand_out(picture, window, parameters.jump_picture, ratio)
-    sudden |= _stand_out(steps, window, parameters.jump_luma, ratio)
-    sudden |= _stand_out(jerks, window, parameters.jump_flow, ratio)
+    picture, steps = _differences(miniatures, 1), _median_steps(miniatures)
+    jerks = np.hypot(*np.diff(np.nan_to_num(shift), axis=0, prepend=0).T) / min(size)
+    new, window = picture > _TINY, max(3, round(fps))
+    usual, usual_step, usual_jerk = (_usual(changes, new, window) for changes in (picture, steps, jerks))
+    sudden = picture > np.maximum(parameters.jump_picture, parameters.jump_ratio * usual)
+    sudden |= steps > np.maximum(parameters.jump_luma, parameters.jump_ratio * usual_step)
+    jerky = jerks > np.maximum(parameters.jump_flow, parameters.jump_ratio * usual_jerk)
+    sudden |= jerky & (picture > usual + parameters.jump_jerk)
     levels = luma[:, None] * 255
     reversing = _reversing(miniatures, parameters.jump_picture, parameters.reversal)
     reversing |= _reversing(levels, parameters.jump_luma, parameters.reversal)
@@ -95,17 +99,31 @@ def _differences(pictures: NDArray[Any], lag: int) -> Curve:
     return values
 
 
-def _stand_out(changes: Curve, window: int, floor: float, ratio: float) -> NDArray[np.bool_]:
-    """Above `floor` and above `ratio` times the median of the changes around; that of those that are none at all, if every second
-    or third picture is new, as in 12 frames a second stored as 24."""
-    padded = np.pad(changes, window, constant_values=np.nan)
+def _median_steps(miniatures: Frames) -> Curve:
+    """How far the brightness of the median cell moves from one picture to the next, 0..1; first 0."""
+    steps = np.zeros(len(miniatures))
+    for start in range(1, len(miniatures), _ROWS):
+        cells = miniatures[start - 1 : start + _ROWS].reshape(-1, miniatures.shape[1] // 3, 3).mean(2)
+        steps[start : start + _ROWS] = np.abs(np.median(np.diff(cells, axis=0), axis=1)) / 255
+    return steps
+
+
+def _usual(changes: Curve, new: NDArray[np.bool_], window: int) -> Curve:
+    """Median of the changes around each; of those to `new` pictures alone, if every second or third is new, as in 12 frames a
+    second stored as 24."""
+    around, new_around = _around(changes, window), _around(new, window) == 1
+    usual = _median(around)
+    stored_twice = new_around.sum(1) > _NEW * np.isfinite(around).sum(1)
+    usual[stored_twice] = _median(np.where(new_around, around, np.nan)[stored_twice])
+    return usual
+
+
+def _around(values: NDArray[Any], window: int) -> Curve:
+    """The `window` values before and after each, [T, 2 window + 1]; NaN in the middle and beyond the ends."""
+    padded = np.pad(values.astype(np.float64), window, constant_values=np.nan)
     views = np.lib.stride_tricks.sliding_window_view(padded, 2 * window + 1).copy()
     views[:, window] = np.nan
-    usual = _median(views)
-    moving = np.where(views > _TINY, views, np.nan)
-    stored_twice = np.isfinite(moving).sum(1) > _NEW * np.isfinite(views).sum(1)
-    usual[stored_twice] = _median(moving[stored_twice])
-    return np.asarray(changes > np.maximum(floor, ratio * usual), np.bool_)
+    return views
 
 
 def _median(views: Curve) -> Curve:
@@ -145,4 +163,5 @@ def _group(sudden: NDArray[np.bool_], miniatures: Frames) -> list[Jump]:
 
 def _jump(start: int, end: int, miniatures: Frames) -> Jump:
     before, after = miniatures[start - 1].astype(np.float64), miniatures[end - 1].astype(np.float64)
-    return Jump(start, end, sqrt(float(((after - before) ** 2).mean())) / 255)
+    cells = ((after - before) ** 2).reshape(-1, 3).mean(1)
+    return Jump(start, end, sqrt(float(np.median(cells))) / 255)

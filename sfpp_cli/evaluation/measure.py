@@ -45,7 +45,7 @@ def versions() -> dict[str, str]:
     """What the numbers depend on besides the parameters."""
     return {
         "sfpp": __version__,
-        "metrics": "1",
+        "metrics": "2",
         "opencv": cv2.__version__,
         "numpy": version("numpy"),
         "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),

@@ -77,20 +77,25 @@ class Parameters:
     jump_picture: float = 0.012
     jump_luma: float = 0.006
     jump_flow: float = 0.01
-    """Smallest sudden change of the picture (RMS of its 16 x 16 miniature) and of mean luma: 3 and 1.5 levels of 255, above what
-    key frames and palettes do. And of the mean flow, in short sides a frame: 5 pixels at 480, a visible jerk."""
+    """Smallest sudden change of the picture (RMS of its 16 x 16 miniature) and of its brightness (median cell): 3 and 1.5 levels of
+    255, above what key frames and palettes do. And of the mean flow, in short sides a frame: 5 pixels at 480, a visible jerk."""
+    jump_jerk: float = 0.008
+    """And by how much more than usual the picture has to change with a jerk: 2 levels. A background with little detail changes by 3
+    when it is moved; encoders, which send the flow over plain ground anywhere, change it by 1.5 at most."""
     jump_ratio: float = 3.5
     """A sudden change is this many times the usual one of the second around it."""
     reversal: float = 0.75
     """Pictures that go forth and back from frame to frame: how much of the way is undone within 2, 4 or 6 frames. Motion mostly
     stays below a half, and so does noise."""
-    flicker_events: int = 4
-    flicker_window_seconds: float = 4.0
-    """So many sudden changes within so much time are flicker: one a second, where chunk borders come at 0.75 s."""
-    cut_picture: float = 0.06
-    """A hard cut changes the picture by at least this: 15 levels of 255, over all cells of the miniature."""
+    flicker_events: int = 5
+    flicker_pause_seconds: float = 1.0
+    """So many sudden changes in a row, with no longer pause between two of them, are flicker: jumps at border after border, which
+    come at 0.75 s. An object that a model draws elsewhere now and then leaves borders out."""
+    cut_picture: float = 0.045
+    """A hard cut changes half of the picture by at least this: 11 levels of 255. Jolts of a fast pan and a decoder's odd first
+    frames stay below 10; scenes over backgrounds of another colour differ by 38 and more."""
     cut_alone_seconds: float = 2.0
-    """A cut stands alone: no other sudden change is this near. Cuts in quicker succession count as flicker."""
+    """A cut stands alone: no other change of that size is this near. Cuts in quicker succession are a flash, or flicker."""
     cut_scene_seconds: float = 0.5
     """And there is a scene of this length on either side: a decoder's odd first frame is none."""
 

@@ -164,43 +164,39 @@ def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
 
 
 def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
-    """Sudden changes in quick succession, of whatever period. And which frames [T] are part of it."""
-    parameters = evidence.parameters
-    events = np.zeros(evidence.frames)
-    events[[jump.start for jump in evidence.changes.jumps]] = 1
-    events[evidence.changes.reversing] = 1
-    window = min(round(parameters.flicker_window_seconds * evidence.fps), evidence.frames)
-    counts = np.convolve(events, np.ones(window))[: evidence.frames]
-    last = np.flatnonzero(counts >= parameters.flicker_events)
-    places = np.flatnonzero(events)
+    """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And which frames [T] are
+    part of it."""
+    parameters, changes = evidence.parameters, evidence.changes
+    places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(np.int64)
+    pauses = np.flatnonzero(np.diff(places) > parameters.flicker_pause_seconds * evidence.fps)
+    rows = np.split(places, pauses + 1)
+    long = [row for row in rows if row.size >= parameters.flicker_events]
     flickering = np.zeros(evidence.frames, np.bool_)
-    for end in last:
-        flickering[max(0, end - window + 1) : end + 1] = True
-    onset = int(places[places >= last[0] - window + 1][0]) if last.size else None
-    gaps = np.diff(places[flickering[places]])
+    for row in long:
+        flickering[row[0] : row[-1] + 1] = True
     return (
         _verdict(
             evidence,
-            onset,
-            sudden_changes=int(events.sum()),
-            most_in_window=int(counts.max()),
+            int(long[0][0]) if long else None,
+            sudden_changes=places.size,
+            most_in_a_row=max(row.size for row in rows),
             threshold=parameters.flicker_events,
-            period_frames=float(np.median(gaps)) if gaps.size else None,
+            period_frames=float(np.median(np.concatenate([np.diff(row) for row in long]))) if long else None,
         ),
         flickering,
     )
 
 
 def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
-    """Jumps to another picture that stand alone and are not the seam of a loop."""
-    parameters, jumps = evidence.parameters, evidence.changes.jumps
+    """Jumps of most of the picture that stand alone and are not the seam of a loop."""
+    parameters = evidence.parameters
+    jumps = [jump for jump in evidence.changes.jumps if jump.size >= parameters.cut_picture]
     alone, scene = parameters.cut_alone_seconds * evidence.fps, parameters.cut_scene_seconds * evidence.fps
     starts = np.array([jump.start for jump in jumps])
     return [
         jump
         for jump in jumps
-        if jump.size >= parameters.cut_picture
-        and scene <= jump.start <= evidence.frames - scene
+        if scene <= jump.start <= evidence.frames - scene
         and int((np.abs(starts - jump.start) < alone).sum()) == 1
         and not flickering[jump.start]
         and not repeated[jump.end - 1 : jump.end + evidence.second].mean() > 0.5
