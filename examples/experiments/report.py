@@ -1,0 +1,156 @@
+"""Tables, curves and filmstrips out of measured rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from study import ENDS
+
+from sfpp_cli.evaluation.compare import Summary, differences, summarise
+from sfpp_cli.plot import COLORS, GRID, INK
+from sfpp_cli.video import contact_sheet, probe, read_frames
+
+Rows = Sequence[Mapping[str, Any]]
+Systems = Mapping[str, Rows]
+"""Measured rows by the name under which they are shown."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure as it is shown."""
+
+    name: str
+    title: str
+    percent: bool = True
+
+
+COLUMNS = (
+    Column("object", "captioned colour"),
+    Column("good", "in the world"),
+    Column("wandered", "wandered inside"),
+    Column("nearest_motion", "captioned motion"),
+    Column("still", "still"),
+    Column("speed_ratio", "speed, world = 1", percent=False),
+    Column("flow_mean", "flow, pixels/frame", percent=False),
+    Column("luma", "luma", percent=False),
+    Column("saturation", "saturation", percent=False),
+)
+CURVES = ("good", "object", "speed_ratio", "flow_mean", "luma", "saturation")
+DASHES = ("-", "--", "-.", ":")
+STRIP = 5
+"""Pictures of a filmstrip, from the first frame to the last."""
+
+
+def interval(rows: Rows, metric: str) -> Summary | None:
+    """Mean and 95 % interval, prompts resampled with all their seeds; None where nothing was measured."""
+    known = [(row["metrics"][metric], row["prompt"]) for row in rows if row["metrics"].get(metric) is not None]
+    return summarise([value for value, _ in known], [prompt for _, prompt in known]) if known else None
+
+
+def shown(summary: Mapping[str, Any] | None, *, percent: bool, sign: bool = False) -> str:
+    """`92 (89 to 95)`, in percent or with two decimals."""
+    if summary is None:
+        return "-"
+    scale, form = (100, ".0f") if percent else (1, ".2f")
+    mean, low, high = (None if summary[key] is None else scale * summary[key] for key in ("mean", "low", "high"))
+    start = f"{mean:+{form}}" if sign else f"{mean:{form}}"
+    return start if low is None else f"{start} ({low:{form}} to {high:{form}})"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
+
+
+def table(systems: Systems, end: int) -> str:
+    """Every system in the five seconds that end at second `end`, as Markdown."""
+    head = ["system", *(f"{column.title}{', %' if column.percent else ''}" for column in COLUMNS)]
+    lines = [
+        [name, *(shown(interval(rows, f"{column.name}@{end}"), percent=column.percent) for column in COLUMNS)]
+        for name, rows in systems.items()
+    ]
+    return markdown(head, lines)
+
+
+def differences_table(systems: Systems, reference: str, end: int) -> str:
+    """Every other system less the reference, prompt by prompt and seed by seed. An asterisk: the interval leaves out zero."""
+    columns = [column for column in COLUMNS if column.name in ("object", "good", "nearest_motion", "speed_ratio", "flow_mean")]
+    head = [f"less {reference}", *(f"{column.title}{', %' if column.percent else ''}" for column in columns)]
+    lines = []
+    for name, rows in systems.items():
+        if name != reference:
+            cells = []
+            for column in columns:
+                found = differences(systems[reference], rows, f"{column.name}@{end}")
+                summary = summarise([change for _, change, _ in found], [prompt for prompt, _, _ in found]) if found else None
+                clear = summary is not None and summary["low"] is not None and not summary["low"] <= 0 <= summary["high"]
+                cells.append(shown(summary, percent=column.percent, sign=True) + (" *" if clear else ""))
+            lines.append([name, *cells])
+    return markdown(head, lines)
+
+
+def draw_curves(systems: Systems, path: Path) -> None:
+    """Means with 95 % bands over the windows' ends, a panel a measure."""
+    figure = Figure(figsize=(12, 6), dpi=110, layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True).flat
+    titles = {column.name: column.title for column in COLUMNS}
+    for panel, metric in zip(panels, CURVES, strict=True):
+        for place, (name, rows) in enumerate(systems.items()):
+            points = [(end, found) for end in ENDS if (found := interval(rows, f"{metric}@{end}"))]
+            ends, color = [end for end, _ in points], COLORS[place % len(COLORS)]
+            low, high = ([math.nan if found[side] is None else found[side] for _, found in points] for side in ("low", "high"))
+            style = DASHES[place // len(COLORS) % len(DASHES)]
+            panel.plot(ends, [found["mean"] for _, found in points], style, color=color, marker="o", markersize=3, label=name)
+            panel.fill_between(ends, low, high, color=color, alpha=0.12, linewidth=0)
+        decorate(panel, titles[metric])
+    panels = figure.axes
+    for panel in panels[3:]:
+        panel.set_xlabel("end of the 5 s window, seconds", color=INK)
+    panels[0].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def draw_flow(systems: Systems, path: Path) -> None:
+    """Optical flow second by second: mean with 95 % band."""
+    figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
+    panel = figure.subplots()
+    for place, (name, rows) in enumerate(systems.items()):
+        seconds = range(min(len(row["flow"]) for row in rows))
+        found = [summarise([row["flow"][second] for row in rows], [row["prompt"] for row in rows]) for second in seconds]
+        low, high = ([math.nan if point[side] is None else point[side] for point in found] for side in ("low", "high"))
+        panel.plot(seconds, [point["mean"] for point in found], DASHES[place // len(COLORS)], color=COLORS[place], label=name)
+        panel.fill_between(seconds, low, high, color=COLORS[place], alpha=0.12, linewidth=0)
+    decorate(panel, "optical flow, pixels a frame")
+    panel.set_xlabel("second", color=INK)
+    panel.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def decorate(panel: Any, title: str) -> None:
+    panel.set_title(title, fontsize=10, color=INK, loc="left")
+    panel.grid(color=GRID, linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(colors=INK, labelsize=8)
+
+
+def draw_filmstrips(videos: Sequence[Path], path: Path) -> None:
+    """A row a video: its frames at 0, 25, 50, 75 and 100 %."""
+    pictures, times = [], []
+    for video in videos:
+        info = probe(video)
+        places = np.linspace(0, info.frames - 1, STRIP).round().astype(int)
+        wanted = dict.fromkeys(places.tolist())
+        for index, frame in enumerate(read_frames(video)):
+            if index in wanted:
+                wanted[index] = frame
+        pictures += [wanted[place] for place in places.tolist()]
+        times += [place / info.fps for place in places.tolist()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, times, path, columns=STRIP, tile=128)
