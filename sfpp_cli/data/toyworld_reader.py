@@ -152,7 +152,7 @@ def _fit_background(pixels: Tensor) -> Tensor:
     plane = F.pad(targets.median(dim=1, keepdim=True).values, (0, 0, 0, 2))
     for scale in (0.3, 0.15, 0.08, 0.06):
         error = (targets - terms @ plane).square().sum(2, keepdim=True)
-        weighted = terms * (1 + error / scale**2) ** -2
+        weighted = terms / (1 + error / scale**2).square()
         plane = torch.linalg.solve(weighted.mT @ terms, weighted.mT @ targets)
     return plane
 

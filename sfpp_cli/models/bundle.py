@@ -17,6 +17,7 @@ from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, headers, read_con
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import TextEncoder
+from sfpp_cli.models.vae import channels_last
 
 __all__ = ["SETTINGS", "Bundle", "Settings", "fingerprint", "weights_digest"]
 
@@ -47,7 +48,8 @@ class Bundle(Layout):
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
         if read_config(self.folder / "vae").get("is_residual"):
             raise UserError(f"{self.folder / 'vae'} is a residual VAE, as Wan 2.2's: sfpp streams those of Wan 2.1")
-        return _load(AutoencoderKLWan, self.folder / "vae", dtype).to(device)
+        vae = _load(AutoencoderKLWan, self.folder / "vae", dtype).to(device)
+        return channels_last(vae) if device.type == "cpu" else vae
 
     def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
         """The text encoder; `layerwise` keeps it in main memory and brings one layer at a time to the device."""

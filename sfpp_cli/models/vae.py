@@ -86,6 +86,16 @@ class StreamingDecoder(_Stream):
         return pixels.transpose(1, 2)
 
 
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Convolution weights in the layout that CPU kernels are fastest with; the same numbers but for rounding."""
+    layouts = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
+    for module in vae.modules():
+        for kind, layout in layouts.items():
+            if isinstance(module, kind):
+                module.to(memory_format=layout)
+    return vae
+
+
 @torch.no_grad()
 def image_latent(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """The picture in which latents [B, F, C, h, w] from amid a video end, encoded as the first picture of one: [B, 1, C, h, w]."""
