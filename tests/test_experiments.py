@@ -83,6 +83,18 @@ def test_differences_are_paired_and_marked_where_clear(module: Any) -> None:
     assert "| same | - | +0 (0 to 0) |" in text
 
 
+def test_verdicts_are_counted(module: Any) -> None:
+    report = module("report")
+    measured = {f"fired_{name}": float(name == "flicker") for name in report.NAMES}
+    found = [{"prompt": prompt, "metrics": {**measured, "local_stability": 90.0}, "flow": [0.0] * 50} for prompt in "ab"]
+    found[1]["metrics"]["fired_flicker"] = 0.0
+    line = report.verdicts_table({"student": found}).splitlines()[-1].split(" | ")
+    shares = dict(zip(report.NAMES, line[2:], strict=False))
+    assert line[:2] == ["| student", "50"]
+    assert shares["flicker"] == "50 (0 to 100)"
+    assert shares["stagnation"] == "0 (0 to 0)"
+
+
 @pytest.mark.parametrize(
     ("values", "lasting"), [((1.0, 0.95, 0.91), "50 s"), ((1.0, 0.95, 0.89), "25 s"), ((0.5, 0.2, 0.5), "5 s")]
 )
@@ -107,6 +119,51 @@ def test_the_caches_formula_is_what_is_allocated(module: ModuleType) -> None:
         for sizes in (memory.toy_cache(context), memory.wan_cache(context)):
             assert sizes[0] == sizes[1]
     assert memory.wan_cache(21)[0] == 21 * 287_539_200
+
+
+def test_drifts_grow_to_their_strength_and_stay(module: Any) -> None:
+    inject, frames = module("faults").inject, torch.full((1, 9, 3, 2, 2), 0.5)
+    white = inject(frames, "to white", 1.0, 16, grown=5)[0, :, 0, 0, 0]
+    assert torch.allclose(white[:5], 0.5 + 0.5 * 0.4 * torch.arange(5) / 4)
+    assert torch.allclose(white[4:], white[4].expand(5)), "grown, it stays"
+    assert torch.allclose(inject(frames, "to black", 0.5, 16)[0, -1], torch.tensor(0.5 - 1.5 * 0.2))
+    red = torch.tensor([1.0, -1.0, -1.0])[:, None, None].expand(1, 4, 3, 2, 2)
+    grey = inject(red, "desaturation", 1.0, 16)[0, -1, :, 0, 0]
+    assert torch.allclose(grey, grey[0].expand(3), atol=1e-6)
+    assert torch.equal(inject(red, "desaturation", 0.0, 16), red)
+
+
+def test_motion_faults_show_frames_at_other_times(module: Any) -> None:
+    inject, counted = module("faults").inject, torch.arange(81.0)[None, :, None, None, None].expand(1, 81, 3, 2, 2)
+    frozen = inject(counted, "frozen stretch", 0.5, 16)[0, :, 0, 0, 0]
+    assert frozen.tolist() == [*range(20), *[20] * 40, *range(60, 81)], "half of five seconds, in the middle"
+    glitch = inject(counted, "motion glitch", 0.5, 16)[0, :, 0, 0, 0]
+    assert glitch.tolist() == [*range(20), *range(28, 69), *range(61, 81)], "half a second ahead, and back"
+
+
+def test_shares_weigh_large_faults_more_and_verdicts_need_an_interval(module: Any) -> None:
+    report = module("correction_report")
+    rows = [{"prompt": number, "size": size, "share": share} for number, (size, share) in enumerate([(1.0, -1.0), (3.0, 1.0)])]
+    assert report.pooled(rows, "share")["mean"] == pytest.approx(0.5)
+    for low, high, verdict in ((0.1, 0.3, "undoes"), (-0.1, 0.3, "no direction"), (-0.3, -0.1, "wrong way")):
+        assert report.verdict({"mean": (low + high) / 2, "low": low, "high": high}) == verdict
+
+
+def test_a_training_undoes_a_share_of_the_gap(module: Any) -> None:
+    def behind(value: float) -> list[dict[str, float]]:
+        return [{"luma": value + place / 1000, "astray": 0.0} for place in range(6)]
+
+    watched = {
+        "before": {"clean": behind(0.4), "to white": behind(0.6)},
+        "control": {"clean": behind(0.4), "to white": behind(0.6)},
+        "to white": {"to white": behind(0.45)},
+    }
+    luma, astray = module("correction_report").training(watched)
+    assert luma["gap"]["mean"] == pytest.approx(0.2)
+    assert luma["control_undone"]["mean"] == pytest.approx(0, abs=1e-9)
+    assert luma["trained_undone"]["mean"] == pytest.approx(0.75)
+    assert luma["verdict"] == "undoes"
+    assert astray["verdict"] == "no gap to undo"
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from study import ENDS
 
 from sfpp_cli.evaluation.compare import Summary, differences, summarise
+from sfpp_cli.evaluation.verdicts import NAMES
 from sfpp_cli.plot import COLORS, GRID, INK
 from sfpp_cli.video import contact_sheet, probe, read_frames
 
@@ -91,6 +92,17 @@ def differences_table(systems: Systems, reference: str, end: int) -> str:
                 clear = summary is not None and summary["low"] is not None and not summary["low"] <= 0 <= summary["high"]
                 cells.append(shown(summary, percent=column.percent, sign=True) + (" *" if clear else ""))
             lines.append([name, *cells])
+    return markdown(head, lines)
+
+
+def verdicts_table(systems: Systems) -> str:
+    """The share of videos in which each verdict fired, and the local stability."""
+    head = ["system", "seconds", *(f"{name.replace('_', ' ')}, %" for name in NAMES), "local stability, 0..100"]
+    lines = []
+    for name, rows in systems.items():
+        fired = [shown(interval(rows, f"fired_{verdict}"), percent=True) for verdict in NAMES]
+        seconds = str(min(len(row["flow"]) for row in rows))
+        lines.append([name, seconds, *fired, shown(interval(rows, "local_stability"), percent=False)])
     return markdown(head, lines)
 
 

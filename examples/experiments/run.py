@@ -2,22 +2,39 @@
 
     python examples/experiments/run.py                           # all of them: hours on two cores; continues where it was stopped
     python examples/experiments/run.py horizon budget            # some
+    python examples/experiments/run.py --workers 2               # students side by side, in processes of one thread
     python examples/experiments/run.py --quick                   # minutes: every step with tiny settings; its numbers mean nothing
 
-Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there are what is shown.
+Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there are what is shown, and
+`results/measured.jsonl.gz` has what was measured of every video.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import memory
-from report import Systems, differences_table, draw_curves, draw_filmstrips, draw_flow, interval, markdown, shown, table
+from report import (
+    Systems,
+    differences_table,
+    draw_curves,
+    draw_filmstrips,
+    draw_flow,
+    interval,
+    markdown,
+    shown,
+    table,
+    verdicts_table,
+)
 from study import ENDS, FULL, HERE, QUICK, Study
 
 from sfpp_cli.video import atomic_write
@@ -25,7 +42,7 @@ from sfpp_cli.video import atomic_write
 
 @dataclass(frozen=True)
 class Comparison:
-    """Systems side by side. Those of `long` make videos of 100 s, the others of 50 s."""
+    """Systems side by side. Those of `LONG` make videos of 100 s, the others of 50 s."""
 
     title: str
     systems: dict[str, str]
@@ -65,6 +82,16 @@ def longest(study: Study, systems: Systems) -> str:
             lasting = end
         lines.append([name, f"{lasting} s", shown(interval(rows, "local_stability"), percent=False)])
     return markdown(["budget", "'in the world' stays within 10 % of the first 5 s until", "local stability, 0..100"], lines)
+
+
+def minutes(study: Study, systems: Systems) -> str:
+    """What the students' updates took, from their logs."""
+    lines = []
+    for name, rows in systems.items():
+        student, _, updates = rows[0]["system"].partition("@")
+        log = (study.out / "students" / student / "metrics.jsonl").read_text().splitlines()[: study.updates(int(updates))]
+        lines.append([name, str(len(log)), f"{sum(json.loads(line)['step_s'] for line in log) / 60:.1f}"])
+    return markdown(["student", "updates", "minutes of training, one thread"], lines)
 
 
 COMPARISONS = {
@@ -109,6 +136,7 @@ COMPARISONS = {
         "Equal minutes",
         {"Self-Forcing, 50 updates": "sf@50", "Self-Forcing, 150 updates": "sf@150", "++, 50 updates": "pp@50"},
         "++, 50 updates",
+        also=(minutes,),
     ),
 }
 
@@ -116,7 +144,14 @@ COMPARISONS = {
 def main() -> None:
     options = parse()
     study = Study(options.out, QUICK if options.quick else FULL)
-    for name in options.experiments or [*COMPARISONS, "memory", "correction"]:
+    if options.systems:
+        for system in options.systems:
+            study.rows(system, seconds(system))
+        return
+    chosen = options.experiments or [*COMPARISONS, "memory", "correction"]
+    compared = [COMPARISONS[name] for name in chosen if name in COMPARISONS]
+    share_work(options, {system for comparison in compared for system in comparison.systems.values()})
+    for name in chosen:
         if name == "memory":
             text = "# 6. Memory\n\n" + memory.table(study.seconds(100))
         elif name == "correction":
@@ -127,11 +162,29 @@ def main() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text + "\n")
         print(f"written to {path}")
+    study.pack(study.out / "results" / "measured.jsonl.gz")
+
+
+def share_work(options: argparse.Namespace, systems: Iterable[str]) -> None:
+    """Make and measure systems in processes side by side; those of one student, which learns on from one to the next, in one."""
+    groups: dict[str, list[str]] = {}
+    for system in sorted(systems, key=lambda system: int(system.partition("@")[2] or 0)):
+        groups.setdefault(system.partition("@")[0], []).append(system)
+    words = [sys.executable, __file__, "--out", str(options.out), *(["--quick"] if options.quick else []), "--systems"]
+    run = partial(subprocess.run, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    longest = sorted(groups.values(), key=lambda group: int(group[-1].partition("@")[2] or 0), reverse=True)
+    with ThreadPoolExecutor(options.workers) as pool:
+        list(pool.map(lambda group: run([*words, *group]), longest))
+
+
+def seconds(system: str) -> int:
+    """How long a system's videos are."""
+    return 100 if system in LONG else 50
 
 
 def compare(study: Study, name: str, chosen: Comparison) -> str:
-    """Measure what is missing; the report of one comparison."""
-    systems = {shown_as: study.rows(system, 100 if system in LONG else 50) for shown_as, system in chosen.systems.items()}
+    """The report of one comparison."""
+    systems = {shown_as: study.rows(system, seconds(system)) for shown_as, system in chosen.systems.items()}
     counts = {f"{len(study.prompts)} prompts x {len(study.seeds)} seeds, mean (95 % interval over prompts)"}
     parts = [f"# {chosen.title}", *counts]
     measured = {end for rows in systems.values() for end in ENDS if f"object@{end}" in rows[0]["metrics"]}
@@ -140,7 +193,11 @@ def compare(study: Study, name: str, chosen: Comparison) -> str:
         parts += [f"Seconds {end - 5} to {end}:", table(there, end)]
         if chosen.reference in there and len(there) > 1:
             parts.append(differences_table(there, chosen.reference, end))
-    parts += [part(study, systems) for part in chosen.also]
+    parts += [
+        "Verdicts of `sfpp evaluate` on whole videos:",
+        verdicts_table(systems),
+        *(part(study, systems) for part in chosen.also),
+    ]
     results = study.out / "results"
     draw_curves(systems, results / f"{name}.png")
     first = study.prompts[0], study.seeds[0]
@@ -162,6 +219,8 @@ def parse() -> argparse.Namespace:
     names = [*COMPARISONS, "memory", "correction"]
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; all if none is named")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--workers", type=int, default=1, help="processes that train and measure")
+    parser.add_argument("--systems", nargs="+", metavar="SYSTEM", help="only make and measure these, such as pp@50")
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it works")
     options = parser.parse_args()
     if unknown := sorted(set(options.experiments) - set(names)):

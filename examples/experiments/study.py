@@ -7,6 +7,7 @@ not there yet, so an interrupted study goes on where it was.
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -54,7 +55,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Student:
-    """A recipe beside this file, and what is changed of it."""
+    """A recipe of ../toyworld, and what is changed of it."""
 
     recipe: str
     changes: tuple[str, ...] = ()
@@ -129,7 +130,8 @@ class Study:
         changes = [*chosen.changes, *self.scale.changes, f"training.steps={step}"]
         if self.quick and name.startswith("pp"):
             changes.append("dmd.frames=42")
-        command = [sys.executable, "-m", "sfpp_cli", "train", str(HERE / f"{chosen.recipe}.toml"), "--out", str(run)]
+        recipe = HERE.parent / "toyworld" / f"{chosen.recipe}.toml"
+        command = [sys.executable, "-m", "sfpp_cli", "train", str(recipe), "--out", str(run)]
         command += [word for change in changes for word in ("--set", change)]
         command += ["--resume"] if any(run.glob("step-*")) else []
         print(*command, flush=True)
@@ -174,7 +176,7 @@ class Study:
 
     @torch.inference_mode()
     def _rolled(self, bundle: Bundle, student: Any, batch: Sequence[tuple[str, int]], seconds: float) -> Iterator[Tensor]:
-        """The rollout of `sfpp generate`, for several videos at once; decoded in bfloat16, 0.2 grey levels from float32."""
+        """The rollout of `sfpp generate`, for several videos at once."""
         settings, decoder = bundle.settings, StreamingDecoder(self.vae)
         chunks = round_up(bundle.compression.latent_frames(round(seconds * settings.fps)), settings.chunk) // settings.chunk
         shape = (settings.chunk, *self.latent_shape)
@@ -190,7 +192,7 @@ class Study:
             sink=settings.sink,
             draw=noise.draw,
         ):
-            yield decoder(latents.to(self.vae.dtype)).float()
+            yield decoder(latents)
 
     @torch.inference_mode()
     def _sampled(self, batch: Sequence[tuple[str, int]]) -> Iterator[Tensor]:
@@ -208,7 +210,7 @@ class Study:
             sampling_steps=TEACHER_STEPS,
             guidance=TEACHER_GUIDANCE,
         )
-        yield StreamingDecoder(self.vae)(path[:, -1].to(self.vae.dtype)).float()
+        yield StreamingDecoder(self.vae)(path[:, -1])
 
     def _world(self, batch: Sequence[tuple[str, int]]) -> Iterator[Tensor]:
         """Scenes with these captions, another one for each seed."""
@@ -221,19 +223,38 @@ class Study:
         seconds = WINDOW if system in ("teacher", "world") else self.seconds(seconds)
         found = []
         for prompt, seed in product(self.prompts, self.seeds):
-            kept = self.out / "measured" / system / f"{self.prompts.index(prompt):02d}-{seed}.json"
+            kept = self._kept(system, prompt, seed)
             if not kept.exists():
                 self.make_videos(system, seconds)
                 row = {"system": system, "prompt": prompt, "seed": seed, **self._measured(system, prompt, seed)}
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(kept, json.dumps(row))
+                self._keep(system, prompt, seed, json.dumps(row))
             found.append(json.loads(kept.read_text()))
         return found
+
+    def pack(self, path: Path) -> None:
+        """All rows measured so far into one file, a line each."""
+        rows = [file.read_text() for file in sorted(self.out.glob("measured/*/*.json"))]
+        atomic_write(path, gzip.compress("".join(f"{row}\n" for row in rows).encode(), mtime=0))
+
+    def unpack(self, path: Path) -> None:
+        """The other way round: nothing of what is in the file will be measured again."""
+        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+            row = json.loads(line)
+            self._keep(row["system"], row["prompt"], row["seed"], line)
+
+    def _kept(self, system: str, prompt: str, seed: int) -> Path:
+        return self.out / "measured" / system / f"{self.prompts.index(prompt):02d}-{seed}.json"
+
+    def _keep(self, system: str, prompt: str, seed: int, row: str) -> None:
+        path = self._kept(system, prompt, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, row)
 
     def _measured(self, system: str, prompt: str, seed: int) -> dict[str, Any]:
         """`NAME@END` for the window that ends at second END: the world's truth, and means of `sfpp evaluate`'s curves.
 
-        `speed_ratio` is against the mean speed of the world's scenes of that motion, `good` what did not leave the world.
+        `fired_NAME`: whether that verdict fired on the whole video. `speed_ratio` is against the mean speed of the world's scenes
+        of that motion, `good` what did not leave the world.
         """
         path = self.video(system, prompt, seed)
         local = measure(path, Parameters())
@@ -247,9 +268,10 @@ class Study:
             curves = {name: over(curve, end - WINDOW, end) for name, curve in local["curves"].items()}
             metrics |= {f"{name}@{end}": value for name, value in (truth | curves).items()}
         whole = {name: local["metrics"][name] for name in ("local_stability", "norepeat", "flow_variance_max")}
+        fired = {f"fired_{name}": float(verdict["fired"]) for name, verdict in local["verdicts"].items()}
         flow = local["curves"]["flow_mean"]
         return {
-            "metrics": metrics | whole,
+            "metrics": metrics | whole | fired,
             "flow": [over(flow, second, second + 1) for second in range(round(len(frames) / FPS))],
         }
 
@@ -261,7 +283,7 @@ class Study:
 
     @cached_property
     def vae(self) -> Any:
-        return self.bundle.load_vae(CPU, torch.bfloat16)
+        return self.bundle.load_vae(CPU, torch.float32)
 
     @cached_property
     def teacher(self) -> Any:
