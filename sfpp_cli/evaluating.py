@@ -98,9 +98,7 @@ def run(
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
     if wishes.judge is not None and not wishes.yes:
-        asked = [{"path": str(t.path), "prompt": t.prompt or sidecar(t.path).get("prompt")} for t in targets]
-        expected = estimate(asked, wishes.judge, _kept(wishes), wishes.prices)
-        raise UserError(f"judging would send {expected}: add --yes to send that")
+        _ask_first(targets, wishes.judge, wishes)
     models, raft, skipped = _load_models(wishes)
     for line in skipped:
         watch.say(line)
@@ -133,6 +131,21 @@ def run(
 
         result["report"] = str(write_report(result, wishes.out))
     return result
+
+
+def _ask_first(targets: Sequence[Target], settings: JudgeSettings, wishes: Wishes) -> None:
+    """UserError with what judging would send, if anything; or that there is nothing it could send."""
+    asked = [{"path": str(target.path), "prompt": target.prompt or sidecar(target.path).get("prompt")} for target in targets]
+    unknown = sum(not video["prompt"] for video in asked)
+    if unknown == len(asked):
+        raise UserError(
+            f"no prompt is known of {targets[0].path if unknown == 1 else 'any video'}, and the judge needs it: "
+            "give --prompts or --manifest"
+        )
+    expected = estimate(asked, settings, _kept(wishes), wishes.prices)
+    if expected.requests:
+        left_out = f", without the {unknown} whose prompt is unknown" if unknown else ""
+        raise UserError(f"judging would send {expected}{left_out}: add --yes to send that")
 
 
 def as_text(result: Mapping[str, Any], columns: Sequence[str]) -> str:

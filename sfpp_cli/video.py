@@ -457,6 +457,8 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if "matches no streams" in str(error):
+            raise UserError(f"{path} has no video stream; give the path of a video") from error
         raise UserError(f"{path} cannot be read as a video ({error.strerror or error}); it may be damaged or cut short") from error
 
 

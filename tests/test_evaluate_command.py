@@ -111,7 +111,12 @@ def test_a_manifest_gives_prompt_and_seed(sfpp: Sfpp, tmp_path: Path) -> None:
 def test_nothing_is_sent_to_a_judge_without_yes(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "one.mp4", 24)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    code, _, err = sfpp("evaluate", "one.mp4", "--judge", "openai", "--judge-model", "some", "--judge-url", "http://127.0.0.1:9")
+    words = ("evaluate", "one.mp4", "--judge", "openai", "--judge-model", "some", "--judge-url", "http://127.0.0.1:9")
+    code, _, err = sfpp(*words)
+    assert code == 2
+    assert "no prompt is known of one.mp4, and the judge needs it: give --prompts or --manifest" in err
+    (tmp_path / "prompts.txt").write_text("a disc\n")
+    code, _, err = sfpp(*words, "--prompts", "prompts.txt")
     assert code == 2
     assert "--yes" in err
     assert "secret" not in err
@@ -127,7 +132,8 @@ def test_the_estimate_knows_prices_and_the_prompts_beside_videos(
     options = ("--judge", "openai", "--judge-model", "some", "--judge-frames", "3", "--judge-prices", "1000", "100")
     code, _, err = sfpp("evaluate", "one.mp4", "two.mp4", *options)
     assert code == 2
-    assert "1 to 3 requests with 3 pictures" in err, "two.mp4 has no prompt, so nothing is sent for it"
+    assert "1 to 3 requests with 3 pictures" in err
+    assert "without the 1 whose prompt is unknown" in err
     assert "cost about 1." in err  # 3 x 258 tokens and the question at 1000 a million, 2000 tokens of answer at 100
     assert "judge: requests_per_minute must be above 0" in sfpp("evaluate", "one.mp4", *options, "--judge-rate", "0")[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import wave
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -315,6 +316,14 @@ def test_what_is_no_video(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(folder / "x.png")
     with pytest.raises(UserError, match="without a frame rate"):
         probe(folder)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    with pytest.raises(UserError, match=r"sound\.mp4 has no video stream"):
+        probe(tmp_path / "sound.mp4")
 
 
 def test_reading_may_stop_early(tmp_path: Path) -> None:
