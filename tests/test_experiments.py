@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,28 @@ def test_a_training_undoes_a_share_of_the_gap(module: Any) -> None:
     assert luma["trained_undone"]["mean"] == pytest.approx(0.75)
     assert luma["verdict"] == "undoes"
     assert astray["verdict"] == "no gap to undo"
+
+
+def test_what_was_measured_is_packed_and_unpacked(module: Any, tmp_path: Path) -> None:
+    study = module("study").Study(tmp_path / "first")
+    row = {"system": "pp@50", "prompt": study.prompts[3], "seed": 1, "metrics": {"good@5": 0.5}, "flow": [0.25]}
+    study._keep("pp@50", study.prompts[3], 1, json.dumps(row))
+    study.pack(tmp_path / "rows.gz")
+    other = module("study").Study(tmp_path / "second")
+    other.unpack(tmp_path / "rows.gz")
+    assert json.loads(other._kept("pp@50", study.prompts[3], 1).read_text()) == row
+
+
+@pytest.mark.parametrize("name", ["horizon", "ablation", "context", "flow", "budget"])
+def test_the_tables_shown_are_those_of_the_rows_measured(
+    name: str, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, study = module("run"), module("study").Study(tmp_path)
+    study.unpack(FOLDER / "results" / "measured.jsonl.gz")
+    monkeypatch.setattr(study, "make_videos", lambda *what: pytest.fail(f"{what} was not measured"))
+    for drawing in ("draw_curves", "draw_flow", "draw_filmstrips"):
+        monkeypatch.setattr(run, drawing, lambda *what: None)
+    assert run.compare(study, name, run.COMPARISONS[name]) + "\n" == (FOLDER / "results" / f"{name}.md").read_text()
 
 
 @pytest.mark.slow

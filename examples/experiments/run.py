@@ -110,6 +110,7 @@ COMPARISONS = {
             "uniform gradient step": "pp-uniform@50",
             "10 s rollouts": "pp-10s@50",
             "Self-Forcing": "sf@50",
+            "Self-Forcing, last gradient step": "sf-last@50",
         },
         "full",
     ),

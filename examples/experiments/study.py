@@ -63,6 +63,7 @@ class Student:
 
 STUDENTS = {
     "sf": Student("self-forcing"),
+    "sf-last": Student("self-forcing", ("dmd.gradient_step=last",)),
     "sf-9": Student("self-forcing", ("context=9",)),
     "sf-15": Student("self-forcing", ("context=15",)),
     "pp": Student("self-forcing-pp"),
