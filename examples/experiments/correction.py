@@ -309,7 +309,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of a full fault")
     parser.add_argument("--count", type=int, default=24, help="prompts measured")
     parser.add_argument("--seeds", type=int, default=3, help="videos of each, for the gradient")
-    parser.add_argument("--noises", type=int, default=2, help="noise levels for each video")
+    parser.add_argument("--noises", type=int, default=1, help="noise levels for each video")
     parser.add_argument("--stock", type=int, default=24, help="films that critics and students learn on")
     parser.add_argument("--critic-steps", type=int, default=60, help="of the critic without a fault; half as many more with one")
     parser.add_argument("--updates", type=int, default=12, help="of the student in each training")

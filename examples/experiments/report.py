@@ -34,6 +34,9 @@ class Column:
 COLUMNS = (
     Column("object", "captioned colour"),
     Column("good", "in the world"),
+    Column("broken", "object broken"),
+    Column("lost", "object lost"),
+    Column("out_of_range", "out of range"),
     Column("wandered", "wandered inside"),
     Column("nearest_motion", "captioned motion"),
     Column("still", "still"),
@@ -42,7 +45,9 @@ COLUMNS = (
     Column("luma", "luma", percent=False),
     Column("saturation", "saturation", percent=False),
 )
-CURVES = ("good", "object", "speed_ratio", "flow_mean", "luma", "saturation")
+COMPARED = ("object", "good", "broken", "out_of_range", "nearest_motion", "speed_ratio")
+"""What is told of differences."""
+CURVES = ("good", "broken", "out_of_range", "object", "speed_ratio", "saturation")
 DASHES = ("-", "--", "-.", ":")
 STRIP = 5
 """Pictures of a filmstrip, from the first frame to the last."""
@@ -80,7 +85,7 @@ def table(systems: Systems, end: int) -> str:
 
 def differences_table(systems: Systems, reference: str, end: int) -> str:
     """Every other system less the reference, prompt by prompt and seed by seed. An asterisk: the interval leaves out zero."""
-    columns = [column for column in COLUMNS if column.name in ("object", "good", "nearest_motion", "speed_ratio", "flow_mean")]
+    columns = [column for column in COLUMNS if column.name in COMPARED]
     head = [f"less {reference}", *(f"{column.title}{', %' if column.percent else ''}" for column in columns)]
     lines = []
     for name, rows in systems.items():

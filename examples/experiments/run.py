@@ -2,7 +2,7 @@
 
     python examples/experiments/run.py                           # all of them: hours on two cores; continues where it was stopped
     python examples/experiments/run.py horizon budget            # some
-    python examples/experiments/run.py --workers 2               # students side by side, in processes of one thread
+    python examples/experiments/run.py --workers 2               # so many processes of one thread (default: one a core)
     python examples/experiments/run.py --quick                   # minutes: every step with tiny settings; its numbers mean nothing
 
 Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there are what is shown, and
@@ -220,7 +220,7 @@ def parse() -> argparse.Namespace:
     names = [*COMPARISONS, "memory", "correction"]
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; all if none is named")
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--workers", type=int, default=1, help="processes that train and measure")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that train and measure (default: cores)")
     parser.add_argument("--systems", nargs="+", metavar="SYSTEM", help="only make and measure these, such as pp@50")
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it works")
     options = parser.parse_args()
