@@ -84,6 +84,18 @@ def test_differences_are_paired_and_marked_where_clear(module: Any) -> None:
     assert "| same | - | +0 (0 to 0) |" in text
 
 
+def test_drift_is_within_a_video(module: Any) -> None:
+    report = module("report")
+    found = [
+        {"prompt": p, "seed": 0, "metrics": {"good@5": first, "good@50": last}}
+        for p, first, last in (("a", 1, 0.5), ("b", 0.2, 0.4))
+    ]
+    drifts = report.drifted({"x": found}, 50)["x"]
+    assert [row["metrics"]["good@50"] for row in drifts] == pytest.approx([-0.5, 0.2])
+    assert drifts[0]["metrics"]["object@50"] is None
+    assert report.interval(drifts, "good@50")["mean"] == pytest.approx(-0.15)
+
+
 def test_verdicts_are_counted(module: Any) -> None:
     report = module("report")
     measured = {f"fired_{name}": float(name == "flicker") for name in report.NAMES}

@@ -49,6 +49,8 @@ COMPARED = ("object", "good", "broken", "out_of_range", "nearest_motion", "speed
 """What is told of differences."""
 CURVES = ("good", "broken", "out_of_range", "object", "speed_ratio", "saturation")
 DASHES = ("-", "--", "-.", ":")
+FIRST = ENDS[0]
+"""Second at which the first window ends, to which later ones are held."""
 STRIP = 5
 """Pictures of a filmstrip, from the first frame to the last."""
 
@@ -73,14 +75,28 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines))
 
 
-def table(systems: Systems, end: int) -> str:
+def table(systems: Systems, end: int, names: Sequence[str] | None = None, *, sign: bool = False) -> str:
     """Every system in the five seconds that end at second `end`, as Markdown."""
-    head = ["system", *(f"{column.title}{', %' if column.percent else ''}" for column in COLUMNS)]
+    columns = [column for column in COLUMNS if names is None or column.name in names]
+    head = ["system", *(f"{column.title}{', %' if column.percent else ''}" for column in columns)]
     lines = [
-        [name, *(shown(interval(rows, f"{column.name}@{end}"), percent=column.percent) for column in COLUMNS)]
+        [name, *(shown(interval(rows, f"{column.name}@{end}"), percent=column.percent, sign=sign) for column in columns)]
         for name, rows in systems.items()
     ]
     return markdown(head, lines)
+
+
+def drifted(systems: Systems, end: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows whose measures at `end` are those less the same video's first five seconds'."""
+    return {
+        name: [{**row, "metrics": {f"{m}@{end}": change(row["metrics"], m, end) for m in COMPARED}} for row in rows]
+        for name, rows in systems.items()
+    }
+
+
+def change(metrics: Mapping[str, float | None], name: str, end: int) -> float | None:
+    first, last = metrics.get(f"{name}@{FIRST}"), metrics.get(f"{name}@{end}")
+    return None if first is None or last is None else last - first
 
 
 def differences_table(systems: Systems, reference: str, end: int) -> str:

@@ -24,18 +24,20 @@ from pathlib import Path
 
 import memory
 from report import (
+    COMPARED,
     Systems,
     differences_table,
     draw_curves,
     draw_filmstrips,
     draw_flow,
+    drifted,
     interval,
     markdown,
     shown,
     table,
     verdicts_table,
 )
-from study import ENDS, FULL, HERE, QUICK, Study
+from study import ENDS, FULL, HERE, QUICK, WINDOW, Study
 
 from sfpp_cli.video import atomic_write
 
@@ -194,6 +196,11 @@ def compare(study: Study, name: str, chosen: Comparison) -> str:
         parts += [f"Seconds {end - 5} to {end}:", table(there, end)]
         if chosen.reference in there and len(there) > 1:
             parts.append(differences_table(there, chosen.reference, end))
+        if end > WINDOW:
+            changes = drifted(there, end)
+            parts += [f"The same less each video's first {WINDOW} s:", table(changes, end, COMPARED, sign=True)]
+            if chosen.reference in there and len(there) > 1:
+                parts.append(differences_table(changes, chosen.reference, end))
     parts += [
         "Verdicts of `sfpp evaluate` on whole videos:",
         verdicts_table(systems),
