@@ -89,7 +89,12 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(prompts=2, seeds=1, shorten=5, changes=("training.batch=2", "training.save_every=1", "training.keep_every=1"))
+QUICK = Scale(
+    prompts=2,
+    seeds=1,
+    shorten=5,
+    changes=("training.batch=2", "training.save_every=1", "training.keep_every=1", "training.ema_start=1"),
+)
 QUICK_UPDATES = 25
 """The quick study learns for one update where the full one learns for so many."""
 
