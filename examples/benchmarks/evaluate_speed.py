@@ -45,7 +45,7 @@ def timed(path: Path) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds of this process and its children, peak resident MB of this process."""
     began, before = time.perf_counter(), cpu_seconds()
     measure(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return time.perf_counter() - began, cpu_seconds() - before, peak
 
 

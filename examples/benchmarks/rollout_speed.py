@@ -9,7 +9,6 @@ first, the size of the cache, and resident memory. No VAE and no ffmpeg is invol
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 
@@ -18,7 +17,7 @@ import torch
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.randomness import VideoNoise
 from sfpp_cli.core.rollout import rollout
-from sfpp_cli.devices import pick_device, pick_dtype, synchronize
+from sfpp_cli.devices import peak_megabytes, pick_device, pick_dtype, synchronize
 from sfpp_cli.models.bundle import Bundle
 
 
@@ -61,7 +60,7 @@ def main() -> None:
         synchronize(device)
         now = time.perf_counter()
         seconds.append(now - began)
-        resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+        resident.append(peak_megabytes(torch.device("cpu")))
         began = now
         assert torch.isfinite(x0).all()
     report(seconds, resident, options.span, settings.chunk * bundle.compression.temporal)

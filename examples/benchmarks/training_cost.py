@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -73,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         "student": sum(student) / len(student),
         "critic": critic,
         "chunk": chunk_seconds(objective, samples, device),
-        "peak_mb": peak_megabytes(device) if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "peak_mb": peak_megabytes(device),
     }
 
 
