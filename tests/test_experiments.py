@@ -215,6 +215,7 @@ def test_one_command_rebuilds_every_table(module: Any, tmp_path: Path) -> None:
             Image.open(results / picture).verify()
     assert "2.150 MB | 2.150 MB" in (results / "memory.md").read_text()
     assert (results / "correction.md").read_text().count("|") > 20
+    Image.open(results / "correction.png").verify()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("videos/*/*.mp4")}
     systems = {system for comparison in module("run").COMPARISONS.values() for system in comparison.systems.values()}
     assert len(stamps) == 2 * len(systems)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -219,7 +220,10 @@ def correction(study: Study) -> str:
     out = study.out / "correction"
     words = [sys.executable, str(HERE / "correction.py"), "--out", str(out), *(["--quick"] if study.quick else [])]
     subprocess.run(words, check=True, cwd=HERE.parent.parent)
-    return (out / "table.md").read_text()
+    results = study.out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / "correction.png", results / "correction.png")
+    return f"# 4. Can the teacher correct?\n\n{(out / 'table.md').read_text().rstrip()}"
 
 
 def parse() -> argparse.Namespace:
