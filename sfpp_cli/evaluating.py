@@ -137,7 +137,7 @@ def _ask_first(targets: Sequence[Target], settings: JudgeSettings, wishes: Wishe
     """UserError with what judging would send, if anything; or that there is nothing it could send."""
     asked = [{"path": str(target.path), "prompt": target.prompt or sidecar(target.path).get("prompt")} for target in targets]
     unknown = sum(not video["prompt"] for video in asked)
-    if unknown == len(asked):
+    if asked and unknown == len(asked):
         raise UserError(
             f"no prompt is known of {targets[0].path if unknown == 1 else 'any video'}, and the judge needs it: "
             "give --prompts or --manifest"

@@ -115,6 +115,8 @@ def test_nothing_is_sent_to_a_judge_without_yes(sfpp: Sfpp, tmp_path: Path, monk
     code, _, err = sfpp(*words)
     assert code == 2
     assert "no prompt is known of one.mp4, and the judge needs it: give --prompts or --manifest" in err
+    (tmp_path / "empty").mkdir()
+    assert "empty holds no videos" in sfpp("evaluate", "empty", *words[2:])[2]
     (tmp_path / "prompts.txt").write_text("a disc\n")
     code, _, err = sfpp(*words, "--prompts", "prompts.txt")
     assert code == 2

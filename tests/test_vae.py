@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.models import vae as vae_module
-from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, denormalise, normalise, to_uint8
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, channels_last, denormalise, normalise, to_uint8
 
 LATENT_CHUNKS = [3, 1, 2, 5]
 FRAME_CHUNKS = [9, 4, 8, 20]
@@ -147,3 +147,18 @@ def test_frames_become_bytes() -> None:
     frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0]).expand(1, 2, 3, 4, 5)
     assert to_uint8(frames).shape == (1, 2, 4, 5, 3)
     assert to_uint8(frames)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
+    torch.manual_seed(1)
+    frames = torch.rand(1, 9, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents = StreamingEncoder(vae)(frames)
+        pictures = StreamingDecoder(vae)(latents)
+        assert channels_last(vae) is vae
+        layouts = {"Conv2d": torch.channels_last, "WanCausalConv3d": torch.channels_last_3d}
+        convolutions = [module for module in vae.modules() if type(module).__name__ in layouts]
+        assert convolutions
+        assert all(module.weight.is_contiguous(memory_format=layouts[type(module).__name__]) for module in convolutions)
+        assert torch.allclose(StreamingEncoder(vae)(frames), latents, atol=ATOL)
+        assert torch.allclose(StreamingDecoder(vae)(latents), pictures, atol=ATOL)
