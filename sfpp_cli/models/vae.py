@@ -92,7 +92,7 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     for module in vae.modules():
         for kind, layout in layouts.items():
             if isinstance(module, kind):
-                module.to(memory_format=layout)
+                module.to(memory_format=layout)  # type: ignore[call-overload]
     return vae
 
 
