@@ -109,7 +109,7 @@ def test_verdicts_are_counted(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "lasting"), [((1.0, 0.95, 0.91), "50 s"), ((1.0, 0.95, 0.89), "25 s"), ((0.5, 0.2, 0.5), "5 s")]
+    ("values", "lasting"), [((1.0, 0.95, 0.91), "50 s, all of it"), ((1.0, 0.95, 0.89), "25 s"), ((0.5, 0.2, 0.5), "5 s")]
 )
 def test_a_budget_lasts_until_a_tenth_is_lost(values: tuple[float, ...], lasting: str, module: Any, tmp_path: Path) -> None:
     metrics = {f"good@{end}": value for end, value in zip((5, 25, 50), values, strict=True)}

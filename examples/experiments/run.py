@@ -77,13 +77,14 @@ def longest(study: Study, systems: Systems) -> str:
     """Experiment 7: how long a budget lasts."""
     lines = []
     for name, rows in systems.items():
-        lasting = 0
-        for end in (end for end in ENDS if f"good@{end}" in rows[0]["metrics"]):
+        lasting, ends = 0, [end for end in ENDS if f"good@{end}" in rows[0]["metrics"]]
+        for end in ends:
             first, now = (interval(rows, f"good@{at}") for at in (5, end))
             if first is None or now is None or now["mean"] < 0.9 * first["mean"]:
                 break
             lasting = end
-        lines.append([name, f"{lasting} s", shown(interval(rows, "local_stability"), percent=False)])
+        whole = ", all of it" if lasting == ends[-1] else ""
+        lines.append([name, f"{lasting} s{whole}", shown(interval(rows, "local_stability"), percent=False)])
     return markdown(["budget", "'in the world' stays within 10 % of the first 5 s until", "local stability, 0..100"], lines)
 
 
