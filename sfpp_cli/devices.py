@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -63,7 +65,13 @@ def used_megabytes(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """The most memory that was ever in use: the GPU's, or this process's resident memory."""
+    """The most memory that was ever in use: the GPU's, or this process's resident memory.
+
+    Linux is asked for the high-water mark, since a new process's `ru_maxrss` begins at that of the one that started it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    with suppress(OSError):
+        if mark := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
+            return int(mark[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e6
