@@ -32,20 +32,24 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=64)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    shards = range(options.videos // options.shard)
+    firsts = range(0, options.videos, options.shard)
     with get_context("spawn").Pool(options.processes) as pool:
-        jobs = [(options.vae, options.seed, shard, options.shard, options.frames) for shard in shards]
+        jobs = [
+            (options.vae, options.seed, shard, range(first, min(first + options.shard, options.videos)), options.frames)
+            for shard, first in enumerate(firsts)
+        ]
         for shard, latents, captions in pool.imap(encode, jobs):
             write_shard(options.out, shard, latents, captions)
-            print(f"shard {shard + 1} of {len(shards)}", flush=True)
+            print(f"shard {shard + 1} of {len(firsts)}", flush=True)
 
 
 @torch.no_grad()
-def encode(job: tuple[Path, int, int, int, int]) -> tuple[int, torch.Tensor, list[list[str]]]:
-    vae_path, seed, shard, count, frames = job
+def encode(job: tuple[Path, int, int, range, int]) -> tuple[int, torch.Tensor, list[list[str]]]:
+    vae_path, seed, shard, numbers, frames = job
+    count = len(numbers)
     torch.set_num_threads(1)
     vae = AutoencoderKLWan.from_pretrained(vae_path)
-    scenes = ToyWorld(seed).scenes(range(shard * count, (shard + 1) * count))
+    scenes = ToyWorld(seed).scenes(numbers)
     latents = []
     for part in range(0, count, 16):
         batch, encoder = scenes[part : part + 16], StreamingEncoder(vae)
