@@ -39,7 +39,7 @@ def options(version: bool = typer.Option(False, "--version", callback=_version, 
 def main() -> None:
     """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 130 interrupted."""
     try:
-        app()
+        app(prog_name="sfpp")  # also under `python -m sfpp_cli` and torchrun
     except UserError as problem:
         error(str(problem))
         sys.exit(2)

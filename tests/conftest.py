@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# The suite is about the CPU, whatever the machine has, unless it is asked to be about the GPU: SFPP_TEST_GPU=1 pytest -m gpu
+if not os.environ.get("SFPP_TEST_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import torch
 
 from sfpp_cli import app

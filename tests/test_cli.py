@@ -53,7 +53,17 @@ def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def test_all_commands_are_there() -> None:
-    expected = {"generate", "train", "distill", "weights", "weights list", "weights show", "weights pull", "weights convert"}
+    expected = {
+        "generate",
+        "train",
+        "distill",
+        "evaluate",
+        "weights",
+        "weights list",
+        "weights show",
+        "weights pull",
+        "weights convert",
+    }
     assert expected <= {" ".join(path) for path in commands()}
 
 

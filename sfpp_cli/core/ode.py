@@ -63,7 +63,7 @@ def trajectory(
     for i in range(sampling_steps):
         if i in keep:
             kept.append(x)
-        timestep = x.new_full(x.shape[:1], TRAIN_STEPS * sigmas[i].item())
+        timestep = x.new_full(x.shape[:1], TRAIN_STEPS * sigmas[i].item(), dtype=torch.float32)
         flow = teacher(x, timestep, text)
         if guidance != 1.0:
             unguided = teacher(x, timestep, negative)

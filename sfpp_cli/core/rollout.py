@@ -68,7 +68,7 @@ def rollout(
                 cache.text = student.embed_text(text)
         for step, level in enumerate(timesteps):
             with torch.set_grad_enabled(step == last_step and index in gradient):
-                flow = student(x, x.new_full(x.shape[:1], level.item()), cache)
+                flow = student(x, x.new_full(x.shape[:1], level.item(), dtype=torch.float32), cache)
                 x0 = schedule.x0_from_flow(flow, x, level)
             if step < last_step:
                 x = schedule.add_noise(x0, draw(index, step, x0), timesteps[step + 1])
