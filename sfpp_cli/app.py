@@ -8,7 +8,7 @@ import typer
 
 from sfpp_cli import __version__
 from sfpp_cli.commands import distill, evaluate, generate, train, weights
-from sfpp_cli.console import error
+from sfpp_cli.commands.console import error
 from sfpp_cli.errors import Interrupted, UserError
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ import time
 import torch
 
 from sfpp_cli.core.flow import FlowSchedule
-from sfpp_cli.core.randomness import VideoNoise
+from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.devices import peak_megabytes, pick_device, pick_dtype, synchronize
 from sfpp_cli.models.bundle import Bundle

@@ -34,17 +34,17 @@ from faults import CPU, DRIFTS, FAULTS, Studio, inject
 from torch import Tensor
 
 from sfpp_cli.core.dmd import DistributionMatching, Rolling, critic_loss, score_timesteps
+from sfpp_cli.core.noise import mixed, normal, seeded
 from sfpp_cli.core.objective import Turn
-from sfpp_cli.core.randomness import mixed, normal, seeded
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.core.trainer import Trainer
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.models.vae import to_uint8
-from sfpp_cli.preview import gauges
-from sfpp_cli.recipes import MatchingRecipe, read_recipe
-from sfpp_cli.training import matching_objective
-from sfpp_cli.video import atomic_write
+from sfpp_cli.training.preview import gauges
+from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
+from sfpp_cli.training.run import matching_objective
+from sfpp_cli.video.ffmpeg import atomic_write
 
 HERE = Path(__file__).parent
 BATCH = 8

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfpp_cli.evaluation.compare import Summary, summarise
-from sfpp_cli.plot import COLORS, DPI, GRID, INK
-from sfpp_cli.video import atomic_write
+from sfpp_cli.training.curves import COLORS, DPI, GRID, INK
+from sfpp_cli.video.ffmpeg import atomic_write
 
 Row = Mapping[str, Any]
 Watched = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]

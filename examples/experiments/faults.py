@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
-from sfpp_cli.core.randomness import VideoNoise
+from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.data.toyworld import LUMA_WEIGHTS
-from sfpp_cli.data.toyworld_reader import read_frames, speed
+from sfpp_cli.data.toyworld.reader import read_frames, speed
+from sfpp_cli.data.toyworld.world import LUMA_WEIGHTS
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
-from sfpp_cli.preview import gauges
+from sfpp_cli.training.preview import gauges
 
 DRIFTS = {"to white": 0.4, "to black": 0.4, "desaturation": 1.0}
 """Drifts, and how much of every pixel is white, black or its own grey where a full one has arrived."""

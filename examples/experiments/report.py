@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from study import ENDS
 
 from sfpp_cli.evaluation.compare import Summary, differences, summarise
-from sfpp_cli.evaluation.verdicts import NAMES
-from sfpp_cli.plot import COLORS, GRID, INK
-from sfpp_cli.video import contact_sheet, probe, read_frames
+from sfpp_cli.evaluation.metrics.verdicts import NAMES
+from sfpp_cli.training.curves import COLORS, GRID, INK
+from sfpp_cli.video.ffmpeg import contact_sheet, probe, read_frames
 
 Rows = Sequence[Mapping[str, Any]]
 Systems = Mapping[str, Rows]

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.geometry import round_up
+from sfpp_cli.core.noise import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.ode import trajectory
-from sfpp_cli.core.randomness import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.data.prompts import read_prompts
-from sfpp_cli.data.toyworld import FPS, MOTIONS, Scenes, ToyWorld
-from sfpp_cli.data.toyworld_reader import judge_videos, speed
+from sfpp_cli.data.toyworld.reader import judge_videos, speed
+from sfpp_cli.data.toyworld.world import FPS, MOTIONS, Scenes, ToyWorld
 from sfpp_cli.evaluation import Parameters, measure
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
-from sfpp_cli.video import VideoWriter, atomic_write, read_frames
+from sfpp_cli.video.ffmpeg import VideoWriter, atomic_write, read_frames
 
 HERE = Path(__file__).parent
 MODEL = "toyworld"

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from sfpp_cli.data.latents import write_shard
-from sfpp_cli.data.toyworld import ToyWorld
+from sfpp_cli.data.toyworld.world import ToyWorld
 from sfpp_cli.models.vae import StreamingEncoder
 
 SEGMENT = 24

@@ -21,13 +21,13 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.noise import normal, seeded
 from sfpp_cli.core.ode import trajectory
-from sfpp_cli.core.randomness import normal, seeded
-from sfpp_cli.data.toyworld import FPS, Scenes, ToyWorld
-from sfpp_cli.data.toyworld_reader import judge_videos, read_frames
+from sfpp_cli.data.toyworld.reader import judge_videos, read_frames
+from sfpp_cli.data.toyworld.world import FPS, Scenes, ToyWorld
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
-from sfpp_cli.video import contact_sheet
+from sfpp_cli.video.ffmpeg import contact_sheet
 
 FRAMES, SEGMENT, BATCH = 481, 16, 4
 SPANS = {"0": (0, 0), "0..16": (0, 16), "40..80": (40, 80), "400..480": (400, 480)}
@@ -166,7 +166,7 @@ def load_videos(path: Path) -> list[Tensor]:
         from safetensors.torch import load_file
 
         return list(load_file(path)["frames"])
-    from sfpp_cli import video
+    from sfpp_cli.video import ffmpeg as video
 
     files = sorted(file for file in path.iterdir() if file.suffix in video.EXTENSIONS)
     stacks = [torch.from_numpy(np.stack(list(video.read_frames(file)))) for file in files]

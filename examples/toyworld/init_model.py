@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.data.latents import MID_STREAM
-from sfpp_cli.data.toyworld import BACKGROUNDS, FPS, MOTIONS, OBJECT_COLORS, SHAPES, SYNONYMS, TEMPLATES
+from sfpp_cli.data.toyworld.world import BACKGROUNDS, FPS, MOTIONS, OBJECT_COLORS, SHAPES, SYNONYMS, TEMPLATES
 
 TEXT_LENGTH = 32
 TRANSFORMER = {

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from gates import load_videos
 from torch import Tensor
 
-from sfpp_cli.core.randomness import seeded
-from sfpp_cli.data.toyworld import FPS
+from sfpp_cli.core.noise import seeded
+from sfpp_cli.data.toyworld.world import FPS
 
 SIZE = 16
 """Frames are compared at this many pixels a side."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.console import Terminal, result
+from sfpp_cli.commands.console import Terminal, result
 
 
 def distill(
@@ -23,13 +23,13 @@ def distill(
     device: Annotated[str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")] = None,
 ) -> None:
     """Warm up a causal student on the teacher's ODE trajectories; both stages continue where they were interrupted."""
-    from sfpp_cli import training
     from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.devices import pick_device
+    from sfpp_cli.training import run
 
     ranks = Ranks.from_environment()
-    how = training.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
-    changes = training.overrides(set_, steps, seed) | ({"init": init} if init else {})
-    plan = training.distill(recipe, changes, how, pairs_only=pairs_only)
+    how = run.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
+    changes = run.overrides(set_, steps, seed) | ({"init": init} if init else {})
+    plan = run.distill(recipe, changes, how, pairs_only=pairs_only)
     if plan and ranks.first:
         result(plan)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.console import Terminal, error, result
+from sfpp_cli.commands.console import Terminal, error, result
 
 _WHAT, _MEASURE, _JUDGE, _OUT = "What to measure", "Metrics", "Judge", "Output"
 
@@ -43,13 +43,12 @@ def evaluate(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew.", rich_help_panel=_OUT)] = False,
 ) -> None:
     """Tell a stable minute from a decayed one: exposure, motion, repetition, and a verdict for every way to fail."""
-    from sfpp_cli import evaluating
-    from sfpp_cli.evaluation import Parameters
-    from sfpp_cli.evaluation.judge_service import JudgeSettings
+    from sfpp_cli.evaluation import Parameters, run
+    from sfpp_cli.evaluation.judge.service import JudgeSettings
 
-    targets, failed = evaluating.find_targets(videos or [], manifest, prompts, compare=compare)
+    targets, failed = run.find_targets(videos or [], manifest, prompts, compare=compare)
     asked = JudgeSettings(judge, judge_model, judge_url, judge_frames, requests_per_minute=judge_rate) if judge else None
-    wishes = evaluating.Wishes(
+    wishes = run.Wishes(
         metrics=tuple(metrics.split(",")) if metrics else (),
         clip=clip,
         dino=dino,
@@ -64,8 +63,8 @@ def evaluate(
         cache=not no_cache,
     )
     parameters = Parameters(reference_seconds=reference_seconds, clip_seconds=clip_seconds)
-    found = evaluating.run(targets, failed, parameters, wishes, Terminal(), shlex.join(["sfpp", *sys.argv[1:]]))
-    result(json.dumps(found) if json_ else found.get("report") or evaluating.as_text(found, wishes.metrics))
+    found = run.run(targets, failed, parameters, wishes, Terminal(), shlex.join(["sfpp", *sys.argv[1:]]))
+    result(json.dumps(found) if json_ else found.get("report") or run.as_text(found, wishes.metrics))
     for failure in found["failed"]:
         error(failure["error"])
     raise typer.Exit(2 if found["failed"] else 0)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.console import Terminal, result
+from sfpp_cli.commands.console import Terminal, result
 
 _WHAT, _MODEL, _RUN, _OUT = "What to make", "Model", "How to run it", "Output"
 DEFAULT_MODEL = "toyworld"
@@ -41,12 +41,12 @@ def generate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue what was interrupted.", rich_help_panel=_OUT)] = False,
 ) -> None:
     """Turn a prompt into a video of any length, streamed chunk by chunk."""
-    from sfpp_cli.batch import make_all
     from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.devices import pick_device, pick_dtype
-    from sfpp_cli.generation import Options
+    from sfpp_cli.generation.batch import make_all
+    from sfpp_cli.generation.generator import Options
+    from sfpp_cli.generation.requests import Wish
     from sfpp_cli.models.bundle import Bundle
-    from sfpp_cli.plan import Wish
 
     ranks = Ranks.from_environment()
     where = pick_device(device, ranks.local)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.console import Terminal, result
+from sfpp_cli.commands.console import Terminal, result
 
 
 def train(
@@ -26,18 +26,18 @@ def train(
     from sfpp_cli.errors import UserError
 
     if plot is not None:
-        from sfpp_cli.plot import plot_run
+        from sfpp_cli.training.curves import plot_run
 
         result(str(plot_run(plot)))
         return
     if recipe is None:
         raise UserError("no recipe: give the path of a TOML file, such as those in examples/, or --plot RUN")
-    from sfpp_cli import training
     from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.devices import pick_device
+    from sfpp_cli.training import run
 
     ranks = Ranks.from_environment()
-    how = training.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
-    plan = training.train(recipe, training.overrides(set_, steps, seed, preview_seconds), how)
+    how = run.How(out, resume, dry_run, pick_device(device, ranks.local, absent_too=dry_run), Terminal(quiet=not ranks.first))
+    plan = run.train(recipe, run.overrides(set_, steps, seed, preview_seconds), how)
     if plan and ranks.first:
         result(plan)

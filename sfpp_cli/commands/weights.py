@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sfpp_cli.console import result
+from sfpp_cli.commands.console import result
 
 app = typer.Typer(help="Models: list them, look at one, fetch, convert.", no_args_is_help=True)
 

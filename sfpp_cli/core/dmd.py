@@ -23,8 +23,8 @@ from torch import Tensor
 
 from sfpp_cli.core.cache import UnrolledCache
 from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.noise import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.objective import Losses, Player, Turn
-from sfpp_cli.core.randomness import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.noise import normal, seeded
 from sfpp_cli.core.objective import Losses, Player, Turn
-from sfpp_cli.core.randomness import normal, seeded
 from sfpp_cli.core.teacher import Teacher
 
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.noise import seeded
 from sfpp_cli.core.objective import Losses, Player, Turn
-from sfpp_cli.core.randomness import seeded
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError

@@ -21,7 +21,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import weights_digest
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.text import TextEncoder
-from sfpp_cli.watch import Watch
+from sfpp_cli.progress import Watch
 
 SHARD = 256
 """Prompts a file; an interruption loses less than one file a rank."""

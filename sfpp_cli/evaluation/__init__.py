@@ -10,8 +10,8 @@ In a notebook:
 they are measured in processes of their own. Nothing here imports torch.
 """
 
-from sfpp_cli.evaluation.evaluate import evaluate
-from sfpp_cli.evaluation.measure import measure
-from sfpp_cli.evaluation.parameters import Parameters
+from sfpp_cli.evaluation.metrics.measure import measure
+from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.evaluation.parallel import evaluate
 
 __all__ = ["Parameters", "evaluate", "measure"]

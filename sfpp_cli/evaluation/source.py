@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.video import Frames, VideoInfo, ask_ffmpeg, atomic_write, probe, read_frames, reading
+from sfpp_cli.video.ffmpeg import Frames, VideoInfo, ask_ffmpeg, atomic_write, probe, read_frames, reading
 
 _RATE_TOLERANCE = 0.03
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 
 from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import label
-from sfpp_cli.plot import COLORS, COLUMNS, DPI, GRID, INK, PANEL
-from sfpp_cli.video import atomic_write
+from sfpp_cli.training.curves import COLORS, COLUMNS, DPI, GRID, INK, PANEL
+from sfpp_cli.video.ffmpeg import atomic_write
 
 # --- SVG --------------------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from sfpp_cli.evaluation.compare import Video
-from sfpp_cli.video import Frames, SheetSampler, read_frames
+from sfpp_cli.video.ffmpeg import Frames, SheetSampler, read_frames
 
 STRIP, THUMB, QUALITY = 5, 192, 82
 """Pictures of a film strip; pixels of the longer side at most; JPEG's quality."""

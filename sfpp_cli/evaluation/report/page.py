@@ -36,7 +36,7 @@ from sfpp_cli.evaluation.report.markup import (
 from sfpp_cli.evaluation.report.panels import drift_section, onset_marks
 from sfpp_cli.evaluation.report.systems import low_to_high, means_table, paired_differences
 from sfpp_cli.evaluation.report.videos import strip_and_poster, video_cards
-from sfpp_cli.video import Frames, atomic_write
+from sfpp_cli.video.ffmpeg import Frames, atomic_write
 
 REFERENCE = 5.0
 """Seconds that a video is measured against, where the result's parameters do not say."""

@@ -26,7 +26,7 @@ from sfpp_cli.evaluation.report.markup import (
     written,
 )
 from sfpp_cli.evaluation.report.panels import onset_marks, panel_figure
-from sfpp_cli.video import Frames
+from sfpp_cli.video.ffmpeg import Frames
 
 OPEN = 6
 """Up to so many videos show all they have unfolded."""

@@ -1,0 +1,51 @@
+"""What people see: chatter and progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sfpp_cli.progress import Advance
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Terminal:
+    """A `Watch` on stderr. Without a terminal there is no progress bar, and with `quiet` nothing but warnings."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            err.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        err.print(f"[yellow]warning:[/] {escape(text)}")
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        hidden = self.quiet or not err.is_terminal
+        with Progress(*columns, TimeRemainingColumn(), console=err, disable=hidden, transient=True) as bar:
+            task = bar.add_task(escape(name), total=total, figures="")
+
+            def advance(done: int, figures: Mapping[str, str]) -> None:
+                bar.update(task, completed=done, figures="  ".join(f"{key} {value}" for key, value in figures.items()))
+
+            yield advance
+
+
+def error(text: str) -> None:
+    err.print(f"[bold red]error:[/] {escape(text)}")
+
+
+def result(text: str) -> None:
+    """The answer of a command, and nothing else, goes to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""The procedural world of the embedded model, and a reader of its videos."""

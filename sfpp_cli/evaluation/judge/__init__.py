@@ -1,0 +1,1 @@
+"""Visual Stability by a video language model."""

@@ -1,0 +1,1 @@
+"""What is measured on frames alone, and the verdicts drawn from it."""

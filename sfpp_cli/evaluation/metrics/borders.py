@@ -1,0 +1,167 @@
+"""Sudden changes from one frame to the next: where they are, and whether they sit at chunk borders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfpp_cli.evaluation.metrics.motion import Curve
+from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.video.ffmpeg import Frames
+
+_MERGED = 2
+"""Sudden frames this near are one jump: a decoder in time smears it over several frames."""
+_LONGEST = 6
+"""Sudden frames in a row beyond this are a change of pace, not a jump."""
+_ROWS = 64
+"""Pictures compared at a time."""
+_FEWEST = 4
+"""With fewer frames around, nothing can be called unusual."""
+_TINY, _NEW = 1e-3, 0.3
+"""Changes below a quarter of a level are none; and the share of frames around that must be new for the others to be copies."""
+
+
+@dataclass(frozen=True)
+class Jump:
+    """A sudden change: its first frame, the frame after it is over, and how far apart the pictures around it are, 0..1.
+
+    `size` is the RMS difference over RGB of the median cell of the miniatures: half of the picture changes by at least this much.
+    An object that is suddenly elsewhere leaves the median as it was, whatever its contrast; another scene does not.
+    """
+
+    start: int
+    end: int
+    size: float
+
+
+@dataclass(frozen=True)
+class Changes:
+    """`picture` [T]: RMS difference of each miniature to the one before, 0..1, first 0. `reversing` [T]: part of an oscillation
+    within a few frames. `jumps`: what stands out, in order."""
+
+    picture: Curve
+    reversing: NDArray[np.bool_]
+    jumps: list[Jump]
+
+
+def find_changes(
+    miniatures: Frames, luma: Curve, shift: Curve, size: tuple[int, int], fps: float, parameters: Parameters
+) -> Changes:
+    """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], mean luma [T] in 0..1 and mean flow vectors [T, 2].
+
+    A frame is sudden if its difference to the one before stands out from those of the second around it: in the picture; in the
+    brightness of the median cell, which a moving object hardly touches, so that a faint flicker of the whole picture shows there;
+    or in how the mean flow changes, where a jerk of the whole picture shows even while the camera moves. Flow over plain ground is
+    a guess that turns with an encoder's noise, so a jerk counts only if the picture, too, changes visibly more than usual.
+    """
+    picture, steps = _differences(miniatures, 1), _median_steps(miniatures)
+    jerks = np.hypot(*np.diff(np.nan_to_num(shift), axis=0, prepend=0).T) / min(size)
+    new, window = picture > _TINY, max(3, round(fps))
+    usual, usual_step, usual_jerk = (_usual(changes, new, window) for changes in (picture, steps, jerks))
+    sudden = picture > np.maximum(parameters.jump_picture, parameters.jump_ratio * usual)
+    sudden |= steps > np.maximum(parameters.jump_luma, parameters.jump_ratio * usual_step)
+    jerky = jerks > np.maximum(parameters.jump_flow, parameters.jump_ratio * usual_jerk)
+    sudden |= jerky & (picture > usual + parameters.jump_jerk)
+    levels = luma[:, None] * 255
+    reversing = _reversing(miniatures, parameters.jump_picture, parameters.reversal)
+    reversing |= _reversing(levels, parameters.jump_luma, parameters.reversal)
+    return Changes(picture, reversing, _group(sudden, miniatures))
+
+
+def border_frames(frames: int, first: int = 9, period: int = 12) -> NDArray[np.bool_]:
+    """Which of [T] frames begin a chunk: 9, 21, 33, ... The first frame of the video begins nothing."""
+    index = np.arange(frames)
+    return np.asarray((index >= first) & ((index - first) % period == 0) & (index > 0), np.bool_)
+
+
+def border_ratio(changes: Curve, borders: NDArray[np.bool_]) -> float | None:
+    """Mean change at chunk borders over mean change inside chunks, 1 for a video without borders; None if nothing changes inside.
+
+    `changes` [T] are non-negative and belong to the step from the frame before; the first is not looked at.
+    """
+    at, inside = changes[1:][borders[1:]], changes[1:][~borders[1:]]
+    if not at.size or not inside.size or inside.mean() <= 0:
+        return None
+    return float(at.mean() / inside.mean())
+
+
+def _differences(pictures: NDArray[Any], lag: int) -> Curve:
+    """RMS difference of each picture [T, cells] in 0..255 to the one `lag` before, as share of 255; 0 where there is none."""
+    values = np.zeros(len(pictures))
+    for start in range(lag, len(pictures), _ROWS):
+        piece = pictures[start : start + _ROWS].astype(np.float32)
+        before = pictures[start - lag : start - lag + len(piece)]
+        values[start : start + _ROWS] = np.sqrt(((piece - before) ** 2).mean(1)) / 255
+    return values
+
+
+def _median_steps(miniatures: Frames) -> Curve:
+    """How far the brightness of the median cell moves from one picture to the next, 0..1; first 0."""
+    steps = np.zeros(len(miniatures))
+    for start in range(1, len(miniatures), _ROWS):
+        cells = miniatures[start - 1 : start + _ROWS].reshape(-1, miniatures.shape[1] // 3, 3).mean(2)
+        steps[start : start + _ROWS] = np.abs(np.median(np.diff(cells, axis=0), axis=1)) / 255
+    return steps
+
+
+def _usual(changes: Curve, new: NDArray[np.bool_], window: int) -> Curve:
+    """Median of the changes around each; of those to `new` pictures alone, if every second or third is new, as in 12 frames a
+    second stored as 24."""
+    around, new_around = _around(changes, window), _around(new, window) == 1
+    usual = _median(around)
+    stored_twice = new_around.sum(1) > _NEW * np.isfinite(around).sum(1)
+    usual[stored_twice] = _median(np.where(new_around, around, np.nan)[stored_twice])
+    return usual
+
+
+def _around(values: NDArray[Any], window: int) -> Curve:
+    """The `window` values before and after each, [T, 2 window + 1]; NaN in the middle and beyond the ends."""
+    padded = np.pad(values.astype(np.float64), window, constant_values=np.nan)
+    views = np.lib.stride_tricks.sliding_window_view(padded, 2 * window + 1).copy()
+    views[:, window] = np.nan
+    return views
+
+
+def _median(views: Curve) -> Curve:
+    """Median of each row of [T, n] without its NaN; infinite where there is too little to tell what is usual."""
+    known = np.isfinite(views).sum(1) >= _FEWEST
+    found = np.full(len(views), np.inf)
+    found[known] = np.nanmedian(views[known], axis=1)
+    return found
+
+
+def _reversing(pictures: NDArray[Any], floor: float, threshold: float) -> NDArray[np.bool_]:
+    """Frames within a stretch of 2, 4 or 6 after which the picture [cells] is back where it was, though it went far.
+
+    This is how flicker with a period of up to three frames shows, where every change is large and none stands out. It has to hold
+    from nearly every frame of two such stretches: an object that bounces off a wall comes back, too, but once.
+    """
+    steps = _differences(pictures, 1)
+    total, found = np.cumsum(steps), np.zeros(len(steps), np.bool_)
+    for lag in (2, 4, 6):
+        gone = total[lag:] - total[:-lag]
+        undone = 1 - _differences(pictures, lag)[lag:] / np.maximum(gone, 1e-9)
+        back = ((undone > threshold) & (gone > 2 * floor)).astype(np.float64)
+        often = np.convolve(back, np.ones(2 * lag) / (2 * lag), mode="same") if len(back) >= 2 * lag else np.zeros(len(back))
+        for start in np.flatnonzero((back > 0) & (often > 0.8)):
+            found[start + 1 : start + lag + 1] |= steps[start + 1 : start + lag + 1] > floor
+    return found
+
+
+def _group(sudden: NDArray[np.bool_], miniatures: Frames) -> list[Jump]:
+    """Sudden frames that are near each other are one jump, unless they go on for long."""
+    places = np.flatnonzero(sudden)
+    if not places.size:
+        return []
+    runs = np.split(places, np.flatnonzero(np.diff(places) > _MERGED) + 1)
+    return [_jump(int(run[0]), int(run[-1]) + 1, miniatures) for run in runs if run[-1] - run[0] < _LONGEST]
+
+
+def _jump(start: int, end: int, miniatures: Frames) -> Jump:
+    before, after = miniatures[start - 1].astype(np.float64), miniatures[end - 1].astype(np.float64)
+    cells = ((after - before) ** 2).reshape(-1, 3).mean(1)
+    return Jump(start, end, sqrt(float(np.median(cells))) / 255)

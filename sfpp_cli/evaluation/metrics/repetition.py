@@ -1,0 +1,192 @@
+"""Does a video repeat itself? NoRepeat as RIFLEx defines it, and self-similarity over all frames, which a long video needs.
+
+NoRepeat compares full pictures at one offset, which is known only when all frames have been compared to the first. So it takes two
+passes: the first keeps a single picture, the second decodes the file from two positions at once and holds two. Self-similarity
+compares every frame to every other within reach; it works on miniatures of 16 x 16 RGB cells, 768 bytes a frame (2.9 MB for four
+minutes), a band of the matrix of differences at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.video.ffmpeg import Frames
+
+NOREPEAT_THRESHOLD = 100.0
+"""L2 distance of two pictures at 832 x 480, RGB in 0..1: RIFLEx, appendix D."""
+SIDE = 16
+"""Cells on a side of a miniature."""
+Miniatures = NDArray[np.float32]
+"""[T, 768], around their mean."""
+_ROWS = 64
+"""Frames in a band."""
+
+
+def distance(a: Frames, b: Frames) -> float:
+    """L2 distance of two frames [H, W, 3] as RIFLEx takes it, RGB in 0..1."""
+    return float(cv2.norm(a, b, cv2.NORM_L2)) / 255
+
+
+def offsets(frames: int, fps: float, parameters: Parameters) -> tuple[int, int] | None:
+    """Shortest and longest offset looked for, in frames; None if the video is too short for any."""
+    shortest = min(parameters.repeat_min_frames, frames // 4)
+    longest = min(frames // 2, round(parameters.repeat_max_seconds * fps))
+    return (shortest, longest) if 1 <= shortest < longest else None
+
+
+def norepeat_window(frames: int, fps: float, parameters: Parameters) -> tuple[int, int] | None:
+    """P and n: given ones, or those that span `offsets`. None unless T > P + n, as NoRepeat asks."""
+    position, halfwidth = parameters.norepeat_position, parameters.norepeat_halfwidth
+    if position is None or halfwidth is None:
+        found = offsets(frames, fps, parameters)
+        if found is None:
+            return None
+        halfwidth = (found[1] - found[0]) // 2
+        position = found[0] + halfwidth
+    return (position, halfwidth) if frames > position + halfwidth and position - halfwidth >= 1 else None
+
+
+def best_offset(to_first: Sequence[float], position: int, halfwidth: int) -> int:
+    """NoRepeat's step 1: which frame in [P - n, P + n] is most like the first, from the distances of all frames to the first."""
+    low, high = position - halfwidth, min(position + halfwidth, len(to_first) - 1)
+    return low + int(np.argmin(to_first[low : high + 1]))
+
+
+def mean_distance(pairs: Iterable[tuple[Frames, Frames]]) -> float:
+    """NoRepeat's step 2: the mean distance of pairs (x_i, x_{i + o})."""
+    total, count = 0.0, 0
+    for a, b in pairs:
+        total, count = total + distance(a, b), count + 1
+    return total / max(count, 1)
+
+
+def norepeat_threshold(size: tuple[int, int]) -> float:
+    """RIFLEx's 100, scaled to pictures of (W, H): the same RMS difference, 0.0914, at every size."""
+    return NOREPEAT_THRESHOLD * sqrt(size[0] * size[1] / (832 * 480))
+
+
+def rms(value: float, size: tuple[int, int]) -> float:
+    """An L2 distance as root mean square difference of a channel, 0..1."""
+    return value / sqrt(3 * size[0] * size[1])
+
+
+def miniature(frame: Frames) -> Frames:
+    """The frame's 16 x 16 cell means, uint8 [768]."""
+    return np.asarray(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8).ravel()
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How well a video matches itself at its best offset.
+
+    `rms`: root mean square difference of the miniatures at the offset, 0..1. `share`: how much of the compared, moving time is the
+    same there. `repeats` [T]: whether a frame is the same as the one `period` before it, within a moving stretch; the period is the
+    offset or, where that holds several rounds of a shorter loop, an equal part of it.
+    """
+
+    offset: int
+    period: int
+    rms: float
+    share: float
+    repeats: NDArray[np.bool_]
+
+
+def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> Similarity | None:
+    """The offset at which most frames are the same, for uint8 [T, 768]; where none are, that of the smallest difference."""
+    found = offsets(len(miniatures), fps, parameters)
+    if found is None:
+        return None
+    centred = miniatures.astype(np.float32)
+    centred -= miniatures.mean(0, dtype=np.float64).astype(np.float32)
+    centred /= 255
+    alike = _alike_below(centred, fps, parameters)
+    matches, squares = _scan(centred, alike, found)
+    pairs = len(centred) - np.arange(found[0], found[1] + 1)
+    offset = found[0] + int(np.lexsort((squares / pairs, -matches))[0])
+    rows, limits = _at(centred, alike, offset)
+    share = _share(rows, limits)
+    period = _period(centred, alike, offset, share, round(fps))
+    squared, limit = _at(centred, alike, period)
+    return Similarity(
+        offset=offset,
+        period=period,
+        rms=sqrt(float(rows.mean()) / centred.shape[1]),
+        share=share,
+        repeats=np.concatenate([np.zeros(period, np.bool_), squared < limit]),
+    )
+
+
+def _at(centred: Miniatures, alike: NDArray[np.float32], offset: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Squared distances at one offset, and what they have to be below to count as the same, each [T - offset]."""
+    squared = _squared_distances(centred, offset)
+    return squared, np.minimum(alike[offset:], alike[:-offset])
+
+
+def _squared_distances(centred: Miniatures, lag: int) -> NDArray[np.float64]:
+    """From each picture to the one `lag` before, [T - lag]; a band at a time, to keep memory small."""
+    found = np.zeros(len(centred) - lag)
+    for start in range(0, len(found), _ROWS):
+        stop = min(start + _ROWS, len(found))
+        found[start:stop] = ((centred[start + lag : stop + lag] - centred[start:stop]) ** 2).sum(1)
+    return found
+
+
+def _share(squared: NDArray[np.float64], limit: NDArray[np.float32]) -> float:
+    """How much of what moves is the same."""
+    return float((squared < limit).sum() / max(int((limit > 0).sum()), 1))
+
+
+def _period(centred: Miniatures, alike: NDArray[np.float32], offset: int, share: float, shortest: int) -> int:
+    """The shortest equal part of `offset`, of a second or more, at which as much is the same."""
+    for rounds in range(offset // max(shortest, 1), 1, -1):
+        part = round(offset / rounds)
+        if share > 0 and _share(*_at(centred, alike, part)) > 0.9 * share:
+            return part
+    return offset
+
+
+def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDArray[np.float32]:
+    """Squared distance [T] below which another picture is the same as this one; 0 where nothing moves.
+
+    Measured against what changes a quarter, a half and a whole second before and after.
+    """
+    count, cells = centred.shape
+    total, pairs = np.zeros(count), np.zeros(count)
+    for lag in {min(max(1, round(fps * part)), count - 1) for part in (0.25, 0.5, 1.0)}:
+        changed = np.sqrt(_squared_distances(centred, lag))
+        for side in (slice(lag, None), slice(None, -lag)):
+            total[side] += changed
+            pairs[side] += 1
+    activity = total / np.maximum(pairs, 1)
+    moving = activity > parameters.repeat_activity * sqrt(cells)
+    return np.where(moving, (parameters.repeat_ratio * activity) ** 2, 0.0).astype(np.float32)
+
+
+def _scan(centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For every offset of the range: how many frames are the same, and the sum of squared distances. One band of rows at a time."""
+    low, high = found
+    span, count = high - low + 1, len(centred)
+    matches, squares = np.zeros(span, np.int64), np.zeros(span)
+    norms = np.einsum("ij,ij->i", centred, centred)
+    for start in range(0, count - low, _ROWS):
+        rows = slice(start, min(start + _ROWS, count - low))
+        size = rows.stop - start
+        others = slice(start + low, min(rows.stop + high, count))
+        width = size + span
+        square = np.full((size, width), np.inf, np.float32)
+        square[:, : others.stop - others.start] = norms[rows, None] + norms[others] - 2 * centred[rows] @ centred[others].T
+        limits = np.zeros(width, np.float32)
+        limits[: others.stop - others.start] = alike[others]
+        step = square.strides
+        diagonal = np.lib.stride_tricks.as_strided(square, (size, span), (step[0] + step[1], step[1]), writeable=False)
+        limit = np.minimum(np.lib.stride_tricks.sliding_window_view(limits, span)[:size], alike[rows, None])
+        matches += (diagonal < limit).sum(0)
+        squares += np.where(np.isfinite(diagonal), diagonal, 0).sum(0, dtype=np.float64)
+    return matches, squares

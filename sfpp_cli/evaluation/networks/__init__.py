@@ -1,0 +1,1 @@
+"""Metrics that need a network: CLIP, DINOv2, RAFT."""

@@ -1,0 +1,1 @@
+"""From wishes to a video file: requests, the generator, batches."""

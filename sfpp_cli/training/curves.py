@@ -1,0 +1,143 @@
+"""A run's curves as one picture of small panels. It imports matplotlib, so it is imported only by those who plot."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from sfpp_cli.errors import UserError
+from sfpp_cli.video.ffmpeg import atomic_write
+
+
+@dataclass(frozen=True)
+class Family:
+    """Figures that share a panel: those whose whole name matches `pattern`. A `log` axis is used where all values allow it."""
+
+    title: str
+    unit: str
+    pattern: str
+    log: bool = False
+
+
+FAMILIES = (
+    Family("Losses", "", r"(.*_)?loss", log=True),
+    Family("Gradient norms", "", r"(.*_)?grad_norm", log=True),
+    Family("Student-to-critic loss ratio", "", "ratio"),
+    Family("Time", "seconds", r".*_s"),
+    Family("Memory", "MB", r".*_mb"),
+    Family("Preview: picture", "0 to 1", r"preview_(?!motion).*"),
+    Family("Preview: motion", "luma change a frame", "preview_motion"),
+)
+"""In the order of their panels. A figure of no family has a panel to itself, behind these."""
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLUMNS, PANEL, DPI = 3, (4.6, 2.9), 120
+"""Panels in a row; inches; dots an inch."""
+WINDOW = 101
+"""Most values a running median sees; in a short run it is a twentieth of it."""
+FEW = 40
+"""Up to so many values are marked one by one."""
+INK, GRID = "#333333", "#e2e2e2"
+
+Series = tuple[list[float], list[float]]
+"""Steps and values; a figure need not be there at every step."""
+
+
+def plot_run(run: Path) -> Path:
+    """Draw `run/metrics.jsonl` (one JSON object a line) as `run/curves.png`, a panel for each family of figures there is.
+
+    UserError without a metrics file, or without a whole line of figures in it. What comes after the last line break is a line
+    still being written, and ignored.
+    """
+    series = read_series(run / "metrics.jsonl")
+    panels = _panels(list(series))
+    columns = min(COLUMNS, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI, layout="constrained")
+    shared: Axes | None = None
+    for place, (family, names) in enumerate(panels, start=1):
+        shared = figure.add_subplot(rows, columns, place, sharex=shared)
+        _draw(shared, family, {name: series[name] for name in names})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI)  # Agg, without pyplot and its state
+    path = run / "curves.png"
+    atomic_write(path, picture.getvalue())
+    return path
+
+
+def read_series(path: Path) -> dict[str, Series]:
+    """Every finite figure of a metrics file over its steps, by name, in the order of first appearance."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name the folder of a run") from None
+    series: dict[str, Series] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            step = float(record.pop("step"))
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: no record of a step ({error!r}); remove the line") from None
+        for name, value in record.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
+    if not series:
+        raise UserError(f"{path} holds no whole line of figures: wait for the run's first step")
+    return series
+
+
+def running_median(values: list[float]) -> list[float]:
+    """The median around each value: of a twentieth of them, `WINDOW` at most, and fewer towards the ends."""
+    half = min(WINDOW, len(values) // 20) // 2
+    return [median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+
+
+def _panels(names: list[str]) -> list[tuple[Family, list[str]]]:
+    """Families with the figures that are there, then a family of its own for each other figure."""
+    found = []
+    for family in FAMILIES:
+        members = [name for name in names if re.fullmatch(family.pattern, name)]
+        if members:
+            found.append((family, members))
+            names = [name for name in names if name not in members]
+    return found + [(Family(_words(name), "", re.escape(name)), [name]) for name in names]
+
+
+def _draw(axes: Axes, family: Family, series: dict[str, Series]) -> None:
+    """One panel: every series as a faint line, its running median over it."""
+    for index, (name, (steps, values)) in enumerate(series.items()):
+        color = COLORS[index % len(COLORS)]
+        axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        marker = "o" if len(values) <= FEW else ""
+        axes.plot(steps, running_median(values), color=color, linewidth=1.5, marker=marker, markersize=3, label=_words(name))
+    everything = [value for _, values in series.values() for value in values]
+    if family.log and min(everything) > 0:
+        axes.set_yscale("log")
+    elif min(everything) >= 0:
+        axes.set_ylim(0, 1.05 * max(everything) or 1)
+    axes.set_title(family.title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel("step", fontsize=9, color=INK)
+    axes.set_ylabel(family.unit, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(series) > 1:
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _words(name: str) -> str:
+    """`preview_luma` -> `luma`, `critic_grad_norm` -> `critic grad norm`."""
+    return name.removeprefix("preview_").replace("_", " ")

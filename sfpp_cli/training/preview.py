@@ -1,0 +1,118 @@
+"""What a student under training makes of fixed prompts and seeds: a picture for people, four gauges for the curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.geometry import round_up
+from sfpp_cli.core.noise import VideoNoise
+from sfpp_cli.core.rollout import rollout
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.vae import StreamingDecoder, to_uint8
+from sfpp_cli.video.ffmpeg import Frames, SheetSampler, contact_sheet
+
+COLUMNS = 8
+"""Frames of a video on a sheet."""
+REC_709 = (2126.0, 7152.0, 722.0)
+"""Weights of luma in ten-thousandths: whole numbers, so that float32 is exact and 2 levels of grey are not below 2."""
+LEVEL = 10_000
+"""One of the 255 levels of luma."""
+
+
+class Previewer:
+    """Rolls a student out from the same noise each time it is called, so that only the student makes the difference.
+
+    Video i has seed `seed + i` and lasts `seconds`, rounded up to whole chunks; everything else is as the bundle's settings say.
+    The VAE and the embeddings stay on `device`.
+    """
+
+    def __init__(self, bundle: Bundle, text: Tensor, seconds: float, folder: Path, device: torch.device, seed: int) -> None:
+        """`text` [B, L, D] holds the prompts' padded embeddings."""
+        settings, compression = bundle.settings, bundle.compression
+        self.settings, self.folder = settings, folder
+        self.schedule = FlowSchedule(settings.shift)
+        self.text = text.to(device)
+        self.vae = bundle.load_vae(device, torch.float32)
+        wanted = compression.latent_frames(max(1, round(seconds * settings.fps)))
+        self.latent_frames = round_up(wanted, settings.chunk)
+        self.frames = compression.video_frames(self.latent_frames)
+        size = compression.latent_size(settings.width, settings.height)
+        self.noise = VideoNoise(range(seed, seed + len(text)), (settings.chunk, self.vae.config.z_dim, *size), device)
+
+    @torch.no_grad()
+    def __call__(self, student: CausalWanModel, step: int, *, write: bool = True) -> dict[str, float]:
+        """The gauges (see `gauges`) as `preview_NAME`, means over the prompts.
+
+        Writes `folder/step-NNNNNN.png`, a row a prompt, unless `write` is False: what the ranks other than the first do.
+        """
+        measured: list[dict[str, float]] = []
+        pictures: list[Frames] = []
+        times: list[float] = []
+        for latents in self._latents(student).split(1):
+            frames = self._decode(latents)
+            measured.append(gauges(frames))
+            sampler = SheetSampler(self.frames, COLUMNS)
+            sampler.write(frames)
+            pictures += sampler.frames
+            times += sampler.times(self.settings.fps)
+        if write:
+            contact_sheet(pictures, times, self.folder / f"step-{step:06d}.png", columns=min(COLUMNS, self.frames))
+        return {f"preview_{name}": fmean(video[name] for video in measured) for name in measured[0]}
+
+    def _latents(self, student: CausalWanModel) -> Tensor:
+        """Clean latents [B, F, C, h, w] of all prompts at once; the student's mode is as it was afterwards."""
+        settings, training = self.settings, student.training
+        chunks = rollout(
+            student.eval(),
+            self.noise.chunks(0, self.latent_frames // settings.chunk),
+            self.text,
+            schedule=self.schedule,
+            steps=settings.steps,
+            chunk=settings.chunk,
+            context=settings.context,
+            sink=settings.sink,
+            draw=self.noise.draw,
+        )
+        try:
+            return torch.cat(list(chunks), dim=1)
+        finally:
+            student.train(training)
+
+    def _decode(self, latents: Tensor) -> Frames:
+        """Latents [1, F, C, h, w] -> frames uint8 [T, H, W, 3]; the device never holds more than a chunk of them."""
+        decoder = StreamingDecoder(self.vae)
+        pieces = [to_uint8(decoder(chunk))[0].cpu() for chunk in latents.split(self.settings.chunk, dim=1)]
+        return torch.cat(pieces).numpy()
+
+
+def gauges(frames: Tensor | Frames) -> dict[str, float]:
+    """The plain faults of a video, uint8 [T, H, W, 3], each in 0..1. Memory beyond the video is that of two frames.
+
+    `luma`: mean brightness (Rec. 709). `saturation`: mean of (max - min) / max over RGB, 0 for black. `motion`: mean absolute
+    change of luma from frame to frame, 0 for a single one. `clipped`: share of pixels with luma below 2/255 or above 253/255.
+    """
+    rows = []
+    before: Tensor | None = None
+    for frame in torch.as_tensor(frames):
+        pixels = frame.float()
+        luma = (pixels * pixels.new_tensor(REC_709)).sum(-1)
+        highest, lowest = pixels.amax(-1), pixels.amin(-1)
+        saturation = (highest - lowest) / highest.clamp_min(1)
+        change = torch.zeros_like(luma) if before is None else (luma - before).abs()
+        clipped = ((luma < 2 * LEVEL) | (luma > 253 * LEVEL)).float()
+        rows.append(torch.stack([part.mean() for part in (luma, saturation, change, clipped)]))
+        before = luma
+    luma_sum, saturation_sum, change_sum, clipped_sum = torch.stack(rows).double().sum(0).tolist()
+    count, white = len(rows), 255 * LEVEL
+    return {
+        "luma": luma_sum / count / white,
+        "saturation": saturation_sum / count,
+        "motion": change_sum / max(count - 1, 1) / white,
+        "clipped": clipped_sum / count,
+    }

@@ -1,0 +1,1 @@
+"""ffmpeg in and out, contact sheets."""

@@ -1,0 +1,382 @@
+"""Distribution matching: the reference's numbers, the window against a naive computation, and what may and may not learn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from golden_data import load
+from tiny import CONFIG, SIZE, NaiveCache, gradients, make_student, make_teacher, prompts, randomize
+from torch import Tensor
+
+from sfpp_cli.core import dmd
+from sfpp_cli.core.dmd import (
+    Choices,
+    DistributionMatching,
+    Rolling,
+    critic_loss,
+    dmd_gradient,
+    dmd_loss,
+    score_timesteps,
+)
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.noise import VideoNoise
+from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.trainer import Trainer, Training
+
+SCHEDULE = FlowSchedule(5.0)
+CHUNK, HORIZON, FRAMES = 3, 6, 30
+ROLLING = Rolling(
+    steps=(1000, 750, 500, 250), chunk=CHUNK, context=8, sink=1, horizon=HORIZON, shape=(CONFIG["in_channels"], *SIZE)
+)
+TEXT = dict(zip(["", "a", "b"], prompts(3), strict=True))
+
+
+def encode(texts: list[str]) -> Tensor:
+    return torch.stack([TEXT[text] for text in texts])
+
+
+def matching(seed: int = 0, starts: list[int] | None = None, **choices: Any) -> DistributionMatching:
+    """The objective on tiny models; the critic differs from the teacher. `starts` are the windows' chunks, if not drawn."""
+    critic, teacher = make_teacher(), make_teacher().requires_grad_(False)
+    randomize(critic, seed=5)
+    chosen = Choices(**{"method": "self-forcing++", "frames": FRAMES, **choices})
+    made = DistributionMatching(
+        make_student(), critic, teacher, encode, ["a", "b"], schedule=SCHEDULE, rolling=ROLLING, choices=chosen, seed=seed
+    )
+    if starts is not None:
+        made.draw_starts = lambda draws: starts  # type: ignore[method-assign]
+    return made
+
+
+def turn(*samples: int, step: int = 0, player: int = 0, repeat: int = 0) -> Turn:
+    return Turn(step, player, repeat, samples or (0, 1))
+
+
+def test_gradient_loss_and_critic_loss_are_the_references() -> None:
+    config, golden = load("dmd_grad")
+    schedule, limits = FlowSchedule(config["timestep_shift"]), (config["min_step"], config["max_step"])
+    width = limits[1] - limits[0]
+    timestep = score_timesteps(schedule, (golden["input.raw_timestep"][:, 0] - limits[0]) / width, limits)
+    torch.testing.assert_close(timestep, golden["output.timestep"][:, 0], atol=5e-4, rtol=0)
+    x, noise = golden["input.student_x0"], golden["input.noise"]
+    torch.testing.assert_close(schedule.add_noise(x, noise, timestep), golden["output.noisy_latent"], atol=1e-5, rtol=0)
+
+    cond, uncond = golden["input.real_cond_x0_pred"], golden["input.real_uncond_x0_pred"]
+    guidance = 1 + config["real_guidance_scale"]
+    gradient = dmd_gradient(x, golden["input.fake_x0_pred"], uncond + guidance * (cond - uncond))
+    torch.testing.assert_close(gradient, golden["output.grad"], atol=1e-5, rtol=0)
+    assert dmd_loss(x, gradient).item() == pytest.approx(golden["output.loss"].item(), rel=1e-6)
+    learns = golden["input.gradient_mask_frames"]
+    assert dmd_loss(x, gradient, learns).item() == pytest.approx(golden["output.loss_masked"].item(), rel=1e-6)
+
+    later = score_timesteps(schedule, (golden["input.critic_raw_timestep"][:, 0] - limits[0]) / width, limits)
+    torch.testing.assert_close(later, golden["output.critic_timestep"][:, 0], atol=5e-4, rtol=0)
+    flow = schedule.flow_from_x0(golden["input.critic_x0_pred"], schedule.add_noise(x, noise, later), later)
+    assert critic_loss(flow, x, noise).item() == pytest.approx(golden["output.critic_loss"].item(), rel=1e-6)
+
+
+def test_the_losses_derivative_is_the_gradient() -> None:
+    x = torch.randn(2, 6, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (found,) = torch.autograd.grad(dmd_loss(x, g), x)
+    torch.testing.assert_close(found, g / x.numel(), atol=1e-12, rtol=0)
+    learns = torch.tensor([False, True, True, True, True, False])
+    (found,) = torch.autograd.grad(dmd_loss(x, g, learns), x)
+    assert found[:, [0, 5]].abs().max() == 0
+    torch.testing.assert_close(found[:, 1:5], (g / x.numel() * 6 / 4)[:, 1:5], atol=1e-12, rtol=0)
+
+
+def test_a_sample_is_normalised_by_itself() -> None:
+    x, critic, teacher = (
+        torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(3)
+    )
+    both = dmd_gradient(x, critic, teacher)
+    for i in range(2):
+        part = slice(i, i + 1)
+        assert torch.equal(both[part], dmd_gradient(x[part], critic[part], teacher[part]))
+        expected = (critic[i] - teacher[i]) / (x[i] - teacher[i]).abs().mean()
+        torch.testing.assert_close(both[i], expected, atol=1e-12, rtol=0)
+    assert dmd_gradient(x, x, x).abs().max() == 0, "where all agree nothing is to be done, and nothing is divided by zero"
+
+
+def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -> Tensor:
+    """The window from the formulas: every pass over a cache that forgets nothing, gradient at the last pass of its chunks."""
+    student, choices = objective.student, objective.choices
+    text, _ = objective._texts(which)
+    levels = [1000.0, 937.5, 2500 / 3, 625.0]
+    with torch.no_grad():
+        cache: Any = NaiveCache(student.embed_text(text), tokens=student.tokens(SIZE), context=8, sink=1)
+    shape = (CHUNK, *ROLLING.shape)
+    rolled = objective_noise(objective, "ROLLOUT", which, shape)
+    fresh = objective_noise(objective, "WINDOW", which, shape, start)
+
+    def chunk(x: Tensor, through: list[float], draw: Callable[[int, Tensor], Tensor], learning: bool) -> Tensor:
+        for number, level in enumerate(through):
+            last = number == len(through) - 1
+            with torch.set_grad_enabled(learning and last):
+                cache.text = student.embed_text(text)
+                x0 = x - level / 1000 * student(x, torch.full((len(x),), level), cache)
+            if not last:
+                after = through[number + 1] / 1000
+                x = (1 - after) * x0 + after * draw(number, x0)
+        return x0
+
+    def remember(x0: Tensor) -> None:
+        with torch.no_grad():
+            student(x0.detach(), torch.zeros(len(x0)), cache)
+            cache.commit(CHUNK)
+
+    window = HORIZON // CHUNK
+    video, past = [], None
+    for index in range(start + window):
+        if index == start:
+            past = [list(layer) for layer in cache.past]
+        (x,) = rolled.chunks(index, index + 1)
+        video.append(chunk(x, levels, lambda number, x0, index=index: rolled.draw(index, number, x0), False))
+        remember(video[-1])
+    cache.past, cache.frame = past, start * CHUNK
+    predicted = []
+    for index in range(window):
+        (x,) = fresh.chunks(index, index + 1)
+        if choices.noise_init == "backward":
+            sigma = levels[step] / 1000
+            x = (1 - sigma) * video[start + index] + sigma * x
+            through = levels[step : step + 1]
+        else:
+            through = levels[: step + 1]
+        predicted.append(chunk(x, through, lambda number, x0, index=index: fresh.draw(index, number, x0), True))
+        remember(predicted[-1])
+    return torch.cat(predicted, dim=1)
+
+
+def objective_noise(objective: DistributionMatching, use: str, which: Turn, shape: tuple[int, ...], number: int = 0) -> Any:
+    return VideoNoise(objective._seeds(dmd._For[use], which, number), shape)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("noise_init", "step", "start"), [("backward", 3, 7), ("backward", 1, 4), ("random", 2, 7), ("random", 3, 0)]
+)
+def test_a_window_and_its_gradients_are_the_naive_ones(noise_init: str, step: int, start: int, checkpointing: bool) -> None:
+    """Deep in the rollout the context of 8 frames has rolled over many times."""
+    objective = matching(starts=[start], noise_init=noise_init, gradient_step="uniform")
+    objective._draw_step = lambda draws: step  # type: ignore[method-assign]
+    which = turn()
+    if checkpointing:
+        objective.student.enable_gradient_checkpointing()
+    ((x, learns),) = objective.windows(which, objective._texts(which)[0], gradient=True)
+    assert learns.all()
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
+    (x * direction).sum().backward()
+    ours = gradients(objective.student)
+
+    objective.student.disable_gradient_checkpointing()
+    expected = naive(objective, start, step, which)
+    torch.testing.assert_close(x, expected, atol=5e-5, rtol=0)
+    (expected * direction).sum().backward()
+    theirs = gradients(objective.student)
+    assert ours.keys() == theirs.keys() == dict(objective.student.named_parameters()).keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 2e-4 * theirs[name].abs().max().item(), rtol=0, msg=name)
+
+
+def passes(student: CausalWanModel) -> list[tuple[bool, float]]:
+    """Every pass from now on: whether it carries gradient, and its timestep."""
+    seen: list[tuple[bool, float]] = []
+    student.register_forward_pre_hook(lambda module, given: seen.append((torch.is_grad_enabled(), given[1][0].item())))
+    return seen
+
+
+@pytest.mark.parametrize(("noise_init", "before", "within"), [("backward", 4 + 2, 1), ("random", 4 + 1, 3)])
+def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(noise_init: str, before: int, within: int) -> None:
+    """And the rollout stops behind the window: nothing later is needed."""
+    objective = matching(starts=[4], noise_init=noise_init, gradient_step="uniform")
+    objective._draw_step = lambda draws: 2  # type: ignore[method-assign]
+    seen = passes(objective.student)
+    for loss, _ in objective.student_losses(turn()):
+        loss.backward()
+    assert len(seen) == 4 * before + within * (HORIZON // CHUNK)
+    learning = [number for number, (enabled, _) in enumerate(seen) if enabled]
+    first = 4 * before + within - 1
+    assert learning == [first, first + within]
+    assert all(seen[number][1] == pytest.approx(2500 / 3, abs=1e-3) for number in learning)
+
+
+def test_self_forcing_is_a_rollout_from_noise() -> None:
+    objective = matching(method="self-forcing", frames=None, noise_init="random")
+    seen = passes(objective.student)
+    (loss, figures), *more = objective.student_losses(turn())
+    assert not more
+    assert len(seen) == 4 * HORIZON // CHUNK
+    assert [enabled for enabled, _ in seen] == [False, False, False, True] * (HORIZON // CHUNK)
+    assert figures["dmd_gradient"] > 0.1
+    loss.backward()
+    assert gradients(objective.student)
+
+
+def test_neither_teacher_nor_critic_learns_from_the_students_loss() -> None:
+    objective = matching(starts=[3])
+    for loss, _ in objective.student_losses(turn()):
+        loss.backward()
+    assert not gradients(objective.critic)
+    assert gradients(objective.student)
+    for loss, _ in objective.critic_losses(turn(player=1)):
+        loss.backward()
+    assert not gradients(objective.student), "the critic's windows are detached"
+    assert gradients(objective.critic)
+    assert all(parameter.grad is None for parameter in objective.teacher.parameters())
+
+
+def test_the_score_difference_is_the_formula() -> None:
+    objective = matching(guidance=3.0)
+    which = turn()
+    text, negative = objective._texts(which)
+    x = torch.randn(2, HORIZON, *ROLLING.shape, generator=torch.Generator().manual_seed(3))
+    timestep, noise = objective._noise(x, which, 0)
+    sigma = SCHEDULE.sigma(timestep).view(-1, 1, 1, 1, 1)
+    x_t = (1 - sigma) * x + sigma * noise
+    with torch.no_grad():
+        critic = x_t - sigma * objective.critic(x_t, timestep, text)
+        cond, uncond = (x_t - sigma * objective.teacher(x_t, timestep, given) for given in (text, negative))
+    teacher = cond + 2 * (cond - uncond)
+    expected = (critic - teacher) / (x - teacher).abs().mean((1, 2, 3, 4), keepdim=True)
+    torch.testing.assert_close(objective.score_difference(x, text, negative, which, 0), expected, atol=1e-4, rtol=0)
+    assert ((timestep >= 20) & (timestep <= 980)).all()
+
+
+@pytest.mark.parametrize(("window", "expected"), [("uniform", [1 / 9] * 9), ("beta(1,2)", [(17 - 2 * i) / 81 for i in range(9)])])
+def test_where_windows_start(window: str, expected: list[float]) -> None:
+    """Every start has its share; Beta(1, 2) has density 2 (1 - u), summed up over a ninth."""
+    objective = matching(window=window)
+    draws = torch.Generator().manual_seed(0)
+    drawn = torch.tensor([objective.draw_starts(draws)[0] for _ in range(8000)])
+    share = torch.bincount(drawn, minlength=9) / 8000
+    torch.testing.assert_close(share, torch.tensor(expected), atol=4 * (0.25 / 8000) ** 0.5, rtol=0)
+
+
+def test_many_windows_of_one_rollout() -> None:
+    """Together they are what each is alone, at the price of one rollout; their losses add up to the mean."""
+    objective = matching(windows_per_rollout=3)
+    starts = objective.draw_starts(torch.Generator().manual_seed(0))
+    assert len(set(starts)) == 3
+    assert starts == sorted(starts)
+    together = matching(starts=[0, 1, 6], windows_per_rollout=3)
+    seen = passes(together.student)
+    losses = [loss.item() for loss, _ in together.student_losses(turn())]
+    assert len(seen) == 4 * (6 + 2) + 3 * 2
+    alone = []
+    for number, start in enumerate([0, 1, 6]):
+        single = matching(starts=[start])
+        ((x, _),) = single.windows(turn(), single._texts(turn())[0])
+        torch.testing.assert_close(together.made[0, 1][number], x, atol=1e-6, rtol=0)
+        gradient = single.score_difference(x, *single._texts(turn()), turn(), number)
+        alone.append(dmd_loss(x, gradient).item())
+    assert losses == pytest.approx([loss / 3 for loss in alone], rel=1e-4)
+
+
+def test_samples_are_the_same_in_any_company() -> None:
+    """So batches may be cut into parts and shared out over ranks."""
+    objective = matching()
+    for later in (0, 7):
+        together = [x for x, _ in objective.windows(turn(4, 5, step=later), objective._texts(turn(4, 5))[0])]
+        for i, sample in enumerate((4, 5)):
+            alone = [x for x, _ in objective.windows(turn(sample, step=later), objective._texts(turn(sample))[0])]
+            torch.testing.assert_close(together[0][i], alone[0][0], atol=2e-5, rtol=0)
+
+
+def test_the_critic_learns_from_the_students_windows_or_from_new_ones() -> None:
+    shared = matching(starts=[2])
+    list(shared.student_losses(turn()))
+    seen = passes(shared.student)
+    first, again = (next(iter(shared.critic_losses(turn(player=1, repeat=i))))[0].item() for i in range(2))
+    assert not seen, "no new rollout"
+    assert first != again, "but new noise"
+
+    fresh = matching(starts=[2], shared_rollout=False)
+    list(fresh.student_losses(turn()))
+    seen = passes(fresh.student)
+    windows = []
+    for i in range(2):
+        list(fresh.critic_losses(turn(player=1, repeat=i)))
+        windows.append(next(iter(fresh.windows(turn(player=1, repeat=i), fresh._texts(turn())[0])))[0])
+    assert len(seen) == 2 * 2 * (4 * 4 + 2)
+    assert not any(enabled for enabled, _ in seen)
+    for one, other in itertools.combinations([*windows, fresh.made[0, 1][0]], 2):
+        assert (one - other).abs().max() > 0.1, "each rollout has its own noise"
+
+
+def test_windows_of_an_earlier_step_are_forgotten() -> None:
+    objective = matching(starts=[0])
+    list(objective.student_losses(turn(0, 1)))
+    list(objective.student_losses(turn(2, 3, step=1)))
+    assert list(objective.made) == [(2, 3)]
+
+
+def test_a_reencoded_first_frame_does_not_learn() -> None:
+    seen = []
+
+    def image_latent(latents: Tensor) -> Tensor:
+        seen.append(latents)
+        return torch.full_like(latents[:, :1], 0.5)
+
+    objective = matching(starts=[0, 4], windows_per_rollout=2, first_frame="reencode")
+    objective.image_latent = image_latent
+    plain = matching(starts=[0, 4], windows_per_rollout=2)
+    text = objective._texts(turn())[0]
+    (first, all_learn), (second, learns) = objective.windows(turn(), text)
+    (plain_first, _), (plain_second, _) = plain.windows(turn(), text)
+    assert all_learn.all(), "the first window of a video starts with an image latent anyway"
+    assert torch.equal(first, plain_first)
+    assert learns.tolist() == [False] + [True] * (HORIZON - 1)
+    assert (second[:, 0] == 0.5).all()
+    assert torch.equal(second[:, 1:], plain_second[:, 1:])
+    (before,) = seen
+    assert before.shape[1] == CHUNK + 1
+    assert torch.equal(before[:, -1:], plain_second[:, :1])
+
+
+def test_context_noise_changes_what_is_remembered() -> None:
+    plain, noisy = (matching(starts=[2], context_noise=level) for level in (0.0, 50.0))
+    one, other = (next(iter(made.windows(turn(), made._texts(turn())[0])))[0] for made in (plain, noisy))
+    difference = (one - other).abs().mean()
+    assert 1e-3 < difference < 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"method": "self-forcing"}, "noise_init = 'random'"),
+        ({"frames": None}, "'frames' is missing"),
+        ({"windows_per_rollout": 0}, "1 or more"),
+        ({"critic_lr": 0.0}, "above 0"),
+        ({"timesteps": (980.0, 20.0)}, "ascend"),
+        ({"context_noise": 1000.0}, "context_noise"),
+        ({"frames": 31}, "whole chunks"),
+        ({"frames": 3}, "whole chunks"),
+        ({"windows_per_rollout": 10}, "9 windows"),
+    ],
+)
+def test_choices_that_make_no_sense(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        matching(**wrong)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # the teacher's norms, on a CPU
+def test_lower_precision_keeps_the_gradients() -> None:
+    """Weights cast while gradients were off must not be found again when they are on."""
+    objective = matching(starts=[1])
+    trainer = Trainer(objective, Training(steps=1, batch=2, precision="bfloat16", clip=1e9), None)  # type: ignore[arg-type]
+    trainer._accumulate(0, 0)
+    lower = gradients(objective.student)
+    trainer = Trainer(objective, Training(steps=1, batch=2, precision="float32"), None)  # type: ignore[arg-type]
+    trainer._accumulate(0, 0)
+    full = gradients(objective.student)
+    assert lower.keys() == full.keys()
+    for name in full:
+        cosine = torch.cosine_similarity(lower[name].flatten(), full[name].flatten(), dim=0)
+        assert cosine > 0.95, f"{name}: {cosine}"

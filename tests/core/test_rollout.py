@@ -1,0 +1,275 @@
+"""The chunk loop: the reference's videos, the same whatever the length, the batch or the interruptions, for an hour."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from golden_data import ATOL, load, weights
+from tiny import CONFIG, SIZE, NaiveCache, gradients, make_student, prompts
+from torch import Tensor
+
+from sfpp_cli.core.cache import KeysValues, KVCache
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.noise import VideoNoise, normal, seeded
+from sfpp_cli.core.rollout import rollout
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.models.convert import student_from_original
+
+STEPS = (1000, 750, 500, 250)
+SETTINGS: dict[str, Any] = {"schedule": FlowSchedule(5), "steps": STEPS, "chunk": 3, "context": 8, "sink": 1}
+CHUNK = (3, CONFIG["in_channels"], *SIZE)
+TEXT = prompts(2)
+
+
+@pytest.fixture(scope="module")
+def student() -> CausalWanModel:
+    """Shared: tests that watch its methods undo it."""
+    return make_student()
+
+
+@pytest.fixture
+def noise() -> VideoNoise:
+    return VideoNoise([7, 8], CHUNK)
+
+
+@pytest.mark.parametrize("case", ["causal_rollout_full", "causal_rollout_rolling", "causal_rollout_rolling_sink"])
+@torch.no_grad()
+def test_videos_are_the_references(case: str) -> None:
+    config, golden = load(case)
+    start, renoise = golden["input.noise"], golden["input.renoise"]
+    chunks = rollout(
+        student_from_original(weights("transformer"), config),
+        start,
+        golden["input.prompt_embeds"],
+        schedule=FlowSchedule(5),
+        steps=golden["input.denoising_step_list"],
+        chunk=3,
+        context=start.shape[1] if config["local_attn_size"] == -1 else config["local_attn_size"],
+        sink=config["sink_size"],
+        draw=lambda index, step, like: renoise[index, step],
+    )
+    torch.testing.assert_close(torch.cat(list(chunks), dim=1), golden["output.final_latents"], atol=ATOL, rtol=0)
+
+
+def test_a_longer_video_begins_as_a_shorter_one(student: CausalWanModel, noise: VideoNoise) -> None:
+    long = list(rollout(student, noise.chunks(0, 6), TEXT, draw=noise.draw, **SETTINGS))
+    for count in (1, 3, 5):
+        short = list(rollout(student, noise.chunks(0, count), TEXT, draw=noise.draw, **SETTINGS))
+        assert len(short) == count
+        for ours, theirs in zip(short, long, strict=False):
+            assert torch.equal(ours, theirs)
+
+
+def test_noise_may_be_one_tensor_with_a_short_last_chunk(student: CausalWanModel, noise: VideoNoise) -> None:
+    whole = torch.cat(list(noise.chunks(0, 4)), dim=1)
+    expected = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS))
+
+    def draw(index: int, step: int, like: Tensor) -> Tensor:
+        return noise.draw(index, step, like)[:, : like.shape[1]]
+
+    for frames in (12, 11, 10, 2):
+        chunks = list(rollout(student, whole[:, :frames], TEXT, draw=draw, **SETTINGS))
+        assert sum(chunk.shape[1] for chunk in chunks) == frames
+        for ours, theirs in zip(chunks[: frames // 3], expected, strict=False):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_batch_is_so_many_single_videos(student: CausalWanModel) -> None:
+    both = VideoNoise([7, 8], CHUNK)
+    together = torch.cat(list(rollout(student, both.chunks(0, 4), TEXT, draw=both.draw, **SETTINGS)), dim=1)
+    for i, seed in enumerate([7, 8]):
+        single = VideoNoise([seed], CHUNK)
+        alone = torch.cat(list(rollout(student, single.chunks(0, 4), TEXT[i : i + 1], draw=single.draw, **SETTINGS)), dim=1)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_resuming_after_any_chunk_changes_nothing(student: CausalWanModel, noise: VideoNoise) -> None:
+    count = 7
+    whole = list(rollout(student, noise.chunks(0, count), TEXT, draw=noise.draw, **SETTINGS))
+    for done in range(count + 1):
+        past = iter(whole[:done])
+        rest = list(rollout(student, noise.chunks(done, count), TEXT, draw=noise.draw, past=past, **SETTINGS))
+        assert len(rest) == count - done
+        for ours, theirs in zip(rest, whole[done:], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_chunk_comes_before_its_context_pass(student: CausalWanModel, noise: VideoNoise, monkeypatch: pytest.MonkeyPatch) -> None:
+    remembered: list[Tensor] = []
+    plain = student.remember
+
+    def remember(x0: Tensor, cache: KVCache, timestep: float) -> None:
+        remembered.append(x0)
+        plain(x0, cache, timestep)
+
+    monkeypatch.setattr(student, "remember", remember)
+    chunks = []
+    for chunk in rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS):
+        chunks.append(chunk)
+        assert len(remembered) == len(chunks) - 1
+    assert len(remembered) == 3, "the last chunk needs no context pass"
+    for ours, theirs in zip(remembered, chunks, strict=False):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_video_may_be_endless(student: CausalWanModel, noise: VideoNoise) -> None:
+    asked = []
+
+    def chunks() -> Iterator[Tensor]:
+        for index in itertools.count():
+            assert index < 9, "noise is drawn ahead"
+            asked.append(index)
+            yield from noise.chunks(index, index + 1)
+
+    endless = rollout(student, chunks(), TEXT, draw=noise.draw, **SETTINGS)
+    some = list(itertools.islice(endless, 5))
+    assert asked == [0, 1, 2, 3, 4], "noise is drawn when it is needed"
+    for ours, theirs in zip(some, rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, **SETTINGS), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def by_hand(student: CausalWanModel, noise: VideoNoise, count: int, exit_step: int, learning: int | None = None) -> list[Tensor]:
+    """The rollout from the formulas, over a cache that keeps everything; chunk `learning` carries gradient at its last step."""
+    timesteps = [1000.0, 937.5, 2500 / 3, 625.0]
+    with torch.no_grad():
+        cache: Any = NaiveCache(student.embed_text(TEXT), tokens=student.tokens(SIZE), context=8, sink=1)
+    chunks = []
+    for index in range(count):
+        (x,) = noise.chunks(index, index + 1)
+        for step in range(exit_step + 1):
+            sigma = timesteps[step] / 1000
+            with torch.set_grad_enabled(index == learning and step == exit_step):
+                cache.text = student.embed_text(TEXT)
+                x0 = x - sigma * student(x, torch.full((2,), timesteps[step]), cache)
+            if step < exit_step:
+                after = timesteps[step + 1] / 1000
+                x = (1 - after) * x0 + after * noise.draw(index, step, x0)
+        chunks.append(x0)
+        with torch.no_grad():
+            student(x0, torch.zeros(2), cache)
+            cache.commit(3)
+    return chunks
+
+
+@pytest.mark.parametrize("exit_step", [0, 1, 2, 3])
+def test_an_early_exit_yields_that_steps_prediction(exit_step: int, student: CausalWanModel, noise: VideoNoise) -> None:
+    chunks = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, exit_step=exit_step, **SETTINGS))
+    for ours, theirs in zip(chunks, by_hand(student, noise, 4, exit_step), strict=True):
+        assert not ours.requires_grad
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("exit_step", [1, None])
+def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int | None, noise: VideoNoise) -> None:
+    student = make_student()
+    with_gradient: list[bool] = []
+    student.register_forward_pre_hook(lambda *_: with_gradient.append(torch.is_grad_enabled()))
+    chunks = list(rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, exit_step=exit_step, gradient={2}, **SETTINGS))
+    assert [chunk.requires_grad for chunk in chunks] == [False, False, True, False, False]
+    passes = 1 + (3 if exit_step is None else exit_step)
+    assert [number for number, enabled in enumerate(with_gradient) if enabled] == [3 * passes - 1]
+    assert len(with_gradient) == 5 * passes
+
+    chunks[2].square().mean().backward()
+    ours = gradients(student)
+    by_hand(student, noise, 3, passes - 1, learning=2)[2].square().mean().backward()
+    theirs = gradients(student)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 1e-4 * theirs[name].abs().max().item(), rtol=0)
+
+
+def test_gradient_in_many_chunks_does_not_change_the_video(student: CausalWanModel, noise: VideoNoise) -> None:
+    plain = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS))
+    learning = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, gradient=range(1, 4), **SETTINGS))
+    assert [chunk.requires_grad for chunk in learning] == [False, True, True, True]
+    for ours, theirs in zip(learning, plain, strict=True):
+        torch.testing.assert_close(ours.detach(), theirs, atol=1e-5, rtol=0)
+
+
+def test_noise_is_a_function_of_seed_chunk_and_step() -> None:
+    like = torch.zeros(())
+    wide, single = VideoNoise([3, 4, 5], CHUNK), VideoNoise([4], CHUNK)
+    for index in (0, 1, 4800):
+        (first,), (alone,) = wide.chunks(index, index + 1), single.chunks(index, index + 1)
+        assert torch.equal(first[1], alone[0])
+        for step in range(3):
+            assert torch.equal(wide.draw(index, step, like)[1], single.draw(index, step, like)[0])
+    assert torch.equal(
+        torch.stack(list(single.chunks(2, 5))), torch.stack([chunk for i in (2, 3, 4) for chunk in single.chunks(i, i + 1)])
+    )
+    assert single.draw(0, 0, torch.zeros((), dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_noise_of_another_use_is_other_noise() -> None:
+    like = torch.zeros(())
+    seen = []
+    for seed in range(12):
+        noise = VideoNoise([seed], (1, 4, 4, 4))
+        for index in range(12):
+            seen += [*noise.chunks(index, index + 1), *(noise.draw(index, step, like) for step in range(3))]
+    rows = torch.stack(seen).flatten(1).double()
+    assert rows.mean().abs() < 4 / rows.numel() ** 0.5
+    assert rows.std().item() == pytest.approx(1, abs=4 / (2 * rows.numel()) ** 0.5)
+    correlation = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert correlation.abs().max() < 0.75, "two of these 576 draws are alike"
+    torch.manual_seed(0)
+    first = normal((8,), seeded(1, 2))
+    torch.manual_seed(1)
+    assert torch.equal(first, normal((8,), seeded(1, 2)))
+    assert not torch.equal(first, normal((8,), seeded(2, 1)))
+    assert not torch.equal(normal((8,), seeded(0)), normal((8,), seeded(0, 0)))
+
+
+class Watched(KVCache):
+    """Notes how many keys a pass sees."""
+
+    seen: set[int]
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
+        keys, values = super().write(layer, key, value)
+        self.seen.add(keys.shape[2])
+        return keys, values
+
+
+def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest student there is, one token a frame and two steps."""
+    student = make_student(num_layers=1, num_attention_heads=1)
+    caches = []
+
+    def new_cache(text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0) -> KVCache:
+        caches.append(Watched(student.embed_text(text), tokens=student.tokens(latent_size), context=context, sink=sink))
+        caches[-1].seen = set()
+        return caches[-1]
+
+    monkeypatch.setattr(student, "new_cache", new_cache)
+    noise = VideoNoise([1], (chunk, 4, 2, 2))
+    settings = {**SETTINGS, "steps": [1000, 500], "chunk": chunk, "context": context}
+    nbytes, scale = set(), []
+    for index, x0 in enumerate(rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], draw=noise.draw, **settings)):
+        (cache,) = caches
+        nbytes.add(cache.nbytes)
+        assert cache.frame == chunk * index
+        if cache.frame >= context:
+            assert cache.seen == {context}, "a chunk late in the video sees as much as an early one"
+        cache.seen.clear()
+        assert x0.isfinite().all()
+        scale.append(x0.std().item())
+    assert len(scale) == frames // chunk
+    assert nbytes == {2 * context * 12 * 4}
+    assert max(scale) < 10
+
+
+def test_memory_and_work_of_300_chunks_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_rollout(900, 3, 8, monkeypatch)
+
+
+@pytest.mark.slow
+def test_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """14,400 latent frames at 4 pictures a frame and 16 pictures a second; long chunks, to have it done in seconds."""
+    long_rollout(14_400, 12, 30, monkeypatch)

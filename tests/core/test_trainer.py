@@ -1,0 +1,399 @@
+"""The training loop: the update by hand, exact resume, checkpoints that are whole or absent, ranks that follow one.
+
+No model library is imported here: the ranks of the last test start as fresh processes and should not wait for one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from two_ranks import on_two_ranks
+
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.noise import normal, seeded
+from sfpp_cli.core.objective import Losses, Player, Turn
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.errors import UserError
+
+TRAINING = Training(steps=12, batch=4, lr=1e-2, warmup=3, decay="cosine", clip=1.0, ema=0.9, ema_start=5, save_every=4)
+
+
+class Toy(nn.Module):
+    """A model that can be saved, without a library."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width
+        self.inner, self.outer = nn.Linear(2, width), nn.Linear(width, 1)
+        with torch.no_grad():
+            for number, parameter in enumerate(self.parameters()):
+                parameter.copy_(normal(parameter.shape, seeded(number)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.outer(self.inner(x).tanh())
+        return answer
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        torch.save({"width": self.width, "state": self.state_dict()}, folder / "toy.pt")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Toy:
+        saved = torch.load(folder / "toy.pt", map_location="cpu")
+        toy = cls(saved["width"])
+        toy.load_state_dict(saved["state"])
+        return toy
+
+
+class Regression:
+    """Fit a plane to noise; notes the samples it was asked for. `broken` samples turn a figure, or the loss, to NaN."""
+
+    def __init__(self, width: int = 3, broken: Mapping[int, str] | None = None, device: str = "cpu") -> None:
+        self.toy = Toy(width).to(device)
+        self.players = (Player({"toy": self.toy}, self.losses),)
+        self.broken = broken or {}
+        self.device = device
+        self.asked: list[int] = []
+
+    def losses(self, turn: Turn) -> Losses:
+        self.asked += turn.samples
+        yield self.loss(turn.samples)
+
+    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
+        x = torch.stack([normal((3,), seeded(number)) for number in samples]).to(self.device)
+        loss = (self.toy(x[:, :2]) - 5 * x[:, 2:]).square().mean()
+        figures = {"first": x[:, 0].mean().item()}
+        for figure in (self.broken[number] for number in samples if number in self.broken):
+            if figure == "loss":
+                loss = loss * math.nan
+            else:
+                figures[figure] = math.nan
+        return loss, figures
+
+
+def train(run: Path, training: Training = TRAINING, stop: int | None = None, **toy: Any) -> Trainer:
+    """Train to the end, or until the terminal is closed behind step `stop`."""
+
+    def on_step(record: dict[str, float]) -> None:
+        if record["step"] == stop:
+            raise KeyboardInterrupt
+
+    trainer = Trainer(Regression(**toy), training, run, on_step=on_step)
+    if stop is None:
+        trainer.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    return trainer
+
+
+def contents(run: Path, step: int) -> dict[str, Any]:
+    """Everything in a checkpoint."""
+    folder = checkpoint.path_of(run, step)
+    models = {name: Toy.from_pretrained(folder / name).state_dict() for name in ("toy", "toy-ema")}
+    with tempfile.NamedTemporaryFile() as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_to_torch_save(folder / checkpoint.STATE, file.name)
+        return {**torch.load(file.name), **models}
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """What was logged, without the clock."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "step_s"} for record in records]
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    """Bitwise, through dictionaries and lists."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_equal(ours[key], theirs[key])
+    elif isinstance(ours, list | tuple):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_equal(one, other)
+    else:
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole")
+    train(run)
+    return run
+
+
+def test_the_rate_warms_up_and_stays() -> None:
+    training = Training(steps=100, lr=2.0, warmup=4)
+    assert [training.schedule(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx([0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
+    assert Training(steps=100).schedule(0) == 1.0
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    training = Training(steps=104, lr=2.0, warmup=4, decay="cosine")
+    rates = [training.lr * training.schedule(step) for step in range(105)]
+    assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert rates[4] == 2.0
+    assert rates[54] == pytest.approx(2.0 * 0.505)
+    assert rates[29] == pytest.approx(2.0 * (0.01 + 0.99 * (2 + math.sqrt(2)) / 4))
+    assert rates[104] == pytest.approx(0.02)
+    assert sorted(rates[4:], reverse=True) == rates[4:]
+
+
+def test_updates_are_clipped_adamw() -> None:
+    """Four steps from the formulas, with gradients longer than the clip."""
+    training = Training(steps=4, batch=2, lr=0.05, betas=(0.5, 0.9), weight_decay=0.1, warmup=2, clip=0.5, ema_start=99)
+    objective, twin = Regression(), Regression()
+    trainer = Trainer(objective, training, Path())
+    parameters = list(twin.toy.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    for step in range(4):
+        record = trainer.update()
+        loss, figures = twin.loss([2 * step, 2 * step + 1])
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item()
+        assert norm > 0.5, "the clip would not show"
+        assert record["step"] == step + 1
+        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert record["first"] == figures["first"]
+        rate = 0.05 * min(1, (step + 1) / 3)
+        with torch.no_grad():
+            for i, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                clipped = gradient * 0.5 / norm
+                first[i] = 0.5 * first[i] + 0.5 * clipped
+                second[i] = 0.9 * second[i] + 0.1 * clipped**2
+                direction = first[i] / (1 - 0.5 ** (step + 1)) / ((second[i] / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+                p.mul_(1 - rate * 0.1).sub_(rate * direction)
+        for ours, theirs in zip(objective.toy.parameters(), parameters, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_the_average_is_the_recurrence(tmp_path: Path) -> None:
+    history = []
+    objective = Regression()
+    trainer = Trainer(
+        objective, TRAINING, tmp_path, on_step=lambda record: history.append(objective.toy.inner.weight.double().clone())
+    )
+    trainer.run()
+    expected = history[4]
+    for weight in history[5:]:
+        expected = 0.9 * expected + 0.1 * weight
+    assert trainer.average is not None
+    torch.testing.assert_close(trainer.average["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0)
+    assert (expected - history[-1]).abs().max() > 1e-3
+    assert_equal(contents(tmp_path, 12)["toy-ema"], trainer.average["toy"])
+    assert_equal(contents(tmp_path, 12)["toy"], objective.toy.state_dict())
+
+
+def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    assert not (checkpoint.path_of(tmp_path, 4) / "toy-ema").exists()
+    assert not checkpoint.has_average(tmp_path, 4)
+
+
+@pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_resumed_run_is_the_uninterrupted_one(device: str, stops: list[int], tmp_path: Path, whole: Path) -> None:
+    """Stopped at a checkpoint, between two, before the first, and again and again."""
+    if device != "cpu":
+        whole = tmp_path / "whole"
+        train(whole, device=device)
+    run = tmp_path / "run"
+    for stop in stops:
+        train(run, stop=stop, device=device)
+    train(run, device=device)
+    assert checkpoint.saved_steps(run) == checkpoint.saved_steps(whole) == [8, 12]
+    for step in (8, 12):
+        assert_equal(contents(run, step), contents(whole, step))
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    train(tmp_path)
+    before = metrics(tmp_path)
+    assert train(tmp_path).objective.asked == []  # type: ignore[attr-defined]
+    assert metrics(tmp_path) == before
+
+
+def test_every_sample_number_is_asked_for_once(tmp_path: Path) -> None:
+    asked = train(tmp_path, stop=4).objective.asked + train(tmp_path).objective.asked  # type: ignore[attr-defined]
+    assert asked == list(range(48))
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [10, 12]), (4, [6, 8, 10, 12]), (9, [2, 4, 6, 8, 10, 12])])
+def test_the_newest_checkpoints_are_kept(keep: int, left: list[int], tmp_path: Path) -> None:
+    train(tmp_path, Training(steps=12, batch=1, save_every=2, keep=keep))
+    assert checkpoint.saved_steps(tmp_path) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", *(f"step-{step:06d}" for step in left)]
+
+
+def test_every_so_many_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
+    train(tmp_path, Training(steps=12, batch=1, save_every=2, keep=1, keep_every=4))
+    assert checkpoint.saved_steps(tmp_path) == [4, 8, 12]
+
+
+def test_offloading_changes_no_number(tmp_path: Path, whole: Path) -> None:
+    offloading = replace(TRAINING, offload=True)
+    train(tmp_path, offloading, stop=6)
+    train(tmp_path, offloading)
+    assert_equal(contents(tmp_path, 12), contents(whole, 12))
+    with pytest.raises(UserError, match="single process"):
+        Trainer(Regression(), offloading, tmp_path, Ranks(0, 2))
+
+
+def test_parts_of_a_batch_add_up_to_it(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path, replace(TRAINING, micro_batch=3))
+    for ours, theirs in zip(metrics(tmp_path), metrics(whole), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    for key, value in contents(whole, 12)["toy"].items():
+        torch.testing.assert_close(contents(tmp_path, 12)["toy"][key], value, atol=1e-5, rtol=0)
+
+
+def test_players_take_turns() -> None:
+    """In order, each as often as it should, at its own rate; the main player's figures have no prefix."""
+    turns = []
+
+    class Two:
+        def __init__(self) -> None:
+            self.toys = Toy(), Toy()
+            self.players = (
+                Player({"one": self.toys[0]}, self.losses),
+                Player({"two": self.toys[1]}, self.losses, name="other", updates=3, lr=0.5, averaged=False),
+            )
+
+        def losses(self, turn: Turn) -> Losses:
+            turns.append(turn)
+            for value in (1.0, 3.0):
+                yield sum(p.sum() for p in self.toys[turn.player].parameters()) * 0 + value, {"value": value}
+
+    trainer = Trainer(Two(), Training(steps=1, batch=2, lr=0.1, ema_start=0, warmup=1), Path())
+    record = trainer.update()
+    assert [(turn.player, turn.repeat) for turn in turns] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert all(turn.samples == (0, 1) for turn in turns)
+    assert {key: record[key] for key in ("loss", "value", "other_loss", "other_value")} == {
+        "loss": 4.0,
+        "value": 2.0,
+        "other_loss": 4.0,
+        "other_value": 2.0,
+    }
+    assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == [0.05, 0.25]
+    assert trainer.average is not None
+    assert trainer.average.keys() == {"one"}
+
+
+def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
+    train(tmp_path, Training(steps=5, batch=1, save_every=3))
+    assert checkpoint.saved_steps(tmp_path) == [3, 5]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_killed_save_leaves_no_half_checkpoint(after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the model, before its average, before the state; the run goes on from the checkpoint before."""
+    train(tmp_path, stop=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "save_pretrained", dying(Toy.save_pretrained, [after]))
+        patch.setattr(checkpoint, "save_distributed", dying(checkpoint.save_distributed, [0]))
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(Regression(), TRAINING, tmp_path).run()
+    assert checkpoint.saved_steps(tmp_path) == [4]
+    assert not checkpoint.path_of(tmp_path, 8).exists()
+    train(tmp_path)
+    assert_equal(contents(tmp_path, 12), contents(whole, 12))
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+def dying(function: Callable[..., None], left: list[int]) -> Callable[..., None]:
+    """The function, for so many calls; then the machine is switched off."""
+
+    def call(*arguments: Any, **options: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        function(*arguments, **options)
+
+    return call
+
+
+def test_what_is_not_a_checkpoint_is_not_taken_for_one(tmp_path: Path, whole: Path) -> None:
+    train(tmp_path, stop=4)
+    checkpoint.path_of(tmp_path, 4).rename(tmp_path / ".step-000007.part")
+    (tmp_path / "step-000009" / "toy").mkdir(parents=True)
+    (tmp_path / "step-last").mkdir()
+    assert checkpoint.saved_steps(tmp_path) == []
+    assert train(tmp_path).objective.asked == list(range(48))  # type: ignore[attr-defined]
+    assert_equal(contents(tmp_path, 12), contents(whole, 12))
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    state = next(checkpoint.path_of(tmp_path, 4).rglob("*.distcp"))
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"step-000004 cannot be resumed .* delete it"):
+        train(tmp_path)
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, stop=4)
+    with pytest.raises(UserError, match=r"step-000004 is not of this recipe's models"):
+        train(tmp_path, width=4)
+
+
+@pytest.mark.parametrize(("broken", "figure"), [(0, "loss"), (23, "loss"), (41, "loss"), (23, "first")])
+def test_what_is_not_finite_stops_the_run_before_the_update(broken: int, figure: str, tmp_path: Path) -> None:
+    """In the first step, between two checkpoints, and once more after resuming."""
+    step = broken // 4
+    sound = Regression()
+    history = [clone(sound)]
+    Trainer(sound, TRAINING, tmp_path / "sound", on_step=lambda record: history.append(clone(sound))).run()
+    for _ in range(2):
+        objective = Regression(broken={broken: figure})
+        trainer = Trainer(objective, TRAINING, tmp_path / "run")
+        with pytest.raises(UserError, match=rf"step {step + 1}: .*'{figure}': nan.* not finite"):
+            trainer.run()
+        assert trainer.step == step
+        assert_equal(clone(objective), history[step])
+        assert checkpoint.saved_steps(tmp_path / "run") == [saved for saved in (4, 8) if saved <= step]
+
+
+def clone(objective: Regression) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in objective.toy.state_dict().items()}
+
+
+def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:
+    for world in (1, 2, 3):
+        shares = [Ranks(rank, world).share(12) for rank in range(world)]
+        assert {len(share) for share in shares} == {12 // world}
+        assert sorted(number for share in shares for number in share) == list(range(12))
+    with pytest.raises(UserError, match=r"batch 4 .* 3 ranks"):
+        Trainer(Regression(), TRAINING, tmp_path, Ranks(0, 3))
+
+
+def train_share(ranks: Ranks, folder: Path) -> None:
+    objective = Regression()
+    Trainer(objective, TRAINING, folder / "run", ranks).run()
+    torch.save(objective.asked, folder / f"{ranks.rank}.pt")
+
+
+def test_two_ranks_follow_one(tmp_path: Path, whole: Path) -> None:
+    on_two_ranks(train_share, tmp_path)
+    asked = [number for rank in range(2) for number in torch.load(tmp_path / f"{rank}.pt")]
+    assert sorted(asked) == list(range(48))
+    for ours, theirs in zip(metrics(tmp_path / "run"), metrics(whole), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    for name in ("toy", "toy-ema"):
+        for key, tensor in contents(whole, 12)[name].items():
+            torch.testing.assert_close(contents(tmp_path / "run", 12)[name][key], tensor, atol=1e-5, rtol=0)
