@@ -31,7 +31,9 @@ def pick_device(name: str | None, local_rank: int = 0, *, absent_too: bool = Fal
     if device.type == "cuda" and absent_too:
         return device
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no CUDA device is available here; use --device cpu, or install a CUDA build of torch")
+        raise UserError(
+            f"--device {name}: no CUDA device is available here; use --device cpu, or install a CUDA build of torch"
+        )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and device.index >= torch.cuda.device_count():
@@ -74,4 +76,8 @@ def peak_megabytes(device: torch.device) -> float:
     with suppress(OSError):
         if mark := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(mark[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024) / 1e6
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024)
+        / 1e6
+    )

@@ -110,7 +110,9 @@ class MaskedMemory:
 
     frame = 0
 
-    def __init__(self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None) -> None:
+    def __init__(
+        self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None
+    ) -> None:
         self.text, self.tokens, self.chunk, self.context = text, tokens, chunk, context
 
     def attention(self, layer: int) -> Attend:
@@ -136,6 +138,8 @@ def loss_of(objective: Objective, samples: Iterable[int]) -> tuple[Tensor, dict[
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """The gradients there are, taken away from the model."""
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found = {
+        name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
     model.zero_grad(set_to_none=True)
     return found

@@ -30,7 +30,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_text_encoder().save_pretrained(folder / "text_encoder")
     make_tokenizer().save_pretrained(folder / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=5.0).save_pretrained(folder / "scheduler")
-    settings = Settings(width=SIZE[1] * 8, height=SIZE[0] * 8, fps=8, text_length=TEXT_LENGTH, prompt="a red circle")
+    settings = Settings(
+        width=SIZE[1] * 8, height=SIZE[0] * 8, fps=8, text_length=TEXT_LENGTH, prompt="a red circle"
+    )
     settings.write(folder / SETTINGS)
     return folder
 
@@ -59,7 +61,13 @@ def make_vae() -> AutoencoderKLWan:
 
 def make_text_encoder() -> UMT5EncoderModel:
     config = UMT5Config(
-        vocab_size=len(WORDS) + 3, d_model=CONFIG["text_dim"], d_kv=4, num_heads=4, d_ff=32, num_layers=2, dropout_rate=0.0
+        vocab_size=len(WORDS) + 3,
+        d_model=CONFIG["text_dim"],
+        d_kv=4,
+        num_heads=4,
+        d_ff=32,
+        num_layers=2,
+        dropout_rate=0.0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -72,6 +80,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^a-z]+"), "removed")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+    )
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=TEXT_LENGTH, **special)

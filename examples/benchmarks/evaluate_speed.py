@@ -23,7 +23,9 @@ from sfpp_cli.video.ffmpeg import VideoWriter
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 40.0])
     parser.add_argument("--size", default="832x480")
     parser.add_argument("--fps", type=float, default=16)
@@ -38,7 +40,10 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 wall, cpu, peak = pool.apply(timed, (path,))
             speed = frames / wall
-            print(f"{seconds:8g}{speed:10.1f}{speed / options.fps:13.2f}{frames / cpu:17.1f}{peak:9.0f}", flush=True)
+            print(
+                f"{seconds:8g}{speed:10.1f}{speed / options.fps:13.2f}{frames / cpu:17.1f}{peak:9.0f}",
+                flush=True,
+            )
 
 
 def timed(path: Path) -> tuple[float, float, float]:

@@ -18,7 +18,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, nargs="+", default=[20, 100])
     parser.add_argument("--model", default="toyworld")
     options = parser.parse_args()
@@ -37,7 +39,19 @@ def main() -> None:
 
 def generate(model: str, seconds: float, out: Path) -> tuple[float, dict]:
     began = time.perf_counter()
-    command = [sys.executable, "-m", "sfpp_cli", "generate", "--model", model, "--seconds", str(seconds), "-o", str(out), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "sfpp_cli",
+        "generate",
+        "--model",
+        model,
+        "--seconds",
+        str(seconds),
+        "-o",
+        str(out),
+        "--json",
+    ]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return time.perf_counter() - began, json.loads(done.stdout)["videos"][0]
 

@@ -22,7 +22,9 @@ from sfpp_cli.models.bundle import Bundle
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="toyworld")
     parser.add_argument("--student")
     parser.add_argument("--chunks", type=int, default=1000)
@@ -34,7 +36,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     device = pick_device(options.device)
     bundle = Bundle(options.model, options.student)
-    settings, size = bundle.settings, bundle.compression.latent_size(bundle.settings.width, bundle.settings.height)
+    settings, size = (
+        bundle.settings,
+        bundle.compression.latent_size(bundle.settings.width, bundle.settings.height),
+    )
     student = bundle.load_student(device, pick_dtype(None, device))
     text = bundle.load_text(device, torch.float32)
     with torch.no_grad():
@@ -74,7 +79,9 @@ def report(seconds: list[float], resident: list[float], span: int, frames: int) 
     for start in positions:
         median = statistics.median(seconds[start : start + span])
         label = f"{start}..{start + span - 1}"
-        print(f"{label:>14}{median * 1e3:12.1f}{frames / median:11.1f}{median / first:8.2f}{resident[start + span - 1]:10.0f}")
+        print(
+            f"{label:>14}{median * 1e3:12.1f}{frames / median:11.1f}{median / first:8.2f}{resident[start + span - 1]:10.0f}"
+        )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options)))
         return
-    print(f"{'N':>6}{'chunks':>9}{'student s':>11}{'chunks worth':>14}{'critic s':>10}{'ratio':>8}{'peak MB':>9}")
+    print(
+        f"{'N':>6}{'chunks':>9}{'student s':>11}{'chunks worth':>14}{'critic s':>10}{'ratio':>8}{'peak MB':>9}"
+    )
     first = None
     for frames in options.frames:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", str(frames)]
@@ -76,7 +78,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def timed(objective: DistributionMatching, samples: tuple[int, ...], start: int, device: torch.device) -> float:
+def timed(
+    objective: DistributionMatching, samples: tuple[int, ...], start: int, device: torch.device
+) -> float:
     """Seconds of one student's turn with its window at chunk `start`."""
     objective.draw_starts = lambda draws: [start]
     began = time.perf_counter()
@@ -87,13 +91,17 @@ def timed(objective: DistributionMatching, samples: tuple[int, ...], start: int,
 
 
 @torch.no_grad()
-def chunk_seconds(objective: DistributionMatching, samples: tuple[int, ...], device: torch.device, chunks: int = 10) -> float:
+def chunk_seconds(
+    objective: DistributionMatching, samples: tuple[int, ...], device: torch.device, chunks: int = 10
+) -> float:
     """Seconds of a rolled-out chunk once the context is full."""
     turn = Turn(0, 0, 0, samples)
     rolling, text = objective.rolling, objective._texts(turn)[0]
     warm = rolling.context // rolling.chunk
     noise = torch.randn(len(samples), (warm + chunks) * rolling.chunk, *rolling.shape, device=device)
-    rolled = objective.roll(noise, text, steps=rolling.steps, draw=lambda chunk, step, like: torch.zeros_like(like))
+    rolled = objective.roll(
+        noise, text, steps=rolling.steps, draw=lambda chunk, step, like: torch.zeros_like(like)
+    )
     for _ in range(warm):
         next(rolled)
     began = time.perf_counter()
@@ -103,8 +111,12 @@ def chunk_seconds(objective: DistributionMatching, samples: tuple[int, ...], dev
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[21, 63, 126, 252], help="horizons N in latent frames")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[21, 63, 126, 252], help="horizons N in latent frames"
+    )
     parser.add_argument("--model", default="toyworld")
     parser.add_argument("--horizon", type=int, help="K (default: the model's)")
     parser.add_argument("--batch", type=int, default=2)

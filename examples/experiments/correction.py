@@ -60,10 +60,14 @@ class InjectedMatching(DistributionMatching):
         video = list(self.streams[self._chosen(turn)].split(rolling.chunk, dim=1))
         start = len(video) - self.window
         with torch.no_grad():
-            cache = self.student.new_cache(text, rolling.shape[1:], context=rolling.context, sink=rolling.sink)
+            cache = self.student.new_cache(
+                text, rolling.shape[1:], context=rolling.context, sink=rolling.sink
+            )
             for clean in video[:start]:
                 self.student.remember(clean, cache)
-        yield self.predict(video, start, cache.unroll(rolling.chunk), len(self.levels) - 1, turn, text, gradient)
+        yield self.predict(
+            video, start, cache.unroll(rolling.chunk), len(self.levels) - 1, turn, text, gradient
+        )
 
     def _texts(self, turn: Turn) -> tuple[Tensor, Tensor]:
         prompts = [self.prompts[number] for number in self._chosen(turn)]
@@ -81,7 +85,9 @@ class Experiment:
         self.options, self.out = options, options.out
         changes = {"steps": options.updates, "save_every": options.updates, "warmup": options.warmup}
         overrides = {f"training.{key}": str(value) for key, value in changes.items()}
-        self.recipe = replace(read_recipe(options.recipe, MatchingRecipe, overrides=overrides), student=None, seed=options.seed)
+        self.recipe = replace(
+            read_recipe(options.recipe, MatchingRecipe, overrides=overrides), student=None, seed=options.seed
+        )
         self.test = prompts_in(options.prompts)[: options.count]
         self.train = prompts_in(options.train_prompts)[: options.stock]
         self.studio = Studio(self.recipe.model, [self.recipe.dmd.negative_prompt, *self.test, *self.train])
@@ -116,7 +122,10 @@ class Experiment:
         for first in range(0, len(prompts), BATCH):
             numbers = list(range(first, min(first + BATCH, len(prompts))))
             chosen, seeds = [prompts[i] for i in numbers], self.seeds(kind, numbers, round_)
-            yield numbers, self.made(f"film {kind} {round_} {first}", partial(self.studio.film, chosen, seeds))
+            yield (
+                numbers,
+                self.made(f"film {kind} {round_} {first}", partial(self.studio.film, chosen, seeds)),
+            )
 
     def seeds(self, kind: str, numbers: Sequence[int], round_: int) -> list[int]:
         return [mixed(self.options.seed, kind == "test", number, round_) for number in numbers]
@@ -125,7 +134,9 @@ class Experiment:
 
     def critic(self, fault: str | None) -> Teacher:
         """A critic that has followed the student: from the teacher's weights, and on from there to windows with `fault`."""
-        network: Teacher = copy.deepcopy(self.teacher if fault is None else self.critic(None)).train().requires_grad_(True)
+        network: Teacher = (
+            copy.deepcopy(self.teacher if fault is None else self.critic(None)).train().requires_grad_(True)
+        )
         network.load_state_dict(self.made(f"critic {fault or 'clean'}", lambda: self.follow(network, fault)))
         network.eval().requires_grad_(False)
         return network
@@ -141,7 +152,9 @@ class Experiment:
             chosen = torch.randperm(len(windows), generator=draws)[:BATCH]
             x, noise = windows[chosen], normal((len(chosen), *windows.shape[1:]), draws)
             t = score_timesteps(studio.schedule, torch.rand(len(chosen), generator=draws), dmd.timesteps)
-            flow = network(studio.schedule.add_noise(x, noise, t), t, studio.text([self.train[int(i)] for i in chosen]))
+            flow = network(
+                studio.schedule.add_noise(x, noise, t), t, studio.text([self.train[int(i)] for i in chosen])
+            )
             optimizer.zero_grad()
             critic_loss(flow, x, noise).backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), training.clip)
@@ -179,7 +192,12 @@ class Experiment:
 
     @torch.no_grad()
     def gradient_batch(
-        self, critics: Mapping[str | None, Teacher], numbers: list[int], frames: Tensor, round_: int, strength: float
+        self,
+        critics: Mapping[str | None, Teacher],
+        numbers: list[int],
+        frames: Tensor,
+        round_: int,
+        strength: float,
     ) -> list[dict[str, Any]]:
         """Rows of a batch of windows [B, T, 3, H, W]; every prompt meets every noise level once over its seeds."""
         noises, rounds = self.options.noises, self.options.seeds
@@ -190,13 +208,17 @@ class Experiment:
         rows = []
         for fault in self.options.faults:
             faulty = self.studio.encode(self.harmed(frames, fault, strength))
-            seen, following = self.scores(faulty, text, {kind: critics[kind] for kind in (None, fault)}, levels, numbers[0])
+            seen, following = self.scores(
+                faulty, text, {kind: critics[kind] for kind in (None, fault)}, levels, numbers[0]
+            )
             direction = faulty - clean
             found = {"size": dot(direction, direction) / direction[0].numel()}
             for name, kind in (("clean", None), ("followed", fault)):
                 step = (following[kind] - seen).mean(0)
                 idle = (followers[kind] - teacher).mean(0)
-                found[f"{name}_cosine"] = dot(step, direction) / (dot(step, step) * dot(direction, direction)).sqrt()
+                found[f"{name}_cosine"] = (
+                    dot(step, direction) / (dot(step, step) * dot(direction, direction)).sqrt()
+                )
                 found[f"{name}_share"] = dot(step, direction) / dot(direction, direction)
                 found[f"{name}_idle"] = dot(idle, direction) / dot(direction, direction)
             for level, change in zip(levels, seen - teacher, strict=True):
@@ -204,11 +226,18 @@ class Experiment:
                 found[f"teacher_{timestep:.0f}"] = 1 - dot(change, direction) / dot(direction, direction)
             for place, number in enumerate(numbers):
                 values = {name: value[place].item() for name, value in found.items()}
-                rows.append({"prompt": number, "seed": round_, "fault": fault, "strength": strength, **values})
+                rows.append(
+                    {"prompt": number, "seed": round_, "fault": fault, "strength": strength, **values}
+                )
         return rows
 
     def scores(
-        self, x: Tensor, text: Tensor, critics: Mapping[str | None, Teacher], levels: Sequence[int], batch: int
+        self,
+        x: Tensor,
+        text: Tensor,
+        critics: Mapping[str | None, Teacher],
+        levels: Sequence[int],
+        batch: int,
     ) -> tuple[Tensor, dict[str | None, Tensor]]:
         """x0 predictions of teacher and critics at the noise levels, each [levels, B, K, C, h, w]; noise is the batch's own."""
         schedule, dmd = self.studio.schedule, self.recipe.dmd
@@ -227,7 +256,9 @@ class Experiment:
 
     def timestep(self, level: int, levels: int) -> float:
         """The middle of one of `levels` equally likely parts of the noise levels that DMD draws."""
-        return score_timesteps(self.studio.schedule, torch.tensor((level + 0.5) / levels), self.recipe.dmd.timesteps).item()
+        return score_timesteps(
+            self.studio.schedule, torch.tensor((level + 0.5) / levels), self.recipe.dmd.timesteps
+        ).item()
 
     # --- one training -------------------------------------------------------------------------------------------------------
 
@@ -235,7 +266,9 @@ class Experiment:
         """The student after training on streams with `fault`, or the control's; its last checkpoint, if there is one."""
         studio = self.studio
         name = f"streams {fault or 'clean'}"
-        streams = self.made(name, lambda: torch.cat([studio.stream(film, fault) for _, film in self.films(self.train, 0)]))
+        streams = self.made(
+            name, lambda: torch.cat([studio.stream(film, fault) for _, film in self.films(self.train, 0)])
+        )
         plain = matching_objective(self.recipe, studio.bundle, self.train, studio.text, CPU)
         plain.critic.load_state_dict(self.critic(None).state_dict())
         objective = InjectedMatching(
@@ -300,23 +333,42 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/correction"))
-    parser.add_argument("--recipe", type=Path, default=HERE.parent / "toyworld" / "self-forcing-pp.toml", help="values of DMD")
-    parser.add_argument("--prompts", type=Path, default=HERE / "test_prompts.txt", help="prompts to measure on")
-    parser.add_argument("--train-prompts", type=Path, default=HERE / "train_prompts.txt", help="prompts to learn on")
+    parser.add_argument(
+        "--recipe", type=Path, default=HERE.parent / "toyworld" / "self-forcing-pp.toml", help="values of DMD"
+    )
+    parser.add_argument(
+        "--prompts", type=Path, default=HERE / "test_prompts.txt", help="prompts to measure on"
+    )
+    parser.add_argument(
+        "--train-prompts", type=Path, default=HERE / "train_prompts.txt", help="prompts to learn on"
+    )
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of a full fault")
+    parser.add_argument(
+        "--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of a full fault"
+    )
     parser.add_argument("--count", type=int, default=24, help="prompts measured")
     parser.add_argument("--seeds", type=int, default=3, help="videos of each, for the gradient")
     parser.add_argument("--noises", type=int, default=1, help="noise levels for each video")
     parser.add_argument("--stock", type=int, default=24, help="films that critics and students learn on")
-    parser.add_argument("--critic-steps", type=int, default=60, help="of the critic without a fault; half as many more with one")
+    parser.add_argument(
+        "--critic-steps",
+        type=int,
+        default=60,
+        help="of the critic without a fault; half as many more with one",
+    )
     parser.add_argument("--updates", type=int, default=12, help="of the student in each training")
-    parser.add_argument("--warmup", type=int, default=2, help="updates over which a training's learning rate rises")
+    parser.add_argument(
+        "--warmup", type=int, default=2, help="updates over which a training's learning rate rises"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--quick", action="store_true", help="two prompts, one seed, two updates: shows that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="two prompts, one seed, two updates: shows that it runs"
+    )
     options = parser.parse_args()
     if options.quick:
         options.count, options.seeds, options.stock, options.critic_steps, options.updates = 2, 1, 2, 2, 2

@@ -32,7 +32,11 @@ GAUGES = {
 
 
 def write_report(
-    out: Path, rows: Sequence[Row], survived: Mapping[str, Row], watched: Watched, minutes: Mapping[str, float]
+    out: Path,
+    rows: Sequence[Row],
+    survived: Mapping[str, Row],
+    watched: Watched,
+    minutes: Mapping[str, float],
 ) -> None:
     """`out`/correction.json, table.md and correction.png."""
     result = {
@@ -56,7 +60,9 @@ def gradient(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             if chosen:
                 found: dict[str, Any] = {"fault": fault, "strength": strength}
                 for critic in CRITICS:
-                    found[f"{critic}_cosine"] = summarise([row[f"{critic}_cosine"] for row in chosen], prompts(chosen))
+                    found[f"{critic}_cosine"] = summarise(
+                        [row[f"{critic}_cosine"] for row in chosen], prompts(chosen)
+                    )
                     found[f"{critic}_share"] = pooled(chosen, f"{critic}_share")
                     found[f"{critic}_idle"] = pooled(chosen, f"{critic}_idle")
                     found[f"{critic}_verdict"] = verdict(found[f"{critic}_share"])
@@ -69,7 +75,9 @@ def teacher(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     names = {name for row in rows for name in row if name.startswith("teacher_")}
     for fault in FAULTS:
         for name in sorted(names, key=lambda name: float(name.split("_")[1])):
-            chosen = [row for row in rows if (row["fault"], row["strength"]) == (fault, strongest) and name in row]
+            chosen = [
+                row for row in rows if (row["fault"], row["strength"]) == (fault, strongest) and name in row
+            ]
             if chosen:
                 yield {"fault": fault, "timestep": float(name.split("_")[1]), "share": pooled(chosen, name)}
 
@@ -87,7 +95,12 @@ def training(watched: Watched) -> Iterator[dict[str, Any]]:
                 for student in ("before", "control", fault)
             }
             before = gaps["before"]
-            found: dict[str, Any] = {"fault": fault, "gauge": gauge, "clean": summarise(goal), "gap": summarise(before)}
+            found: dict[str, Any] = {
+                "fault": fault,
+                "gauge": gauge,
+                "clean": summarise(goal),
+                "gap": summarise(before),
+            }
             for name, student in (("control", "control"), ("trained", fault)):
                 found[f"{name}_gap"] = summarise(gaps[student])
                 if shown(found["gap"]):
@@ -121,12 +134,18 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
     """Markdown."""
     yield "One DMD step: cosine of the step with the way back, share of the fault undone, the same share on the clean window\n"
     yield from header(
-        ["fault", "strength", *(f"{kind}: {what}" for kind in CRITICS for what in ("cos", "undone", "idle", "verdict"))]
+        [
+            "fault",
+            "strength",
+            *(f"{kind}: {what}" for kind in CRITICS for what in ("cos", "undone", "idle", "verdict")),
+        ]
     )
     for row in result["gradient"]:
         cells = [row["fault"], f"{row['strength']:g}"]
         for kind in CRITICS:
-            cells += [shares(row[f"{kind}_{what}"], 2) for what in ("cosine", "share", "idle")] + [row[f"{kind}_verdict"]]
+            cells += [shares(row[f"{kind}_{what}"], 2) for what in ("cosine", "share", "idle")] + [
+                row[f"{kind}_verdict"]
+            ]
         yield line(cells)
     levels = sorted({row["timestep"] for row in result["teacher"]})
     yield "\nThe teacher alone, full strength: share of the fault undone in its prediction, by timestep\n"
@@ -137,17 +156,39 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
     yield from header(["fault", "luma injected", "luma left", "saturation injected", "saturation left"])
     for fault in DRIFTS:
         yield line(
-            [fault, *(change(result["survivals"], fault, g, k) for g in ("luma", "saturation") for k in ("injected", "encoded"))]
+            [
+                fault,
+                *(
+                    change(result["survivals"], fault, g, k)
+                    for g in ("luma", "saturation")
+                    for k in ("injected", "encoded")
+                ),
+            ]
         )
     if result["training"]:
         yield "\nOne training (one seed): gap to the clean continuation behind a faulty past, and the share of it undone\n"
         yield from header(
-            ["fault", "gauge", "clean", "gap before", "gap, control", "gap, trained", "undone, control", "undone", "verdict"]
+            [
+                "fault",
+                "gauge",
+                "clean",
+                "gap before",
+                "gap, control",
+                "gap, trained",
+                "undone, control",
+                "undone",
+                "verdict",
+            ]
         )
         for row in result["training"]:
-            undone = [shares(row[f"{who}_undone"], 2) if f"{who}_undone" in row else "" for who in ("control", "trained")]
+            undone = [
+                shares(row[f"{who}_undone"], 2) if f"{who}_undone" in row else ""
+                for who in ("control", "trained")
+            ]
             gaps = [shares(row[what], 3) for what in ("gap", "control_gap", "trained_gap")]
-            yield line([row["fault"], row["gauge"], f"{row['clean']['mean']:.3f}", *gaps, *undone, row["verdict"]])
+            yield line(
+                [row["fault"], row["gauge"], f"{row['clean']['mean']:.3f}", *gaps, *undone, row["verdict"]]
+            )
 
 
 def header(names: Sequence[str]) -> list[str]:
@@ -179,9 +220,17 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         for marker, strength in zip("ovs^Dp", reversed(strengths), strict=False):
             chosen = [row for row in result["gradient"] if row["strength"] == strength]
             places = [
-                FAULTS.index(row["fault"]) + offset + 0.08 * strengths.index(strength) - 0.04 * len(strengths) for row in chosen
+                FAULTS.index(row["fault"]) + offset + 0.08 * strengths.index(strength) - 0.04 * len(strengths)
+                for row in chosen
             ]
-            points(left, places, [row[f"{critic}_share"] for row in chosen], color, marker, f"{name}, {strength:g}")
+            points(
+                left,
+                places,
+                [row[f"{critic}_share"] for row in chosen],
+                color,
+                marker,
+                f"{name}, {strength:g}",
+            )
     faults_down(left, FAULTS, "One DMD step", "share of the fault undone")
     for color, fault in zip(COLORS, FAULTS, strict=False):
         chosen = [row for row in result["teacher"] if row["fault"] == fault]
@@ -189,10 +238,18 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         middle.plot([row["timestep"] for row in chosen], undone, "o-", color=color, label=fault, markersize=4)
     middle.set(title="The teacher alone", xlabel="timestep (1000: noise)", ylabel="share of the fault undone")
     names = [f"{row['fault']}:\n{row['gauge']}" for row in result["training"]]
-    for color, (who, name) in zip(COLORS[2:], (("control", "control"), ("trained", "trained on the fault")), strict=False):
-        chosen = [(place, row[f"{who}_undone"]) for place, row in enumerate(result["training"]) if f"{who}_undone" in row]
+    for color, (who, name) in zip(
+        COLORS[2:], (("control", "control"), ("trained", "trained on the fault")), strict=False
+    ):
+        chosen = [
+            (place, row[f"{who}_undone"])
+            for place, row in enumerate(result["training"])
+            if f"{who}_undone" in row
+        ]
         offset = 0.12 if who == "trained" else -0.12
-        points(right, [place + offset for place, _ in chosen], [share for _, share in chosen], color, "o", name)
+        points(
+            right, [place + offset for place, _ in chosen], [share for _, share in chosen], color, "o", name
+        )
     faults_down(right, names, "One training", "share of the gap undone")
     for axes in (left, middle, right):
         axes.grid(color=GRID)
@@ -203,7 +260,14 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def points(axes: Axes, places: Sequence[float], found: Sequence[Mapping[str, Any]], color: str, marker: str, name: str) -> None:
+def points(
+    axes: Axes,
+    places: Sequence[float],
+    found: Sequence[Mapping[str, Any]],
+    color: str,
+    marker: str,
+    name: str,
+) -> None:
     """Means with their intervals, a row each."""
     means = [summary["mean"] for summary in found]
     ends = [[0.0 if s[end] is None else abs(s[end] - s["mean"]) for s in found] for end in ("low", "high")]

@@ -69,7 +69,13 @@ class Studio:
         """Video frames that the teacher can judge."""
 
     @torch.no_grad()
-    def roll(self, student: CausalWanModel, prompts: Sequence[str], seeds: Sequence[int], past: Tensor | None = None) -> Tensor:
+    def roll(
+        self,
+        student: CausalWanModel,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        past: Tensor | None = None,
+    ) -> Tensor:
         """The next K latent frames [B, K, C, h, w] behind `past`, [B, F, C, h, w]; the first if there is none."""
         chunk = self.settings.chunk
         noise = VideoNoise(seeds, (chunk, *self.shape))
@@ -98,7 +104,9 @@ class Studio:
     def decode(self, latents: Tensor) -> Tensor:
         """Frames [B, T, 3, H, W] in [-1, 1], a chunk at a time."""
         decoder = StreamingDecoder(self.vae)
-        return torch.cat([decoder(piece) for piece in latents.split(self.settings.chunk, dim=1)], dim=1).clamp(-1, 1)
+        return torch.cat(
+            [decoder(piece) for piece in latents.split(self.settings.chunk, dim=1)], dim=1
+        ).clamp(-1, 1)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -109,7 +117,9 @@ class Studio:
 
     def stream(self, film: Tensor, fault: str | None) -> Tensor:
         """Latents of a whole film in whose first half `fault` grows to its full strength; unharmed if None."""
-        return self.encode(film if fault is None else inject(film, fault, 1.0, self.settings.fps, grown=self.window))
+        return self.encode(
+            film if fault is None else inject(film, fault, 1.0, self.settings.fps, grown=self.window)
+        )
 
     def continuations(
         self, student: CausalWanModel, prompts: Sequence[str], seeds: Sequence[int], past: Tensor
@@ -118,7 +128,9 @@ class Studio:
 
         `broken` is the share of frames in which the object is lost or not whole, `astray` that whose background is not the world's.
         """
-        latents = torch.cat([past[:, -self.settings.chunk :], self.roll(student, prompts, seeds, past)], dim=1)
+        latents = torch.cat(
+            [past[:, -self.settings.chunk :], self.roll(student, prompts, seeds, past)], dim=1
+        )
         behind = self.bundle.compression.video_frames(self.settings.chunk)
         rows = []
         for video in self.decode(latents)[:, behind:]:

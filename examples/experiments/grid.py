@@ -27,7 +27,10 @@ def main() -> None:
     cells = [[cut(video, start, length)[:: options.every] for start in starts] for video in options.videos]
     names = options.names or [video.stem for video in options.videos]
     heads = [f"{start / fps:.0f} s" for start in starts]
-    pictures = [lay_out([[cell[i] for cell in row] for row in cells], names, heads, options.tile) for i in range(len(cells[0][0]))]
+    pictures = [
+        lay_out([[cell[i] for cell in row] for row in cells], names, heads, options.tile)
+        for i in range(len(cells[0][0]))
+    ]
     height, width = pictures[0].shape[:2]
     with VideoWriter(options.out, (width, height), fps / options.every) as writer:
         writer.write(np.stack(pictures))
@@ -55,10 +58,14 @@ def lay_out(rows: list[list[Frames]], names: list[str], heads: list[str], tile: 
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("videos", type=Path, nargs="+")
     parser.add_argument("--names", nargs="+", help="of the rows (default: the files' names)")
-    parser.add_argument("--moments", type=int, default=5, help="columns, evenly spaced from the beginning to the end")
+    parser.add_argument(
+        "--moments", type=int, default=5, help="columns, evenly spaced from the beginning to the end"
+    )
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each plays")
     parser.add_argument("--every", type=int, default=2, help="keep every so many frames")
     parser.add_argument("--tile", type=int, default=96, help="pixels of a picture")

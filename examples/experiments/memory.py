@@ -32,10 +32,27 @@ def table(seconds: float) -> str:
     lines = []
     for context in CONTEXTS:
         sizes = [f"{size / 1e6:.3f} MB" for size in toy_cache(context)]
-        lines.append(["toy world, float32", str(context), *sizes, *(f"{used} MB" for used in generate(context, seconds))])
+        lines.append(
+            [
+                "toy world, float32",
+                str(context),
+                *sizes,
+                *(f"{used} MB" for used in generate(context, seconds)),
+            ]
+        )
     for context in CONTEXTS:
-        lines.append(["Wan 1.3B, bfloat16", str(context), *(f"{size / 1e9:.3f} GB" for size in wan_cache(context)), "-", "-"])
-    return markdown(["model", "context", "cache, as allocated", "formula", "resident memory", "its peak"], lines)
+        lines.append(
+            [
+                "Wan 1.3B, bfloat16",
+                str(context),
+                *(f"{size / 1e9:.3f} GB" for size in wan_cache(context)),
+                "-",
+                "-",
+            ]
+        )
+    return markdown(
+        ["model", "context", "cache, as allocated", "formula", "resident memory", "its peak"], lines
+    )
 
 
 def toy_cache(context: int) -> tuple[int, int]:
@@ -57,13 +74,25 @@ def cache_bytes(student: CausalWanModel, size: tuple[int, int], context: int) ->
     text = parameter.new_zeros(1, Settings().text_length, config.text_dim)
     cache: KVCache = student.new_cache(text, size, context=context, sink=0)
     heads = config.num_attention_heads * config.attention_head_dim
-    return cache.nbytes, 2 * config.num_layers * heads * student.tokens(size) * context * parameter.element_size()
+    return cache.nbytes, 2 * config.num_layers * heads * student.tokens(
+        size
+    ) * context * parameter.element_size()
 
 
 def generate(context: int, seconds: float) -> tuple[int, int]:
     """Median and peak resident MB that `sfpp generate` reports."""
     with tempfile.TemporaryDirectory() as folder:
-        words = ["--context", str(context), "--seconds", str(seconds), "-o", str(Path(folder) / "video.mp4"), "--json"]
-        done = subprocess.run([sys.executable, "-m", "sfpp_cli", "generate", *words], check=True, capture_output=True, text=True)
+        words = [
+            "--context",
+            str(context),
+            "--seconds",
+            str(seconds),
+            "-o",
+            str(Path(folder) / "video.mp4"),
+            "--json",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "sfpp_cli", "generate", *words], check=True, capture_output=True, text=True
+        )
     made = json.loads(done.stdout)["videos"][0]
     return made["memory_mb"], made["peak_memory_mb"]

@@ -57,7 +57,9 @@ STRIP = 5
 
 def interval(rows: Rows, metric: str) -> Summary | None:
     """Mean and 95 % interval, prompts resampled with all their seeds; None where nothing was measured."""
-    known = [(row["metrics"][metric], row["prompt"]) for row in rows if row["metrics"].get(metric) is not None]
+    known = [
+        (row["metrics"][metric], row["prompt"]) for row in rows if row["metrics"].get(metric) is not None
+    ]
     return summarise([value for value, _ in known], [prompt for _, prompt in known]) if known else None
 
 
@@ -66,7 +68,9 @@ def shown(summary: Mapping[str, Any] | None, *, percent: bool, sign: bool = Fals
     if summary is None:
         return "-"
     scale, form = (100, ".0f") if percent else (1, ".2f")
-    mean, low, high = (None if summary[key] is None else scale * summary[key] for key in ("mean", "low", "high"))
+    mean, low, high = (
+        None if summary[key] is None else scale * summary[key] for key in ("mean", "low", "high")
+    )
     start = f"{mean:+{form}}" if sign else f"{mean:{form}}"
     return start if low is None else f"{start} ({low:{form}} to {high:{form}})"
 
@@ -80,7 +84,13 @@ def table(systems: Systems, end: int, names: Sequence[str] | None = None, *, sig
     columns = [column for column in COLUMNS if names is None or column.name in names]
     head = ["system", *(f"{column.title}{', %' if column.percent else ''}" for column in columns)]
     lines = [
-        [name, *(shown(interval(rows, f"{column.name}@{end}"), percent=column.percent, sign=sign) for column in columns)]
+        [
+            name,
+            *(
+                shown(interval(rows, f"{column.name}@{end}"), percent=column.percent, sign=sign)
+                for column in columns
+            ),
+        ]
         for name, rows in systems.items()
     ]
     return markdown(head, lines)
@@ -89,7 +99,10 @@ def table(systems: Systems, end: int, names: Sequence[str] | None = None, *, sig
 def drifted(systems: Systems, end: int) -> dict[str, list[dict[str, Any]]]:
     """Rows whose measures at `end` are those less the same video's first five seconds'."""
     return {
-        name: [{**row, "metrics": {f"{m}@{end}": change(row["metrics"], m, end) for m in COMPARED}} for row in rows]
+        name: [
+            {**row, "metrics": {f"{m}@{end}": change(row["metrics"], m, end) for m in COMPARED}}
+            for row in rows
+        ]
         for name, rows in systems.items()
     }
 
@@ -109,8 +122,16 @@ def differences_table(systems: Systems, reference: str, end: int) -> str:
             cells = []
             for column in columns:
                 found = differences(systems[reference], rows, f"{column.name}@{end}")
-                summary = summarise([change for _, change, _ in found], [prompt for prompt, _, _ in found]) if found else None
-                clear = summary is not None and summary["low"] is not None and not summary["low"] <= 0 <= summary["high"]
+                summary = (
+                    summarise([change for _, change, _ in found], [prompt for prompt, _, _ in found])
+                    if found
+                    else None
+                )
+                clear = (
+                    summary is not None
+                    and summary["low"] is not None
+                    and not summary["low"] <= 0 <= summary["high"]
+                )
                 cells.append(shown(summary, percent=column.percent, sign=True) + (" *" if clear else ""))
             lines.append([name, *cells])
     return markdown(head, lines)
@@ -118,7 +139,12 @@ def differences_table(systems: Systems, reference: str, end: int) -> str:
 
 def verdicts_table(systems: Systems) -> str:
     """The share of videos in which each verdict fired, and the local stability."""
-    head = ["system", "seconds", *(f"{name.replace('_', ' ')}, %" for name in NAMES), "local stability, 0..100"]
+    head = [
+        "system",
+        "seconds",
+        *(f"{name.replace('_', ' ')}, %" for name in NAMES),
+        "local stability, 0..100",
+    ]
     lines = []
     for name, rows in systems.items():
         fired = [shown(interval(rows, f"fired_{verdict}"), percent=True) for verdict in NAMES]
@@ -136,9 +162,20 @@ def draw_curves(systems: Systems, path: Path) -> None:
         for place, (name, rows) in enumerate(systems.items()):
             points = [(end, found) for end in ENDS if (found := interval(rows, f"{metric}@{end}"))]
             ends, color = [end for end, _ in points], COLORS[place % len(COLORS)]
-            low, high = ([math.nan if found[side] is None else found[side] for _, found in points] for side in ("low", "high"))
+            low, high = (
+                [math.nan if found[side] is None else found[side] for _, found in points]
+                for side in ("low", "high")
+            )
             style = DASHES[place // len(COLORS) % len(DASHES)]
-            panel.plot(ends, [found["mean"] for _, found in points], style, color=color, marker="o", markersize=3, label=name)
+            panel.plot(
+                ends,
+                [found["mean"] for _, found in points],
+                style,
+                color=color,
+                marker="o",
+                markersize=3,
+                label=name,
+            )
             panel.fill_between(ends, low, high, color=color, alpha=0.12, linewidth=0)
         decorate(panel, titles[metric])
     panels = figure.axes
@@ -155,9 +192,20 @@ def draw_flow(systems: Systems, path: Path) -> None:
     panel = figure.subplots()
     for place, (name, rows) in enumerate(systems.items()):
         seconds = range(min(len(row["flow"]) for row in rows))
-        found = [summarise([row["flow"][second] for row in rows], [row["prompt"] for row in rows]) for second in seconds]
-        low, high = ([math.nan if point[side] is None else point[side] for point in found] for side in ("low", "high"))
-        panel.plot(seconds, [point["mean"] for point in found], DASHES[place // len(COLORS)], color=COLORS[place], label=name)
+        found = [
+            summarise([row["flow"][second] for row in rows], [row["prompt"] for row in rows])
+            for second in seconds
+        ]
+        low, high = (
+            [math.nan if point[side] is None else point[side] for point in found] for side in ("low", "high")
+        )
+        panel.plot(
+            seconds,
+            [point["mean"] for point in found],
+            DASHES[place // len(COLORS)],
+            color=COLORS[place],
+            label=name,
+        )
         panel.fill_between(seconds, low, high, color=COLORS[place], alpha=0.12, linewidth=0)
     decorate(panel, "optical flow, pixels a frame")
     panel.set_xlabel("second", color=INK)

@@ -66,11 +66,19 @@ def flow(study: Study, systems: Systems) -> str:
     lines = []
     for name, rows in systems.items():
         last = max(end for end in ENDS if f"flow_mean@{end}" in rows[0]["metrics"])
-        metrics = ("flow_mean@5", f"flow_mean@{last}", "flow_variance@5", f"flow_variance@{last}", "flow_variance_max")
+        metrics = (
+            "flow_mean@5",
+            f"flow_mean@{last}",
+            "flow_variance@5",
+            f"flow_variance@{last}",
+            "flow_variance_max",
+        )
         lines.append([name, *(shown(interval(rows, metric), percent=False) for metric in metrics)])
     lines.append(["Self-Forcing++ with GRPO", "not built yet", *[""] * 4])
     variance = "variance in 8 frames"
-    return markdown(["system", "flow, first 5 s", "last 5 s", f"{variance}, first 5 s", "last 5 s", "its largest"], lines)
+    return markdown(
+        ["system", "flow, first 5 s", "last 5 s", f"{variance}, first 5 s", "last 5 s", "its largest"], lines
+    )
 
 
 def longest(study: Study, systems: Systems) -> str:
@@ -85,7 +93,10 @@ def longest(study: Study, systems: Systems) -> str:
             lasting = end
         whole = ", all of it" if lasting == ends[-1] else ""
         lines.append([name, f"{lasting} s{whole}", shown(interval(rows, "local_stability"), percent=False)])
-    return markdown(["budget", "'in the world' stays within 10 % of the first 5 s until", "local stability, 0..100"], lines)
+    return markdown(
+        ["budget", "'in the world' stays within 10 % of the first 5 s until", "local stability, 0..100"],
+        lines,
+    )
 
 
 def minutes(study: Study, systems: Systems) -> str:
@@ -93,7 +104,11 @@ def minutes(study: Study, systems: Systems) -> str:
     lines = []
     for name, rows in systems.items():
         student, _, updates = rows[0]["system"].partition("@")
-        log = (study.out / "students" / student / "metrics.jsonl").read_text().splitlines()[: study.updates(int(updates))]
+        log = (
+            (study.out / "students" / student / "metrics.jsonl")
+            .read_text()
+            .splitlines()[: study.updates(int(updates))]
+        )
         lines.append([name, str(len(log)), f"{sum(json.loads(line)['step_s'] for line in log) / 60:.1f}"])
     return markdown(["student", "updates", "minutes of training, one thread"], lines)
 
@@ -101,7 +116,13 @@ def minutes(study: Study, systems: Systems) -> str:
 COMPARISONS = {
     "horizon": Comparison(
         "1. Beyond the horizon",
-        {"world": "world", "teacher": "teacher", "ODE": "ode", "Self-Forcing": "sf@100", "Self-Forcing++": "pp@100"},
+        {
+            "world": "world",
+            "teacher": "teacher",
+            "ODE": "ode",
+            "Self-Forcing": "sf@100",
+            "Self-Forcing++": "pp@100",
+        },
         "Self-Forcing",
         ends=(5, 10, 25, 50, 100),
     ),
@@ -130,7 +151,12 @@ COMPARISONS = {
         },
         "++, 21",
     ),
-    "flow": Comparison("5. Motion over time", {"Self-Forcing": "sf@100", "Self-Forcing++": "pp@100"}, "Self-Forcing", also=(flow,)),
+    "flow": Comparison(
+        "5. Motion over time",
+        {"Self-Forcing": "sf@100", "Self-Forcing++": "pp@100"},
+        "Self-Forcing",
+        also=(flow,),
+    ),
     "budget": Comparison(
         "7. Budget",
         {"1x, 25 updates": "pp@25", "2x, 50": "pp@50", "4x, 100": "pp@100", "8x, 200": "pp@200"},
@@ -139,7 +165,11 @@ COMPARISONS = {
     ),
     "minutes": Comparison(
         "Equal minutes",
-        {"Self-Forcing, 50 updates": "sf@50", "Self-Forcing, 150 updates": "sf@150", "++, 50 updates": "pp@50"},
+        {
+            "Self-Forcing, 50 updates": "sf@50",
+            "Self-Forcing, 150 updates": "sf@150",
+            "++, 50 updates": "pp@50",
+        },
         "++, 50 updates",
         also=(minutes,),
     ),
@@ -175,7 +205,14 @@ def share_work(options: argparse.Namespace, systems: Iterable[str]) -> None:
     groups: dict[str, list[str]] = {}
     for system in sorted(systems, key=lambda system: int(system.partition("@")[2] or 0)):
         groups.setdefault(system.partition("@")[0], []).append(system)
-    words = [sys.executable, __file__, "--out", str(options.out), *(["--quick"] if options.quick else []), "--systems"]
+    words = [
+        sys.executable,
+        __file__,
+        "--out",
+        str(options.out),
+        *(["--quick"] if options.quick else []),
+        "--systems",
+    ]
     run = partial(subprocess.run, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     longest = sorted(groups.values(), key=lambda group: int(group[-1].partition("@")[2] or 0), reverse=True)
     with ThreadPoolExecutor(options.workers) as pool:
@@ -194,13 +231,18 @@ def compare(study: Study, name: str, chosen: Comparison) -> str:
     parts = [f"# {chosen.title}", *counts]
     measured = {end for rows in systems.values() for end in ENDS if f"object@{end}" in rows[0]["metrics"]}
     for end in sorted(measured & {round(study.seconds(end)) for end in chosen.ends}):
-        there = {shown_as: rows for shown_as, rows in systems.items() if f"object@{end}" in rows[0]["metrics"]}
+        there = {
+            shown_as: rows for shown_as, rows in systems.items() if f"object@{end}" in rows[0]["metrics"]
+        }
         parts += [f"Seconds {end - 5} to {end}:", table(there, end)]
         if chosen.reference in there and len(there) > 1:
             parts.append(differences_table(there, chosen.reference, end))
         if end > WINDOW:
             changes = drifted(there, end)
-            parts += [f"The same less each video's first {WINDOW} s:", table(changes, end, COMPARED, sign=True)]
+            parts += [
+                f"The same less each video's first {WINDOW} s:",
+                table(changes, end, COMPARED, sign=True),
+            ]
             if chosen.reference in there and len(there) > 1:
                 parts.append(differences_table(changes, chosen.reference, end))
     parts += [
@@ -211,15 +253,25 @@ def compare(study: Study, name: str, chosen: Comparison) -> str:
     results = study.out / "results"
     draw_curves(systems, results / f"{name}.png")
     first = study.prompts[0], study.seeds[0]
-    draw_filmstrips([study.video(system, *first) for system in chosen.systems.values()], results / f"{name}-strip.png")
-    parts.append(f"Filmstrip, from above: {', '.join(chosen.systems)}; '{first[0]}', seed {first[1]}, the first of the list.")
+    draw_filmstrips(
+        [study.video(system, *first) for system in chosen.systems.values()], results / f"{name}-strip.png"
+    )
+    parts.append(
+        f"Filmstrip, from above: {', '.join(chosen.systems)}; '{first[0]}', seed {first[1]}, the first of the list."
+    )
     return "\n\n".join(parts)
 
 
 def correction(study: Study) -> str:
     """Experiment 4 has a script of its own."""
     out = study.out / "correction"
-    words = [sys.executable, str(HERE / "correction.py"), "--out", str(out), *(["--quick"] if study.quick else [])]
+    words = [
+        sys.executable,
+        str(HERE / "correction.py"),
+        "--out",
+        str(out),
+        *(["--quick"] if study.quick else []),
+    ]
     subprocess.run(words, check=True, cwd=HERE.parent.parent)
     results = study.out / "results"
     results.mkdir(parents=True, exist_ok=True)
@@ -228,12 +280,23 @@ def correction(study: Study) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = [*COMPARISONS, "memory", "correction"]
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; all if none is named")
+    parser.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; all if none is named"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that train and measure (default: cores)")
-    parser.add_argument("--systems", nargs="+", metavar="SYSTEM", help="only make and measure these, such as pp@50")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes that train and measure (default: cores)",
+    )
+    parser.add_argument(
+        "--systems", nargs="+", metavar="SYSTEM", help="only make and measure these, such as pp@50"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it works")
     options = parser.parse_args()
     if unknown := sorted(set(options.experiments) - set(names)):

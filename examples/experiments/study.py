@@ -160,7 +160,9 @@ class Study:
             batch = missing[start : start + BATCH]
             print(f"{system}: videos {start + 1} to {start + len(batch)} of {len(missing)}", flush=True)
             with ExitStack() as stack:
-                writers = [stack.enter_context(VideoWriter(self._place(system, *each), size, FPS)) for each in batch]
+                writers = [
+                    stack.enter_context(VideoWriter(self._place(system, *each), size, FPS)) for each in batch
+                ]
                 for frames in source(batch):
                     for writer, piece in zip(writers, to_uint8(frames).numpy(), strict=True):
                         writer.write(piece)
@@ -181,10 +183,15 @@ class Study:
         return lambda batch: self._rolled(bundle, student, batch, seconds)
 
     @torch.inference_mode()
-    def _rolled(self, bundle: Bundle, student: Any, batch: Sequence[tuple[str, int]], seconds: float) -> Iterator[Tensor]:
+    def _rolled(
+        self, bundle: Bundle, student: Any, batch: Sequence[tuple[str, int]], seconds: float
+    ) -> Iterator[Tensor]:
         """The rollout of `sfpp generate`, for several videos at once."""
         settings, decoder = bundle.settings, StreamingDecoder(self.vae)
-        chunks = round_up(bundle.compression.latent_frames(round(seconds * settings.fps)), settings.chunk) // settings.chunk
+        chunks = (
+            round_up(bundle.compression.latent_frames(round(seconds * settings.fps)), settings.chunk)
+            // settings.chunk
+        )
         shape = (settings.chunk, *self.latent_shape)
         noise = VideoNoise([mixed(seed, self.prompts.index(prompt)) for prompt, seed in batch], shape)
         for latents in rollout(
@@ -205,7 +212,9 @@ class Study:
         """The teacher's clips, as the ODE pairs were sampled."""
         settings, prompts = self.bundle.settings, [prompt for prompt, _ in batch]
         shape = (self.bundle.teacher_horizon, *self.latent_shape)
-        noise = torch.stack([normal(shape, seeded(seed, self.prompts.index(prompt))) for prompt, seed in batch])
+        noise = torch.stack(
+            [normal(shape, seeded(seed, self.prompts.index(prompt))) for prompt, seed in batch]
+        )
         path = trajectory(
             self.teacher,
             noise,
@@ -220,7 +229,9 @@ class Study:
 
     def _world(self, batch: Sequence[tuple[str, int]]) -> Iterator[Tensor]:
         """Scenes with these captions, another one for each seed."""
-        yield torch.cat([self.scenes_of(prompt)[seed : seed + 1].frames(0, WINDOW * FPS) for prompt, seed in batch])
+        yield torch.cat(
+            [self.scenes_of(prompt)[seed : seed + 1].frames(0, WINDOW * FPS) for prompt, seed in batch]
+        )
 
     # --- measurements
 
@@ -232,7 +243,12 @@ class Study:
             kept = self._kept(system, prompt, seed)
             if not kept.exists():
                 self.make_videos(system, seconds)
-                row = {"system": system, "prompt": prompt, "seed": seed, **self._measured(system, prompt, seed)}
+                row = {
+                    "system": system,
+                    "prompt": prompt,
+                    "seed": seed,
+                    **self._measured(system, prompt, seed),
+                }
                 self._keep(system, prompt, seed, json.dumps(row))
             found.append(json.loads(kept.read_text()))
         return found
@@ -273,7 +289,9 @@ class Study:
             truth["speed_ratio"] = truth["speed"] / self.world_speed[int(scene.motion)]
             curves = {name: over(curve, end - WINDOW, end) for name, curve in local["curves"].items()}
             metrics |= {f"{name}@{end}": value for name, value in (truth | curves).items()}
-        whole = {name: local["metrics"][name] for name in ("local_stability", "norepeat", "flow_variance_max")}
+        whole = {
+            name: local["metrics"][name] for name in ("local_stability", "norepeat", "flow_variance_max")
+        }
         fired = {f"fired_{name}": float(verdict["fired"]) for name, verdict in local["verdicts"].items()}
         flow = local["curves"]["flow_mean"]
         return {
@@ -303,7 +321,10 @@ class Study:
     def latent_shape(self) -> tuple[int, int, int]:
         """A latent frame's [C, H, W]."""
         settings, compression = self.bundle.settings, self.bundle.compression
-        return (self.bundle.transformer_config()["in_channels"], *compression.latent_size(settings.width, settings.height))
+        return (
+            self.bundle.transformer_config()["in_channels"],
+            *compression.latent_size(settings.width, settings.height),
+        )
 
     @cached_property
     def _scenes(self) -> tuple[Scenes, list[str]]:
@@ -328,6 +349,8 @@ class Study:
 def over(curve: dict[str, list[float | None]], start: float, end: float) -> float | None:
     """The mean of a curve from second `start` to second `end`."""
     inside = [
-        v for s, v in zip(curve["seconds"], curve["values"], strict=True) if s is not None and v is not None and start <= s < end
+        v
+        for s, v in zip(curve["seconds"], curve["values"], strict=True)
+        if s is not None and v is not None and start <= s < end
     ]
     return float(np.mean(inside)) if inside else None

@@ -23,7 +23,9 @@ CHATTER = ("beautiful", "cinematic", "please", "very", "nice", "hd")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--videos", type=int, default=2048)
@@ -35,7 +37,13 @@ def main() -> None:
     firsts = range(0, options.videos, options.shard)
     with get_context("spawn").Pool(options.processes) as pool:
         jobs = [
-            (options.vae, options.seed, shard, range(first, min(first + options.shard, options.videos)), options.frames)
+            (
+                options.vae,
+                options.seed,
+                shard,
+                range(first, min(first + options.shard, options.videos)),
+                options.frames,
+            )
             for shard, first in enumerate(firsts)
         ]
         for shard, latents, captions in pool.imap(encode, jobs):

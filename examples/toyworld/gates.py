@@ -43,7 +43,9 @@ def main() -> None:
         print(*world.scenes(range(options.count)).captions(), sep="\n")
         return
     if options.command == "vae":
-        report, gates = judge_vae(AutoencoderKLWan.from_pretrained(options.vae), world.scenes(range(options.count)))
+        report, gates = judge_vae(
+            AutoencoderKLWan.from_pretrained(options.vae), world.scenes(range(options.count))
+        )
     elif options.command == "teacher":
         scenes = world.scenes(range(options.count))
         videos = sample_teacher(Bundle(options.model), scenes.captions(), options.guidance, options.seed)
@@ -95,7 +97,12 @@ def stream_vae(vae: AutoencoderKLWan, scenes: Scenes) -> dict[str, Tensor]:
         decoded = decoder(latents).clamp(-1, 1)
         seen = read_frames(decoded.flatten(0, 1))
         color, shape = scenes.color.repeat_interleave(count), scenes.shape.repeat_interleave(count)
-        agreement = {"present": seen.present, "color": seen.color == color, "shape": seen.shape == shape, "in_world": seen.in_world}
+        agreement = {
+            "present": seen.present,
+            "color": seen.color == color,
+            "shape": seen.shape == shape,
+            "in_world": seen.in_world,
+        }
         per_frame = {name: same.float().reshape(len(scenes), count) for name, same in agreement.items()}
         pieces.append({"error": (decoded - frames).square().mean((2, 3, 4)), "latents": latents, **per_frame})
     return {name: torch.cat([piece[name] for piece in pieces], dim=1) for name in pieces[0]}
@@ -115,8 +122,14 @@ def window_report(latents: Tensor) -> dict[str, float]:
 def sample_teacher(bundle: Bundle, captions: list[str], guidance: float, seed: int) -> list[Tensor]:
     """Clips of the teacher's horizon by the sampler that makes the ODE pairs: videos [T, 3, H, W] in [-1, 1]."""
     cpu, settings = torch.device("cpu"), bundle.settings
-    teacher, vae, text = (load(cpu, torch.float32) for load in (bundle.load_teacher, bundle.load_vae, bundle.load_text))
-    shape = (bundle.teacher_horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    teacher, vae, text = (
+        load(cpu, torch.float32) for load in (bundle.load_teacher, bundle.load_vae, bundle.load_text)
+    )
+    shape = (
+        bundle.teacher_horizon,
+        teacher.config.in_channels,
+        *bundle.compression.latent_size(settings.width, settings.height),
+    )
     videos: list[Tensor] = []
     for start in range(0, len(captions), 8):
         batch = captions[start : start + 8]
@@ -141,7 +154,9 @@ def save_sheet(videos: list[Tensor], path: Path, rows: int = 8, columns: int = 9
     picked = [index * (len(videos[0]) - 1) // (columns - 1) for index in range(columns)]
     frames = [to_uint8(video[None, index, None])[0, 0].numpy() for video in videos[:rows] for index in picked]
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(frames, [index / FPS for _ in videos[:rows] for index in picked], path, columns=columns, tile=128)
+    contact_sheet(
+        frames, [index / FPS for _ in videos[:rows] for index in picked], path, columns=columns, tile=128
+    )
 
 
 def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, object], dict[str, bool]]:
@@ -149,11 +164,15 @@ def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, obje
     report = judge_videos(videos, world.scenes(range(len(videos))))
     print_table(f"{len(videos)} videos", {name: {"mean": mean} for name, mean in report.items()})
     gates = {
-        f"an object of the captioned colour is in {report['object']:.1%} of the frames, at least 95%": report["object"] >= 0.95,
+        f"an object of the captioned colour is in {report['object']:.1%} of the frames, at least 95%": report[
+            "object"
+        ]
+        >= 0.95,
         f"the captioned motion is the nearest in {report['nearest_motion']:.1%} of the clips, at least 67% (guessing: 33%)": (
             report["nearest_motion"] >= 0.67
         ),
-        f"speed is {report['speed_ratio']:.2f} of the world's, within 20%": abs(report["speed_ratio"] - 1) < 0.2,
+        f"speed is {report['speed_ratio']:.2f} of the world's, within 20%": abs(report["speed_ratio"] - 1)
+        < 0.2,
     }
     return {"videos": len(videos), "means": report}, gates
 
@@ -182,11 +201,17 @@ def print_table(head: str, rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--seed", type=int, default=2, help="the world's seed (the VAE trains on 0, the teacher on 1)")
+    shared.add_argument(
+        "--seed", type=int, default=2, help="the world's seed (the VAE trains on 0, the teacher on 1)"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    captions = commands.add_parser("captions", parents=[shared], help="print the scenes' captions, one a line")
+    captions = commands.add_parser(
+        "captions", parents=[shared], help="print the scenes' captions, one a line"
+    )
     captions.add_argument("--count", type=int, default=32, help="scenes")
     vae = commands.add_parser("vae", parents=[shared], help="long reconstructions")
     vae.add_argument("--vae", type=Path, required=True, help="folder of an AutoencoderKLWan")
@@ -199,8 +224,17 @@ def parse() -> argparse.Namespace:
     teacher.add_argument("--save", type=Path, help="keep the clips in this .pt file")
     teacher.add_argument("--report", type=Path, default=Path("runs/gate_teacher.json"))
     videos = commands.add_parser("videos", parents=[shared], help="videos made from the scenes' captions")
-    videos.add_argument("--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt")
-    videos.add_argument("--span", type=float, nargs=2, default=(0.0, 1e6), metavar=("FROM", "TO"), help="judge these seconds only")
+    videos.add_argument(
+        "--videos", type=Path, required=True, help="folder of video files in order, .safetensors or .pt"
+    )
+    videos.add_argument(
+        "--span",
+        type=float,
+        nargs=2,
+        default=(0.0, 1e6),
+        metavar=("FROM", "TO"),
+        help="judge these seconds only",
+    )
     videos.add_argument("--report", type=Path, default=Path("runs/gate_videos.json"))
     return parser.parse_args()
 

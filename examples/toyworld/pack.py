@@ -24,11 +24,19 @@ PROMPT = "a red circle bouncing over a blue background"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--init", type=Path, required=True, help="folder made by init_model.py")
-    parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken")
-    parser.add_argument("--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's")
-    parser.add_argument("--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other students, kept in students/NAME")
+    parser.add_argument(
+        "--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken"
+    )
+    parser.add_argument(
+        "--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's"
+    )
+    parser.add_argument(
+        "--beside", nargs="+", default=[], metavar="NAME=FOLDER", help="other students, kept in students/NAME"
+    )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     out: Path = options.out

@@ -75,7 +75,13 @@ def main() -> None:
             decoder.detach()
             step += 1
             if ranks.first and step % 25 == 0:
-                record = dict(step=step, segment=segment, **parts, grad_norm=norm.item(), step_s=time.perf_counter() - began)
+                record = dict(
+                    step=step,
+                    segment=segment,
+                    **parts,
+                    grad_norm=norm.item(),
+                    step_s=time.perf_counter() - began,
+                )
                 with open(options.out / "metrics.jsonl", "a") as log:
                     log.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
             if step >= options.steps:
@@ -96,7 +102,12 @@ def reconstruct(
     reconstruction = (weight * difference).mean() + 2 * (weight * difference.square()).mean()
     divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
     psnr = -10 * torch.log10(F.mse_loss(pixels, frames) / 4)
-    parts = {"loss": reconstruction.item(), "kl": divergence.item(), "psnr": psnr.item(), "latent_std": mean.std().item()}
+    parts = {
+        "loss": reconstruction.item(),
+        "kl": divergence.item(),
+        "psnr": psnr.item(),
+        "latent_std": mean.std().item(),
+    }
     return reconstruction + kl * divergence, parts
 
 
@@ -114,7 +125,9 @@ def measure_statistics(vae: AutoencoderKLWan, seed: int, videos: int = 64) -> No
 
 def save(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, step: int) -> None:
     vae.save_pretrained(out / "vae")
-    torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp")
+    torch.save(
+        {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, out / "state.tmp"
+    )
     (out / "state.tmp").rename(out / "state.pt")
 
 
@@ -129,15 +142,21 @@ def restore(out: Path, vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer) 
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=2, help="streams a rank")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--kl", type=float, default=1e-4)
-    parser.add_argument("--foreground", type=float, default=8.0, help="extra weight of pixels around the object")
-    parser.add_argument("--first", type=float, default=6.0, help="weight of a stream's first picture, whose path is its own")
+    parser.add_argument(
+        "--foreground", type=float, default=8.0, help="extra weight of pixels around the object"
+    )
+    parser.add_argument(
+        "--first", type=float, default=6.0, help="weight of a stream's first picture, whose path is its own"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=200)
     return parser.parse_args()

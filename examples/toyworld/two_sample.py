@@ -39,7 +39,9 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def features(path: Path, frames: int, span: tuple[float, float] | None = None, *, moving: bool = False) -> Tensor:
+def features(
+    path: Path, frames: int, span: tuple[float, float] | None = None, *, moving: bool = False
+) -> Tensor:
     """Evenly spaced frames of every video, [videos, frames, D]: 16x16 RGB in [0, 1], flattened. `span` in seconds.
 
     `moving` takes each video's median frame away: what is left is what moves, without the background that differs most.
@@ -75,7 +77,9 @@ def halves_distance(x: Tensor, splits: int = 200) -> float:
     for split in range(splits):
         order = torch.randperm(len(x), generator=seeded(split))
         a, b = order[: len(x) // 2], order[len(x) // 2 :]
-        squares.append((2 * between[a][:, b].mean() - spread(between[a][:, a]) - spread(between[b][:, b])) ** 2)
+        squares.append(
+            (2 * between[a][:, b].mean() - spread(between[a][:, a]) - spread(between[b][:, b])) ** 2
+        )
     return float(torch.stack(squares).mean().sqrt())
 
 
@@ -91,13 +95,19 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("first", type=Path, help="folder of video files, .safetensors or .pt")
     parser.add_argument("second", type=Path, help="the set to compare with it")
     parser.add_argument("--frames", type=int, default=8, help="frames of each video")
     parser.add_argument("--videos", type=int, help="only the first so many of each set")
-    parser.add_argument("--moving", action="store_true", help="compare what moves: frames less their video's median frame")
-    parser.add_argument("--span", type=float, nargs=2, metavar=("FROM", "TO"), help="only these seconds of the second set")
+    parser.add_argument(
+        "--moving", action="store_true", help="compare what moves: frames less their video's median frame"
+    )
+    parser.add_argument(
+        "--span", type=float, nargs=2, metavar=("FROM", "TO"), help="only these seconds of the second set"
+    )
     return parser.parse_args()
 
 

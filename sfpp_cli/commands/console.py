@@ -30,13 +30,22 @@ class Terminal:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
         hidden = self.quiet or not err.is_terminal
         with Progress(*columns, TimeRemainingColumn(), console=err, disable=hidden, transient=True) as bar:
             task = bar.add_task(escape(name), total=total, figures="")
 
             def advance(done: int, figures: Mapping[str, str]) -> None:
-                bar.update(task, completed=done, figures="  ".join(f"{key} {value}" for key, value in figures.items()))
+                bar.update(
+                    task,
+                    completed=done,
+                    figures="  ".join(f"{key} {value}" for key, value in figures.items()),
+                )
 
             yield advance
 

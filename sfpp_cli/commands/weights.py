@@ -30,7 +30,9 @@ def list_(json_: Json = False) -> None:
     if json_:
         result(json.dumps([vars(model) for model in models]))
     else:
-        rows = [(model.name, model.kind, readable(model.size), model.source, model.folder) for model in models]
+        rows = [
+            (model.name, model.kind, readable(model.size), model.source, model.folder) for model in models
+        ]
         _table(("model", "kind", "size", "source", "folder"), rows)
 
 
@@ -63,8 +65,12 @@ def convert(
     source: Annotated[Path, typer.Argument(help="Original weights: .pt, .pth, .bin or .safetensors.")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Model whose VAE and text encoder to copy.")] = None,
-    which: Annotated[str | None, typer.Option(help="Part of a checkpoint: generator or generator_ema.")] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)] = None,
+    which: Annotated[
+        str | None, typer.Option(help="Part of a checkpoint: generator or generator_ema.")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)
+    ] = None,
     chunk: Annotated[int | None, typer.Option(help="Latent frames denoised together.")] = None,
     context: Annotated[int | None, typer.Option(help="Cached latent frames.")] = None,
     sink: Annotated[int | None, typer.Option(help="First latent frames never forgotten.")] = None,
@@ -78,10 +84,18 @@ def convert(
     from sfpp_cli.models.packing import convert as write
     from sfpp_cli.models.packing import parse_steps
 
-    given: dict[str, Any] = {"chunk": chunk, "context": context, "sink": sink, "shift": shift, "horizon": horizon}
+    given: dict[str, Any] = {
+        "chunk": chunk,
+        "context": context,
+        "sink": sink,
+        "shift": shift,
+        "horizon": horizon,
+    }
     given["steps"] = None if steps is None else parse_steps(steps)
     changes = {name: value for name, value in given.items() if value is not None}
-    write(source, target, changes, base=base, which=which, num_heads=num_heads, dtype=dtype, overwrite=overwrite)
+    write(
+        source, target, changes, base=base, which=which, num_heads=num_heads, dtype=dtype, overwrite=overwrite
+    )
     result(str(target))
 
 

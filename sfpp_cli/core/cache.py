@@ -72,7 +72,9 @@ class KVCache:
     def attention(self, layer: int) -> Attend:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if any(part.requires_grad for part in (query, key, value)):
-                raise ValueError("a pass with gradient needs a past that is not overwritten: unroll the cache")
+                raise ValueError(
+                    "a pass with gradient needs a past that is not overwritten: unroll the cache"
+                )
             return F.scaled_dot_product_attention(query, *self.write(layer, key, value))
 
         return attend
@@ -91,7 +93,9 @@ class KVCache:
     def _runs(self, frames: int) -> list[tuple[int, int, int]]:
         """The slots of the next `frames` latent frames as runs (offset in the chunk, first slot, length)."""
         if frames > self.context - self.sink:
-            raise ValueError(f"a chunk of {frames} latent frames does not fit {self.context} of context, {self.sink} of them sink")
+            raise ValueError(
+                f"a chunk of {frames} latent frames does not fit {self.context} of context, {self.sink} of them sink"
+            )
         runs = []
         offset = 0
         while offset < frames:
@@ -108,7 +112,9 @@ class KVCache:
         unrolled.frame = self.frame
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             spans = {frame: _span(self._slot(frame), 1, self.tokens) for frame in past}
-            unrolled.past[layer] = {f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()}
+            unrolled.past[layer] = {
+                f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()
+            }
         return unrolled
 
     def _slot(self, frame: int) -> int:
@@ -171,7 +177,9 @@ class BlockCausal:
 
     frame = 0
 
-    def __init__(self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None) -> None:
+    def __init__(
+        self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None
+    ) -> None:
         self.text = text
         self.tokens, self.chunk, self.context = tokens, chunk, context
 
@@ -186,7 +194,9 @@ class BlockCausal:
             first = 0 if self.context is None else max(0, end - self.context)
             seen = slice(first * self.tokens, end * self.tokens)
             asking = slice(start * self.tokens, end * self.tokens)
-            pieces.append(F.scaled_dot_product_attention(query[:, :, asking], key[:, :, seen], value[:, :, seen]))
+            pieces.append(
+                F.scaled_dot_product_attention(query[:, :, asking], key[:, :, seen], value[:, :, seen])
+            )
         return torch.cat(pieces, dim=2)
 
 

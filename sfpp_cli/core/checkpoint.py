@@ -48,9 +48,13 @@ class State:
     def tensors(self) -> dict[str, Any]:
         """As nested dictionaries; the tensors are the live ones where possible, so that loading into them is loading."""
         optimizers = {
-            "+".join(models): get_optimizer_state_dict(nn.ModuleDict(models), optimizer) for models, optimizer in self.learners
+            "+".join(models): get_optimizer_state_dict(nn.ModuleDict(models), optimizer)
+            for models, optimizer in self.learners
         }
-        states = {"models": {name: model.state_dict() for name, model in self.models.items()}, "optimizers": optimizers}
+        states = {
+            "models": {name: model.state_dict() for name, model in self.models.items()},
+            "optimizers": optimizers,
+        }
         return states if self.average is None else {**states, "average": self.average}
 
 
@@ -95,7 +99,9 @@ def save(
     if ranks.first:
         on_save(temporary)
         for file in temporary.rglob("*.safetensors"):
-            file.chmod(stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode))  # safetensors writes for the owner's eyes only
+            file.chmod(
+                stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode)
+            )  # safetensors writes for the owner's eyes only
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in saved_steps(run)[: -max(1, keep)]:
@@ -110,15 +116,23 @@ def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
     folder = path_of(run, step)
     tensors = state.tensors()
     saved = _metadata(run, step)
-    mine = {f"models.{name}.{key}": value.shape for name, part in tensors["models"].items() for key, value in part.items()}
+    mine = {
+        f"models.{name}.{key}": value.shape
+        for name, part in tensors["models"].items()
+        for key, value in part.items()
+    }
     theirs = {key: getattr(value, "size", None) for key, value in saved.items() if key.startswith("models.")}
     if mine != theirs:
-        raise UserError(f"{folder} is not of this recipe's models: resume with the recipe that wrote it, or choose another --out")
+        raise UserError(
+            f"{folder} is not of this recipe's models: resume with the recipe that wrote it, or choose another --out"
+        )
     try:
         with _one_rank_is_meant():
             load_distributed(tensors, checkpoint_id=folder / STATE, no_dist=ranks.world == 1)
     except (Exception, CheckpointException) as error:  # a damaged file can fail in any way there is
-        raise UserError(f"{folder} cannot be resumed ({_reason(error)}); delete it to fall back to an older one") from error
+        raise UserError(
+            f"{folder} cannot be resumed ({_reason(error)}); delete it to fall back to an older one"
+        ) from error
     for models, optimizer in state.learners:
         set_optimizer_state_dict(nn.ModuleDict(models), optimizer, tensors["optimizers"]["+".join(models)])
 
@@ -132,7 +146,9 @@ def _metadata(run: Path, step: int) -> dict[str, Any]:
     try:
         return dict(FileSystemReader(path_of(run, step) / STATE).read_metadata().state_dict_metadata)
     except (Exception, CheckpointException) as error:  # as above
-        raise UserError(f"{path_of(run, step)} cannot be resumed ({_reason(error)}); delete it to fall back") from error
+        raise UserError(
+            f"{path_of(run, step)} cannot be resumed ({_reason(error)}); delete it to fall back"
+        ) from error
 
 
 def _export(weights: Mapping[str, Tensor], blank: nn.Module, folder: Path, ranks: Ranks) -> None:

@@ -65,7 +65,9 @@ class Choices:
     def __post_init__(self) -> None:
         problems = []
         if self.method == "self-forcing" and (self.frames, self.noise_init) != (None, "random"):
-            problems.append("Self-Forcing's rollout is its window, from noise: set noise_init = 'random' and leave 'frames' out")
+            problems.append(
+                "Self-Forcing's rollout is its window, from noise: set noise_init = 'random' and leave 'frames' out"
+            )
         if self.method == "self-forcing++" and self.frames is None:
             problems.append("'frames' is missing: how many latent frames rollouts may go")
         for name in ("windows_per_rollout", "critic_updates"):
@@ -128,10 +130,14 @@ class DistributionMatching:
         horizon = choices.horizon or rolling.horizon
         frames = choices.frames or horizon
         if horizon % rolling.chunk or frames % rolling.chunk or frames < horizon:
-            raise ValueError(f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {rolling.chunk}")
+            raise ValueError(
+                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {rolling.chunk}"
+            )
         self.window, self.starts = horizon // rolling.chunk, (frames - horizon) // rolling.chunk + 1
         if choices.windows_per_rollout > self.starts:
-            raise ValueError(f"a rollout has {self.starts} windows, not 'windows_per_rollout' = {choices.windows_per_rollout}")
+            raise ValueError(
+                f"a rollout has {self.starts} windows, not 'windows_per_rollout' = {choices.windows_per_rollout}"
+            )
         self.levels = schedule.warp(rolling.steps)
         self.step, self.made = -1, dict[tuple[int, ...], list[Tensor]]()
         self.roll = partial(
@@ -168,7 +174,11 @@ class DistributionMatching:
     def critic_losses(self, turn: Turn) -> Losses:
         """Flow matching on the student's windows, detached."""
         text, _ = self._texts(turn)
-        windows = self.made[turn.samples] if self.choices.shared_rollout else [x for x, _ in self.windows(turn, text)]
+        windows = (
+            self.made[turn.samples]
+            if self.choices.shared_rollout
+            else [x for x, _ in self.windows(turn, text)]
+        )
         for number, x in enumerate(windows):
             timestep, noise = self._noise(x, turn, number)
             flow = self.critic(self.schedule.add_noise(x, noise, timestep), timestep, text)
@@ -185,12 +195,16 @@ class DistributionMatching:
         rolling = self.rolling
         noise = VideoNoise(self._seeds(_For.ROLLOUT, turn), (rolling.chunk, *rolling.shape), text.device)
         with torch.no_grad():
-            cache = self.student.new_cache(text, rolling.shape[1:], context=rolling.context, sink=rolling.sink)
+            cache = self.student.new_cache(
+                text, rolling.shape[1:], context=rolling.context, sink=rolling.sink
+            )
         ahead = self.window - 1 if self.choices.noise_init == "backward" else 0
         chunks = noise.chunks(0, starts[-1] + ahead + 1)
         video: list[Tensor] = []
         pasts: dict[int, UnrolledCache] = {}
-        for index, x0 in enumerate(self.roll(chunks, text, steps=rolling.steps, draw=noise.draw, cache=cache)):
+        for index, x0 in enumerate(
+            self.roll(chunks, text, steps=rolling.steps, draw=noise.draw, cache=cache)
+        ):
             video.append(x0)
             if index in starts:
                 pasts[index] = cache.unroll(rolling.chunk)
@@ -204,15 +218,26 @@ class DistributionMatching:
         return sorted(torch.multinomial(weights, self.choices.windows_per_rollout, generator=draws).tolist())
 
     def predict(
-        self, video: list[Tensor], start: int, past: UnrolledCache | None, step: int, turn: Turn, text: Tensor, gradient: bool
+        self,
+        video: list[Tensor],
+        start: int,
+        past: UnrolledCache | None,
+        step: int,
+        turn: Turn,
+        text: Tensor,
+        gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """The window at chunk `start` of a clean rollout, predicted anew from `past`; and which of its frames learn."""
         rolling = self.rolling
-        noise = VideoNoise(self._seeds(_For.WINDOW, turn, start), (rolling.chunk, *rolling.shape), text.device)
+        noise = VideoNoise(
+            self._seeds(_For.WINDOW, turn, start), (rolling.chunk, *rolling.shape), text.device
+        )
         begin = torch.cat(list(noise.chunks(0, self.window)), dim=1)
         level = self.levels[step]
         if self.choices.noise_init == "backward":
-            begin = self.schedule.add_noise(torch.cat(video[start : start + self.window], dim=1), begin, level)
+            begin = self.schedule.add_noise(
+                torch.cat(video[start : start + self.window], dim=1), begin, level
+            )
             steps: Tensor = level[None]
         else:
             steps = self.levels[: step + 1]
@@ -241,7 +266,11 @@ class DistributionMatching:
     def _draw_step(self, draws: torch.Generator) -> int:
         """The student step that learns."""
         last = len(self.levels) - 1
-        return last if self.choices.gradient_step == "last" else int(torch.randint(last + 1, (), generator=draws))
+        return (
+            last
+            if self.choices.gradient_step == "last"
+            else int(torch.randint(last + 1, (), generator=draws))
+        )
 
     def _noise(self, x: Tensor, turn: Turn, number: int) -> tuple[Tensor, Tensor]:
         """Timesteps [B] and noise like x, at which scores are compared or learned."""
@@ -255,7 +284,9 @@ class DistributionMatching:
         draws = (seeded(self.seed, _For.PROMPT, sample) for sample in turn.samples)
         prompts = [self.prompts[int(torch.randint(len(self.prompts), (), generator=draw))] for draw in draws]
         device = next(self.student.parameters()).device
-        return self.encode_text(prompts).to(device), self.encode_text([self.choices.negative_prompt] * len(prompts)).to(device)
+        return self.encode_text(prompts).to(device), self.encode_text(
+            [self.choices.negative_prompt] * len(prompts)
+        ).to(device)
 
     def _keep(self, turn: Turn) -> list[Tensor]:
         """Where this turn's windows go, for the critic's turns of the same step."""

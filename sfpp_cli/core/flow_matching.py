@@ -44,7 +44,10 @@ class FlowMatching:
         generators = [seeded(self.seed, number) for number in turn.samples]
         latents, captions = zip(*(self.clips.draw(generator) for generator in generators), strict=True)
         uniform = torch.cat([torch.rand(2, 1, generator=generator) for generator in generators], dim=1)
-        prompts = ["" if u < self.text_dropout else caption for u, caption in zip(uniform[0].tolist(), captions, strict=True)]
+        prompts = [
+            "" if u < self.text_dropout else caption
+            for u, caption in zip(uniform[0].tolist(), captions, strict=True)
+        ]
 
         device = next(self.teacher.parameters()).device
         x0 = torch.stack(latents).to(device)

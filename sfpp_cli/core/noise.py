@@ -32,7 +32,9 @@ def normal(shape: Iterable[int], generator: torch.Generator) -> Tensor:
 class VideoNoise:
     """The noise of a batch of videos, one seed a video: a function of (seed, chunk, student step)."""
 
-    def __init__(self, seeds: Iterable[int], shape: Iterable[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, seeds: Iterable[int], shape: Iterable[int], device: torch.device | str = "cpu"
+    ) -> None:
         """`shape` is that of one video's chunk, [chunk, C, H, W]."""
         self.seeds = tuple(seeds)
         self.shape = tuple(shape)
@@ -47,4 +49,6 @@ class VideoNoise:
         return self._draw(chunk, step + 1).to(like)
 
     def _draw(self, chunk: int, use: int) -> Tensor:
-        return torch.stack([normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]).to(self.device)
+        return torch.stack([normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]).to(
+            self.device
+        )

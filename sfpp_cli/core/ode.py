@@ -36,7 +36,9 @@ def kept_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: i
     if distance.min(1).values.max() > 1e-2:
         fitting = TRAIN_STEPS // math.gcd(TRAIN_STEPS, *steps)
         nearest = max(1, round(sampling_steps / fitting)) * fitting
-        raise UserError(f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to {nearest}")
+        raise UserError(
+            f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to {nearest}"
+        )
     return distance.argmin(1).tolist()
 
 
@@ -95,7 +97,13 @@ class TrajectoryRegression:
         seed: int,
     ) -> None:
         self.student, self.encode_text, self.trajectories = student, encode_text, trajectories
-        self.schedule, self.timesteps, self.chunk, self.context, self.seed = schedule, schedule.warp(steps), chunk, context, seed
+        self.schedule, self.timesteps, self.chunk, self.context, self.seed = (
+            schedule,
+            schedule.warp(steps),
+            chunk,
+            context,
+            seed,
+        )
         self.players = (Player({"student": student}, self.losses),)
 
     def losses(self, turn: Turn) -> Losses:
@@ -107,7 +115,10 @@ class TrajectoryRegression:
         x_t = path.gather(1, step[:, None, :, None, None, None].expand(-1, 1, -1, *path.shape[3:])).squeeze(1)
         timestep = self.timesteps.to(device)[step]
         memory = self.student.block_causal(
-            self.encode_text(list(prompts)).to(device), (path.shape[-2], path.shape[-1]), chunk=self.chunk, context=self.context
+            self.encode_text(list(prompts)).to(device),
+            (path.shape[-2], path.shape[-1]),
+            chunk=self.chunk,
+            context=self.context,
         )
         x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
         yield F.mse_loss(x0, path[:, -1]), {}
@@ -115,4 +126,6 @@ class TrajectoryRegression:
     def _steps(self, frames: int, generator: torch.Generator) -> Tensor:
         """A student step for every chunk, repeated over its frames: indices [F]."""
         chunks = -(-frames // self.chunk)
-        return torch.randint(len(self.timesteps), (chunks,), generator=generator).repeat_interleave(self.chunk)[:frames]
+        return torch.randint(len(self.timesteps), (chunks,), generator=generator).repeat_interleave(
+            self.chunk
+        )[:frames]

@@ -59,7 +59,9 @@ class Ranks:
         """
         if self.world == 1:
             return
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nobody changes one in place
+        warnings.filterwarnings(
+            "ignore", message="FSDP2-wrapped module .* returned a view"
+        )  # nobody changes one in place
         blocks = (child for part in model.children() if isinstance(part, nn.ModuleList) for child in part)
         for module in (*blocks, model):
             fully_shard(module, reshard_after_forward=False)

@@ -28,7 +28,9 @@ ROPE_BASE = 10000.0
 class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     """A Wan block in three parts: `project` and `finish`, pure tensor functions that can be compiled, and the memory between."""
 
-    def forward(self, x: Tensor, modulation: Tensor, rope: KeysValues, attend: Attend, text: KeysValues) -> Tensor:
+    def forward(
+        self, x: Tensor, modulation: Tensor, rope: KeysValues, attend: Attend, text: KeysValues
+    ) -> Tensor:
         """x [B, F, N, D] (N tokens a latent frame), modulation [B, F or 1, 6, D] -> [B, F, N, D]."""
         attended = attend(*self.project(x, modulation, rope))
         return self.finish(x, attended, modulation, *text)
@@ -50,7 +52,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
             _heads(attn.to_v(h), attn.heads),
         )
 
-    def finish(self, x: Tensor, attended: Tensor, modulation: Tensor, text_key: Tensor, text_value: Tensor) -> Tensor:
+    def finish(
+        self, x: Tensor, attended: Tensor, modulation: Tensor, text_key: Tensor, text_value: Tensor
+    ) -> Tensor:
         """Everything behind self-attention: its gate, cross-attention to all text tokens, the feed-forward."""
         gate, ffn_shift, ffn_scale, ffn_gate = self._modulation(modulation, 2, 3, 4, 5)
         frames = x.shape[1]
@@ -70,7 +74,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     def text_keys_values(self, text: Tensor) -> KeysValues:
         """Cross-attention's keys and values of embedded text [B, L, D]: the same for every chunk of a prompt."""
         attn = self.attn2
-        return _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads), _heads(attn.to_v(text), attn.heads)
+        return _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads), _heads(
+            attn.to_v(text), attn.heads
+        )
 
     def _modulation(self, modulation: Tensor, *which: int) -> list[Tensor]:
         """Rows of the adaptive-norm table plus the timestep's part, each [B, F, 1, D]."""
@@ -101,13 +107,19 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
             block.project = torch.compile(block.project)
             block.finish = torch.compile(block.finish)
 
-    def new_cache(self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0) -> KVCache:
+    def new_cache(
+        self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0
+    ) -> KVCache:
         """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
         return KVCache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
 
-    def block_causal(self, text: Tensor, latent_size: tuple[int, int], *, chunk: int, context: int | None = None) -> BlockCausal:
+    def block_causal(
+        self, text: Tensor, latent_size: tuple[int, int], *, chunk: int, context: int | None = None
+    ) -> BlockCausal:
         """The memory of one pass over all chunks of a clip (ODE training, arXiv 2510.02283, equation 4)."""
-        return BlockCausal(self.embed_text(text), tokens=self.tokens(latent_size), chunk=chunk, context=context)
+        return BlockCausal(
+            self.embed_text(text), tokens=self.tokens(latent_size), chunk=chunk, context=context
+        )
 
     def tokens(self, latent_size: tuple[int, int]) -> int:
         return tokens_per_frame(*latent_size, self.config.patch_size)
@@ -121,7 +133,11 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         """Flow of noisy `latents` [B, F, C, H, W], shaped alike. `timestep` [B] or [B, F] (the same within a chunk)."""
         x, temb, modulation, rope = self._embed(latents, timestep, memory.frame)
         for layer, block in enumerate(self.blocks):
-            run = self._checkpointed(block) if self.gradient_checkpointing and torch.is_grad_enabled() else block
+            run = (
+                self._checkpointed(block)
+                if self.gradient_checkpointing and torch.is_grad_enabled()
+                else block
+            )
             x = run(x, modulation, rope, memory.attention(layer), memory.text[layer])
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).chunk(2, dim=2)
         x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
@@ -149,7 +165,9 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         """
         return partial(self._gradient_checkpointing_func, block)
 
-    def _embed(self, latents: Tensor, timestep: Tensor, frame: int) -> tuple[Tensor, Tensor, Tensor, KeysValues]:
+    def _embed(
+        self, latents: Tensor, timestep: Tensor, frame: int
+    ) -> tuple[Tensor, Tensor, Tensor, KeysValues]:
         """Patches [B, F, N, D]; time embedding [B, F', D] and modulation [B, F', 6, D] (F' = F or 1); the rotation."""
         batch, frames, _, height, width = latents.shape
         _, patch_h, patch_w = self.config.patch_size
@@ -183,7 +201,9 @@ def rotate(x: Tensor, rope: KeysValues) -> Tensor:
 
 @lru_cache(maxsize=4)
 @torch.inference_mode(False)
-def _rope_table(frame: int, frames: int, rows: int, columns: int, pairs: int, device: torch.device) -> KeysValues:
+def _rope_table(
+    frame: int, frames: int, rows: int, columns: int, pairs: int, device: torch.device
+) -> KeysValues:
     """All passes of a chunk share one table. Float64 inside, so no frame is too late.
 
     Of the head's complex pairs, two thirds (rounded down) go to rows and columns, the rest to time.

@@ -53,12 +53,24 @@ class Training:
     """... and so do those whose step this divides, unless it is 0."""
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "warmup": 0, "ema_start": 0, "save_every": 1, "keep": 1, "keep_every": 0}
+        least = {
+            "steps": 1,
+            "batch": 1,
+            "warmup": 0,
+            "ema_start": 0,
+            "save_every": 1,
+            "keep": 1,
+            "keep_every": 0,
+        }
         problems = [
-            f"'{name}' must be {low} or more, not {getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low
+            f"'{name}' must be {low} or more, not {getattr(self, name)}"
+            for name, low in least.items()
+            if getattr(self, name) < low
         ]
         problems += [
-            f"'{name}' must be above 0, not {getattr(self, name)}" for name in ("lr", "clip") if not getattr(self, name) > 0
+            f"'{name}' must be above 0, not {getattr(self, name)}"
+            for name in ("lr", "clip")
+            if not getattr(self, name) > 0
         ]
         if self.micro_batch is not None and self.micro_batch < 1:
             problems.append(f"'micro_batch' must be 1 or more, not {self.micro_batch}")
@@ -105,9 +117,13 @@ class Trainer:
         `on_save` may add files to a checkpoint's folder before it is complete.
         """
         if training.batch % ranks.world:
-            raise UserError(f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple")
+            raise UserError(
+                f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple"
+            )
         if training.offload and ranks.world > 1:
-            raise UserError("offload is for a single process: over several ranks the states are sharded, so leave it out")
+            raise UserError(
+                "offload is for a single process: over several ranks the states are sharded, so leave it out"
+            )
         self.objective, self.training, self.folder, self.ranks = objective, training, run, ranks
         self.players = objective.players
         self.on_step, self.watch_step, self.on_save = on_step, watch_step, on_save
@@ -213,7 +229,10 @@ class Trainer:
     def _copies(self) -> checkpoint.States:
         """The averaged models' weights as they are now, where averages are kept."""
         names = [name for player in self.players if player.averaged for name in player.models]
-        return {name: {key: self._rest(value) for key, value in self.models[name].state_dict().items()} for name in names}
+        return {
+            name: {key: self._rest(value) for key, value in self.models[name].state_dict().items()}
+            for name in names
+        }
 
     def save(self) -> Path:
         """A checkpoint of everything; the models and their averages are folders that can be loaded as they are."""
@@ -243,7 +262,10 @@ class Trainer:
                 _move(optimizer, torch.device("cpu"))
 
     def _state(self) -> checkpoint.State:
-        learners = [(player.models, optimizer) for player, optimizer in zip(self.players, self.optimizers, strict=True)]
+        learners = [
+            (player.models, optimizer)
+            for player, optimizer in zip(self.players, self.optimizers, strict=True)
+        ]
         return checkpoint.State(learners, self.average)
 
     def _optimizer(self, player: Player) -> torch.optim.AdamW:
@@ -259,7 +281,9 @@ class Trainer:
         """Drop the records of steps behind the checkpoint: their updates are lost, and they will be written again."""
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         whole_lines = [line for line in lines if line.endswith("\n")]
-        self._metrics.write_text("".join(line for line in whole_lines if json.loads(line)["step"] <= self.step))
+        self._metrics.write_text(
+            "".join(line for line in whole_lines if json.loads(line)["step"] <= self.step)
+        )
 
     @property
     def _metrics(self) -> Path:

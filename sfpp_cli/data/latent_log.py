@@ -32,7 +32,9 @@ class LatentLog:
             with self.file.open("r+b") as file:
                 file.truncate(self.file.stat().st_size // self.record * self.record)
         except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror}): free some space or choose another --out") from error
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): free some space or choose another --out"
+            ) from error
 
     def __len__(self) -> int:
         return self.file.stat().st_size // self.record
@@ -50,7 +52,9 @@ class LatentLog:
         """The chunks written so far (the first `count`), one in memory at a time."""
         with self.file.open("rb") as file:
             for _ in range(len(self) if count is None else count):
-                yield torch.frombuffer(bytearray(file.read(self.record)), dtype=torch.float32).view(self.shape)
+                yield torch.frombuffer(bytearray(file.read(self.record)), dtype=torch.float32).view(
+                    self.shape
+                )
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)

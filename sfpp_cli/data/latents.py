@@ -32,10 +32,14 @@ class LatentWindows:
 
     def __init__(self, folder: Path, frames: int, mid_stream: float = 0.0) -> None:
         if not (folder / INDEX).exists():
-            raise UserError(f"no latents in {folder}: encode some first (examples/toyworld/README.md shows how)")
+            raise UserError(
+                f"no latents in {folder}: encode some first (examples/toyworld/README.md shows how)"
+            )
         rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
         shards = {name: safe_open(folder / name, framework="pt") for name in {row["shard"] for row in rows}}
-        self.videos = [(shards[row["shard"]].get_slice("latents"), row["row"], row["captions"]) for row in rows]
+        self.videos = [
+            (shards[row["shard"]].get_slice("latents"), row["row"], row["captions"]) for row in rows
+        ]
         self.frames, self.mid_stream = frames, mid_stream
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:

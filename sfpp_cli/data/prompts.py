@@ -39,7 +39,9 @@ def read_prompts(path: Path) -> list[PromptLine]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the path of a prompt file") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); give the path of a prompt file"
+        ) from error
 
     lines: list[PromptLine] = []
     problems: list[str] = []
@@ -108,7 +110,11 @@ def _parse_json(text: str, number: int) -> PromptLine | None:
         raise _BadLine('not an object such as {"prompt": "..."}')
     given = {key: value for key, value in record.items() if value is not None}
     problems = [_unknown(key) for key in given if key not in _RULES]
-    problems += [f"{key} must be {what}" for key, (holds, what) in _RULES.items() if key in given and not holds(given[key])]
+    problems += [
+        f"{key} must be {what}"
+        for key, (holds, what) in _RULES.items()
+        if key in given and not holds(given[key])
+    ]
     if "prompt" not in given:
         problems.append("no prompt")
     if problems:
@@ -125,13 +131,18 @@ def _parse_json(text: str, number: int) -> PromptLine | None:
 
 def _claim(line: PromptLine, owners: dict[PureWindowsPath, int]) -> None:
     """Refuse a second video of the same name; as Windows compares names, so that a file made on Linux works everywhere."""
-    if line.out is not None and (owner := owners.setdefault(PureWindowsPath(line.out), line.line)) != line.line:
+    if (
+        line.out is not None
+        and (owner := owners.setdefault(PureWindowsPath(line.out), line.line)) != line.line
+    ):
         raise _BadLine(f"out {line.out!r} is taken by line {owner}")
 
 
 def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, _RULES, n=1)
-    return f"unknown key {key!r}, " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_RULES)}")
+    return f"unknown key {key!r}, " + (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_RULES)}"
+    )
 
 
 def _is_text(value: object) -> bool:

@@ -35,7 +35,9 @@ class StoredPrompts:
         self.folder, self.length = folder, length
         self.shards = {name: shard for _, shard in _shards(folder) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
         if not self.shards:
-            raise UserError(f"no embeddings in {folder}: name another text_store, or start again to make them")
+            raise UserError(
+                f"no embeddings in {folder}: name another text_store, or start again to make them"
+            )
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings [B, length, D] in float32, padded with zeros. UserError if one is not stored, or is longer."""
@@ -51,12 +53,19 @@ class StoredPrompts:
             raise UserError(f"{self.folder} lacks the prompt {prompt[:60]!r}: start again to add it")
         row: Tensor = self.shards[name].get_tensor(name)
         if row.shape[0] > self.length:
-            raise UserError(f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: delete the folder")
+            raise UserError(
+                f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: delete the folder"
+            )
         return row
 
 
 def store_prompts(
-    folder: Path, prompts: Iterable[str], load_encoder: Callable[[], TextEncoder], origin: str, ranks: Ranks, watch: Watch
+    folder: Path,
+    prompts: Iterable[str],
+    load_encoder: Callable[[], TextEncoder],
+    origin: str,
+    ranks: Ranks,
+    watch: Watch,
 ) -> None:
     """Add the prompts that `folder` lacks, in the precision of their encoder, which is not even loaded if none is missing.
 
@@ -104,7 +113,9 @@ def _names(folder: Path, origin: str) -> Iterator[str]:
     """What is stored already, if it was made alike."""
     for path, shard in _shards(folder):
         if (shard.metadata() or {}).get("origin") != origin:
-            raise UserError(f"{path} was made with another text encoder: choose another text_store, or delete this one")
+            raise UserError(
+                f"{path} was made with another text encoder: choose another text_store, or delete this one"
+            )
         yield from shard.keys()
 
 

@@ -22,7 +22,9 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / f"pairs-{shard:05d}.safetensors"
 
 
-def write_shard(folder: Path, shard: int, trajectories: Tensor, prompts: list[str], origin: Mapping[str, Any]) -> None:
+def write_shard(
+    folder: Path, shard: int, trajectories: Tensor, prompts: list[str], origin: Mapping[str, Any]
+) -> None:
     """Trajectories [N, S + 1, F, C, H, W] (stored as float16), their prompts and `origin`, which says how they were made.
 
     Written under a temporary name and renamed.
@@ -44,7 +46,9 @@ def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]
         counts[path] = len(prompts)
         changed = [key for key in wanted if found.get(key) != wanted[key]]
         if changed:
-            raise UserError(f"{path} was made with another {', '.join(changed)}: choose another pairs.folder, or delete this one")
+            raise UserError(
+                f"{path} was made with another {', '.join(changed)}: choose another pairs.folder, or delete this one"
+            )
     return [shard for shard, size in enumerate(sizes) if counts.get(shard_path(folder, shard), 0) < size]
 
 
@@ -74,7 +78,9 @@ class TrajectoryStore:
         try:
             shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"no complete trajectories in {folder} ({error}): make some with `sfpp distill`") from None
+            raise UserError(
+                f"no complete trajectories in {folder} ({error}): make some with `sfpp distill`"
+            ) from None
         self.rows = []
         for name, prompts in shards.items():
             part = safe_open(folder / name, framework="pt").get_slice("trajectories")

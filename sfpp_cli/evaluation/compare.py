@@ -59,18 +59,26 @@ def summarise(
     data = np.asarray(values, dtype=np.float64)
     labels = range(data.size) if clusters is None else clusters
     if data.ndim != 1 or not data.size or not np.isfinite(data).all() or len(labels) != data.size:
-        raise ValueError(f"expected finite values, each with a cluster, got {data.shape} and {len(labels)} clusters")
+        raise ValueError(
+            f"expected finite values, each with a cluster, got {data.shape} and {len(labels)} clusters"
+        )
     numbers: dict[Hashable, int] = {}
     member = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
     low, high = _interval(
-        np.bincount(member, data).astype(np.float64), np.bincount(member).astype(np.float64), level, resamples, seed
+        np.bincount(member, data).astype(np.float64),
+        np.bincount(member).astype(np.float64),
+        level,
+        resamples,
+        seed,
     )
     note = None
     if len(numbers) == 1:
         note = "one value, so no interval" if data.size == 1 else "one prompt, so no interval"
     elif len(numbers) < FEW:
         note = f"only {len(numbers)} clusters: the interval is narrower than its level promises"
-    return Summary(mean=float(data.mean()), low=low, high=high, count=int(data.size), clusters=len(numbers), note=note)
+    return Summary(
+        mean=float(data.mean()), low=low, high=high, count=int(data.size), clusters=len(numbers), note=note
+    )
 
 
 def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
@@ -83,7 +91,11 @@ def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
 
 
 def compare(
-    systems: Mapping[str, Sequence[Video]], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+    systems: Mapping[str, Sequence[Video]],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """Every system summarised, and every two of them compared, as JSON with the schema `sfpp-comparison/1`:
 
@@ -108,7 +120,9 @@ def compare(
     }
 
 
-def differences(first: Sequence[Video], second: Sequence[Video], metric: str) -> list[tuple[str, float, bool]]:
+def differences(
+    first: Sequence[Video], second: Sequence[Video], metric: str
+) -> list[tuple[str, float, bool]]:
     """(prompt, second minus first, whether the seed is the same) wherever both systems measured a prompt.
 
     One for each seed that both have; where they share none, one between the prompt's means over seeds.
@@ -161,7 +175,9 @@ def _system(videos: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
             if (value := _value(video, metric)) is not None
         ]
         if known:
-            metrics[metric] = summarise([value for value, _ in known], [cluster for _, cluster in known], **how)
+            metrics[metric] = summarise(
+                [value for value, _ in known], [cluster for _, cluster in known], **how
+            )
     verdicts = {name: _tally(videos, name) for name in _names(videos, "verdicts")}
     return {"videos": len(videos), "prompts": len(set(clusters)), "metrics": metrics, "verdicts": verdicts}
 
@@ -171,7 +187,11 @@ def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
     given = [video["verdicts"][verdict] for video in videos if verdict in (video.get("verdicts") or {})]
     fired = [entry for entry in given if entry.get("fired")]
     onsets = [onset for entry in fired if (onset := finite(entry.get("onset_seconds"))) is not None]
-    return {"fired": len(fired), "videos": len(given), "median_onset_seconds": float(np.median(onsets)) if onsets else None}
+    return {
+        "fired": len(fired),
+        "videos": len(given),
+        "median_onset_seconds": float(np.median(onsets)) if onsets else None,
+    }
 
 
 def _pair(first: Sequence[Video], second: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:

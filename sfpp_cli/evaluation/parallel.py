@@ -59,7 +59,13 @@ def evaluate(
         if isinstance(outcome, str):
             failed.append({"path": str(path), "error": outcome})
         else:
-            videos.append({"path": str(path), **_origin(path, prompt), **{k: v for k, v in outcome.items() if k != "path"}})
+            videos.append(
+                {
+                    "path": str(path),
+                    **_origin(path, prompt),
+                    **{k: v for k, v in outcome.items() if k != "path"},
+                }
+            )
     return {
         "schema": SCHEMA,
         "versions": versions(),
@@ -71,7 +77,11 @@ def evaluate(
 
 def _origin(path: Path, prompt: str | None) -> dict[str, Any]:
     content = sidecar(path)
-    return {"prompt": content.get("prompt", prompt), "seed": content.get("seed"), "system": content.get("model")}
+    return {
+        "prompt": content.get("prompt", prompt),
+        "seed": content.get("seed"),
+        "system": content.get("model"),
+    }
 
 
 def _measure_all(
@@ -106,7 +116,11 @@ def _key(file: Path, parameters: Parameters) -> str:
 def _progress(watch: Watch | None, videos: int, known: int) -> Iterator[Tell]:
     """How work on single videos becomes the progress of all."""
     done = dict.fromkeys(range(-known, 0), PERCENT)
-    with watch.stage("measuring", videos * PERCENT) if watch and videos else nullcontext(lambda units, figures: None) as advance:
+    with (
+        watch.stage("measuring", videos * PERCENT)
+        if watch and videos
+        else nullcontext(lambda units, figures: None) as advance
+    ):
 
         def tell(index: int, share: float) -> None:
             percent = int(share * PERCENT)
@@ -118,7 +132,9 @@ def _progress(watch: Watch | None, videos: int, known: int) -> Iterator[Tell]:
         yield tell
 
 
-def _here(wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell) -> Iterator[tuple[int, Outcome]]:
+def _here(
+    wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell
+) -> Iterator[tuple[int, Outcome]]:
     """One after the other, in this process."""
     for index, file in wanted.items():
         yield index, _outcome(file, parameters, partial(tell, index))
@@ -139,7 +155,9 @@ class _Stopped(Exception):
     """The parent has given up."""
 
 
-def _in_pool(wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell) -> Iterator[tuple[int, Outcome]]:
+def _in_pool(
+    wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell
+) -> Iterator[tuple[int, Outcome]]:
     """In `count` fresh processes (a fork would inherit the threads of whatever else this process does), as they finish."""
     context = multiprocessing.get_context("spawn")
     queue, stop = context.SimpleQueue(), context.Event()

@@ -29,7 +29,13 @@ VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 """What a folder is searched for."""
 COLUMNS = ("local_stability", "luma", "flow_mean", "dynamic_degree_dis")
 """What the table shows if nothing else is asked for."""
-BY_MODELS = ("clip_text_alignment", "subject_consistency", "background_consistency", "dynamic_degree_raft", "visual_stability")
+BY_MODELS = (
+    "clip_text_alignment",
+    "subject_consistency",
+    "background_consistency",
+    "dynamic_degree_raft",
+    "visual_stability",
+)
 """And these, where they were measured."""
 
 
@@ -76,14 +82,22 @@ def find_targets(
     failed = []
     names = _system_names(places) if compare else [None] * len(places)
     for place, name in zip(places, names, strict=True):
-        files = sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEOS) if place.is_dir() else [place]
+        files = (
+            sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEOS)
+            if place.is_dir()
+            else [place]
+        )
         if not files:
-            failed.append({"path": str(place), "error": f"{place} holds no videos: it takes {', '.join(VIDEOS)}"})
+            failed.append(
+                {"path": str(place), "error": f"{place} holds no videos: it takes {', '.join(VIDEOS)}"}
+            )
         targets += [Target(file, name) for file in files]
     if prompts is not None:
         lines = read_prompts(prompts)
         if len(lines) != len(targets):
-            raise UserError(f"{prompts} has {len(lines)} prompts for {len(targets)} videos: give one for each, in their order")
+            raise UserError(
+                f"{prompts} has {len(lines)} prompts for {len(targets)} videos: give one for each, in their order"
+            )
         targets = [
             replace(target, prompt=line.prompt, seed=line.seed if target.seed is None else target.seed)
             for target, line in zip(targets, lines, strict=True)
@@ -92,7 +106,12 @@ def find_targets(
 
 
 def run(
-    targets: Sequence[Target], failed: Sequence[dict[str, str]], parameters: Parameters, wishes: Wishes, watch: Watch, command: str
+    targets: Sequence[Target],
+    failed: Sequence[dict[str, str]],
+    parameters: Parameters,
+    wishes: Wishes,
+    watch: Watch,
+    command: str,
 ) -> dict[str, Any]:
     """Measure everything; the result has the schema that `evaluation/SCHEMA.md` describes."""
     if not targets and not failed:
@@ -110,7 +129,13 @@ def run(
         cache=_cache_folder() if wishes.cache else None,
         watch=watch,
     )
-    result = {**result, "failed": [*failed, *result["failed"]], "skipped": skipped, "command": command, "vbench": []}
+    result = {
+        **result,
+        "failed": [*failed, *result["failed"]],
+        "skipped": skipped,
+        "command": command,
+        "vbench": [],
+    }
     known = {str(target.path): target for target in targets}
     for video in result["videos"]:
         target = known[video["path"]]
@@ -135,7 +160,10 @@ def run(
 
 def _ask_first(targets: Sequence[Target], settings: JudgeSettings, wishes: Wishes) -> None:
     """UserError with what judging would send, if anything; or that there is nothing it could send."""
-    asked = [{"path": str(target.path), "prompt": target.prompt or sidecar(target.path).get("prompt")} for target in targets]
+    asked = [
+        {"path": str(target.path), "prompt": target.prompt or sidecar(target.path).get("prompt")}
+        for target in targets
+    ]
     unknown = sum(not video["prompt"] for video in asked)
     if asked and unknown == len(asked):
         raise UserError(
@@ -180,12 +208,17 @@ def _manifest(path: Path) -> list[Target]:
         content = json.loads(path.read_text(encoding="utf-8"))
         videos = content["videos"] if isinstance(content, dict) else content
         return [
-            Target(path.parent / video["path"], video.get("system"), video.get("prompt"), video.get("seed")) for video in videos
+            Target(path.parent / video["path"], video.get("system"), video.get("prompt"), video.get("seed"))
+            for video in videos
         ]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give the JSON that `sfpp generate --json` prints") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give the JSON that `sfpp generate --json` prints"
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest ({error!r}): it takes the JSON that `sfpp generate --json` prints") from error
+        raise UserError(
+            f"{path} is no manifest ({error!r}): it takes the JSON that `sfpp generate --json` prints"
+        ) from error
 
 
 def _cache_folder() -> Path:
@@ -224,7 +257,11 @@ def _add_models(result: dict[str, Any], models: LoadedModels, watch: Watch) -> N
     with watch.stage("models", len(result["videos"])) as advance:
         for done, video in enumerate(result["videos"], start=1):
             if models.text is not None and not video["prompt"]:
-                _skip(result, f"text alignment of {video['path']} skipped: no prompt is known, give --prompts or --manifest", watch)
+                _skip(
+                    result,
+                    f"text alignment of {video['path']} skipped: no prompt is known, give --prompts or --manifest",
+                    watch,
+                )
             try:
                 found = model_metrics(Path(video["path"]), video["prompt"], _clip_ranges(video), models)
             except UserError as error:
@@ -246,11 +283,17 @@ def _add_raft(result: dict[str, Any], raft: Raft, watch: Watch) -> None:
             size = video["width"], video["height"]
             done += video["frames"]
             try:
-                moves = dynamic_clips(Path(video["path"]), _clip_ranges(video), video["fps"], size, raft, seen)
+                moves = dynamic_clips(
+                    Path(video["path"]), _clip_ranges(video), video["fps"], size, raft, seen
+                )
             except UserError as error:
                 result["failed"].append({"path": video["path"], "error": str(error)})
                 continue
-            found = {"mean": sum(moves) / len(moves), "clips": [int(move) for move in moves], "parameters": dict(raft.parameters)}
+            found = {
+                "mean": sum(moves) / len(moves),
+                "clips": [int(move) for move in moves],
+                "parameters": dict(raft.parameters),
+            }
             video["models"] = {**video.get("models", {}), "dynamic_degree_raft": found}
             video["metrics"]["dynamic_degree_raft"] = found["mean"]
 
@@ -269,7 +312,9 @@ def _lay_out(result: dict[str, Any], out: Path) -> None:
     """What was measured, for VBench."""
     videos = result["videos"]
     try:
-        result["vbench"] = lay_out([Path(video["path"]) for video in videos], out, [video["prompt"] for video in videos])
+        result["vbench"] = lay_out(
+            [Path(video["path"]) for video in videos], out, [video["prompt"] for video in videos]
+        )
     except UserError as error:
         result["failed"].append({"path": str(out), "error": str(error)})
 
@@ -290,11 +335,17 @@ def _add_judge(result: dict[str, Any], wishes: Wishes, watch: Watch) -> None:
         "frames": wishes.judge.frames,
     }
     for video, judgement in zip(result["videos"], judgements, strict=True):
-        video["judgement"] = {"rating": judgement.rating, "reasoning": judgement.reasoning, "missing": judgement.missing}
+        video["judgement"] = {
+            "rating": judgement.rating,
+            "reasoning": judgement.reasoning,
+            "missing": judgement.missing,
+        }
         score = visual_stability([judgement])["score"]
         video["metrics"]["visual_stability"] = score
         if not video["prompt"]:
-            result["failed"].append({"path": video["path"], "error": f"{video['path']} was not judged: {judgement.missing}"})
+            result["failed"].append(
+                {"path": video["path"], "error": f"{video['path']} was not judged: {judgement.missing}"}
+            )
         elif judgement.missing:
             _skip(result, f"visual stability of {video['path']} missing: {judgement.missing}", watch)
 

@@ -65,7 +65,9 @@ class FrameTimes:
 def frame_times(path: Path) -> FrameTimes:
     """As the container has them; nothing is decoded. Empty where it has none."""
     with reading(path):
-        listing = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1").decode(errors="replace")
+        listing = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1").decode(
+            errors="replace"
+        )
     base = re.search(r"^#tb 0: (\d+)/(\d+)", listing, re.MULTILINE)
     tick = int(base[1]) / int(base[2]) if base else 1.0
     ticks = sorted(int(found) for found in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
@@ -98,7 +100,9 @@ def digest(path: Path) -> str:
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give the path of a video") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from error
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check its permissions"
+        ) from error
     return found.hexdigest()
 
 

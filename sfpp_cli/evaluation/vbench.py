@@ -49,7 +49,9 @@ def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | N
         raise ValueError(f"{len(videos)} videos, but {len(texts)} prompts")
     place = out.resolve() / VIDEOS
     if word := next((word for word in _RESERVED if word in str(place)), None):
-        raise UserError(f"{out}: VBench-Long takes '{word}' in a path for a folder of its own; choose another folder")
+        raise UserError(
+            f"{out}: VBench-Long takes '{word}' in a path for a folder of its own; choose another folder"
+        )
     _refuse_others(place, named)
     _place(place, named)
     known = {name: text for name, text in zip(named, texts, strict=True) if text and text.strip()}
@@ -90,11 +92,15 @@ def _refuse_others(place: Path, named: dict[str, Path]) -> None:
         return
     entries = sorted(place.iterdir()) if place.is_dir() else [place]
     files = [entry.name for entry in entries if not entry.is_dir()]
-    strange = next((name for name in files if name not in named or not _same(place / name, named[name])), None)
+    strange = next(
+        (name for name in files if name not in named or not _same(place / name, named[name])), None
+    )
     if strange is None and len(files) < len(named) and len(files) < len(entries):
         strange = "what was cut from other videos"
     if strange is not None:
-        raise UserError(f"{place} holds {strange} already, which would be measured too; choose another folder, or empty it")
+        raise UserError(
+            f"{place} holds {strange} already, which would be measured too; choose another folder, or empty it"
+        )
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -109,7 +115,9 @@ def _place(place: Path, named: dict[str, Path]) -> None:
             if not (place / name).exists():
                 _link(path.resolve(), place / name)
     except OSError as error:
-        raise UserError(f"{place} cannot be filled ({error.strerror or error}); check permissions and free space") from error
+        raise UserError(
+            f"{place} cannot be filled ({error.strerror or error}); check permissions and free space"
+        ) from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -130,7 +138,14 @@ def _commands(out: Path, without: Sequence[str]) -> list[str]:
         text = ("--dimension", *DIMENSIONS)
     long = (
         *("python", "vbench2_beta_long/eval_long.py", *videos, "--output_path", str(out / "vbench-long")),
-        *("--full_json_dir", "vbench/VBench_full_info.json", "--mode=long_custom_input", "--dev_flag", "--dimension", *DIMENSIONS),
+        *(
+            "--full_json_dir",
+            "vbench/VBench_full_info.json",
+            "--mode=long_custom_input",
+            "--dev_flag",
+            "--dimension",
+            *DIMENSIONS,
+        ),
     )
     note = [f"# {TEXT_DIMENSION} is left out, for there is no prompt of {_some(without)}"] if without else []
     return [shlex.join(once + text), *note, shlex.join(long)]

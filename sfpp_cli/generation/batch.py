@@ -18,7 +18,15 @@ from sfpp_cli.progress import Watch
 
 
 def make_all(
-    wish: Wish, bundle: Bundle, device: torch.device, options: Options, ranks: Ranks, watch: Watch, *, overwrite: bool, resume: bool
+    wish: Wish,
+    bundle: Bundle,
+    device: torch.device,
+    options: Options,
+    ranks: Ranks,
+    watch: Watch,
+    *,
+    overwrite: bool,
+    resume: bool,
 ) -> list[dict[str, Any]]:
     """Make this rank's share of the videos; returns their descriptions, finished ones included."""
     requests = plan(wish, bundle)
@@ -27,13 +35,22 @@ def make_all(
         refuse_existing(mine)
     _warn_beyond_horizon(requests, bundle, watch)
     with _explained():
-        return _make_share(mine, Generator(bundle, device, options, [request.prompt for request in mine], watch), overwrite, resume)
+        return _make_share(
+            mine,
+            Generator(bundle, device, options, [request.prompt for request in mine], watch),
+            overwrite,
+            resume,
+        )
 
 
-def _make_share(mine: Sequence[Request], generator: Generator, overwrite: bool, resume: bool) -> list[dict[str, Any]]:
+def _make_share(
+    mine: Sequence[Request], generator: Generator, overwrite: bool, resume: bool
+) -> list[dict[str, Any]]:
     finished = {request: generator.finished(request) if resume else None for request in mine}
     if resume and not overwrite:
-        refuse_existing([request for request in mine if finished[request] is None and not generator.interrupted(request)])
+        refuse_existing(
+            [request for request in mine if finished[request] is None and not generator.interrupted(request)]
+        )
     results = []
     for request in mine:
         done = finished[request]

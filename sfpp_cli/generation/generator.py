@@ -30,7 +30,15 @@ from sfpp_cli.models.bundle import Bundle, Settings, fingerprint
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
 from sfpp_cli.progress import Watch
-from sfpp_cli.video.ffmpeg import Frames, SheetSampler, VideoWriter, atomic_write, contact_sheet, output_path, remove_leftovers
+from sfpp_cli.video.ffmpeg import (
+    Frames,
+    SheetSampler,
+    VideoWriter,
+    atomic_write,
+    contact_sheet,
+    output_path,
+    remove_leftovers,
+)
 
 SHEET_FRAMES = 24
 OFFLOAD = ("none", "text", "sequential")
@@ -64,9 +72,16 @@ class Options:
     sheet: bool = False
 
     @classmethod
-    def of(cls, settings: Settings, dtype: torch.dtype, context: int | None, sink: int | None, **rest: Any) -> Options:
+    def of(
+        cls, settings: Settings, dtype: torch.dtype, context: int | None, sink: int | None, **rest: Any
+    ) -> Options:
         """The model's own context and sink unless others are asked for; checked."""
-        options = cls(dtype, settings.context if context is None else context, settings.sink if sink is None else sink, **rest)
+        options = cls(
+            dtype,
+            settings.context if context is None else context,
+            settings.sink if sink is None else sink,
+            **rest,
+        )
         if options.sink < 0 or options.context - options.sink < settings.chunk:
             raise UserError(
                 f"a context of {options.context} latent frames with {options.sink} sink frames cannot hold a chunk of "
@@ -124,9 +139,17 @@ class Timing:
 class Generator:
     """A loaded student, VAE and set of embedded prompts."""
 
-    def __init__(self, bundle: Bundle, device: torch.device, options: Options, prompts: Sequence[str], watch: Watch) -> None:
+    def __init__(
+        self, bundle: Bundle, device: torch.device, options: Options, prompts: Sequence[str], watch: Watch
+    ) -> None:
         settings = bundle.settings
-        self.bundle, self.settings, self.device, self.options, self.watch = bundle, settings, device, options, watch
+        self.bundle, self.settings, self.device, self.options, self.watch = (
+            bundle,
+            settings,
+            device,
+            options,
+            watch,
+        )
         self.student = bundle.load_student(device, options.dtype)
         self.text = self._embed(prompts)
         self.vae = bundle.load_vae(device, options.dtype)
@@ -137,10 +160,14 @@ class Generator:
 
     def _embed(self, prompts: Sequence[str]) -> EmbeddedPrompts:
         """Embed every distinct prompt once; the encoder, by far the largest part of Wan, is gone before the student runs."""
-        encoder = self.bundle.load_text(self.device, self.options.dtype, layerwise=self.options.offload == "sequential")
+        encoder = self.bundle.load_text(
+            self.device, self.options.dtype, layerwise=self.options.offload == "sequential"
+        )
         for prompt in dict.fromkeys(prompts):
             if cut := encoder.cut(prompt):
-                self.watch.warn(f"the prompt is longer than {encoder.length} tokens; this part is not seen: '{cut}'")
+                self.watch.warn(
+                    f"the prompt is longer than {encoder.length} tokens; this part is not seen: '{cut}'"
+                )
         self.encoder = encoder if self.options.offload == "none" else None
         return EmbeddedPrompts(encoder, prompts)
 
@@ -160,7 +187,10 @@ class Generator:
             "model": self.bundle.name,
             "weights": self.weights,
             "format": request.out.suffix,
-            "versions": {"sfpp": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}},
+            "versions": {
+                "sfpp": __version__,
+                **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+            },
         }
 
     def key(self, request: Request) -> str:
@@ -218,7 +248,9 @@ class Generator:
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
         }
         if self.options.save_latents:
-            latents = torch.cat(list(log.chunks()), dim=1)[0, : self.bundle.compression.latent_frames(request.frames)]
+            latents = torch.cat(list(log.chunks()), dim=1)[
+                0, : self.bundle.compression.latent_frames(request.frames)
+            ]
             save_file({"latents": latents.contiguous()}, request.out.with_suffix(".safetensors"))
         if self.options.sheet:
             contact_sheet(sampler.frames, sampler.times(request.fps), request.out.with_suffix(".sheet.png"))
@@ -229,7 +261,10 @@ class Generator:
     def _write(self, request: Request, log: LatentLog, sampler: SheetSampler, timing: Timing) -> None:
         """Stream the frames into the file, which gets its name when the last one is in."""
         began = time.perf_counter()
-        metadata = {name: value if isinstance(value, str) else json.dumps(value) for name, value in self.describe(request).items()}
+        metadata = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in self.describe(request).items()
+        }
         total = -(-self.bundle.compression.latent_frames(request.frames) // self.settings.chunk)
         remove_leftovers(output_path(request.out))
         with (
@@ -254,7 +289,11 @@ class Generator:
 
     def _frames(self, request: Request, log: LatentLog, total: int, timing: Timing) -> Iterator[Frames]:
         """Video frames uint8 [T, H, W, 3], a chunk's worth at a time: first those of the log, then new ones."""
-        decoder = StreamingDecoder(self.vae) if self.options.tile is None else TiledDecoder(self.vae, self.options.tile)
+        decoder = (
+            StreamingDecoder(self.vae)
+            if self.options.tile is None
+            else TiledDecoder(self.vae, self.options.tile)
+        )
         done = len(log)
         for chunk in log.chunks(done):
             yield self._decode(decoder, chunk, timing)

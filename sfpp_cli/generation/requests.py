@@ -52,7 +52,15 @@ def plan(wish: Wish, bundle: Bundle) -> list[Request]:
     if wish.out is not None and len(wanted) > 1:
         raise UserError(f"--out names one video, but {len(wanted)} were asked for: use --out-dir")
     requests = [
-        Request(line.prompt, seed, _frames(wish, line, fps), width, height, fps, _out(wish, line, seed, position, len(wanted)))
+        Request(
+            line.prompt,
+            seed,
+            _frames(wish, line, fps),
+            width,
+            height,
+            fps,
+            _out(wish, line, seed, position, len(wanted)),
+        )
         for position, (line, seed) in enumerate(wanted, start=1)
     ]
     _apart(requests)
@@ -77,7 +85,9 @@ def refuse_existing(requests: Sequence[Request]) -> None:
     existing = [request.out for request in requests if output_path(request.out).exists()]
     if existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UserError(f"{existing[0]}{more} exists: use --overwrite, another --out, or --resume if it is this very video")
+        raise UserError(
+            f"{existing[0]}{more} exists: use --overwrite, another --out, or --resume if it is this very video"
+        )
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -107,7 +117,13 @@ def _frames(wish: Wish, line: PromptLine, fps: float) -> int:
         if wish.frames < 1:
             raise UserError(f"--frames {wish.frames}: it takes at least 1 video frame")
         return wish.frames
-    seconds = line.seconds if line.seconds is not None else DEFAULT_SECONDS if wish.seconds is None else wish.seconds
+    seconds = (
+        line.seconds
+        if line.seconds is not None
+        else DEFAULT_SECONDS
+        if wish.seconds is None
+        else wish.seconds
+    )
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--seconds {seconds:g}: it takes a length above 0")
     return max(1, round(seconds * fps))
@@ -119,7 +135,9 @@ def _size(text: str | None, bundle: Bundle) -> tuple[int, int]:
         return settings.width, settings.height
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if match is None:
-        raise UserError(f"--size {text}: write it as WIDTHxHEIGHT, such as {settings.width}x{settings.height}")
+        raise UserError(
+            f"--size {text}: write it as WIDTHxHEIGHT, such as {settings.width}x{settings.height}"
+        )
     patch = bundle.transformer_config()["patch_size"]
     width, height = int(match[1]), int(match[2])
     steps = bundle.compression.spatial * patch[2], bundle.compression.spatial * patch[1]
@@ -141,7 +159,9 @@ def _out(wish: Wish, line: PromptLine, seed: int, position: int, total: int) -> 
         number = f"{position:0{len(str(total))}d}-" if total > 1 else ""
         out = folder / f"{number}{slug(line.prompt)}-{seed}.mp4"
     if out.suffix.lower() not in EXTENSIONS:
-        raise UserError(f"{out}: unknown kind of video '{out.suffix}'; end the name in {', '.join(EXTENSIONS)}")
+        raise UserError(
+            f"{out}: unknown kind of video '{out.suffix}'; end the name in {', '.join(EXTENSIONS)}"
+        )
     return out
 
 
@@ -152,4 +172,6 @@ def _writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing) as probe:
             probe.write(os.urandom(4096))
     except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another folder, or make room") from error
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}): choose another folder, or make room"
+        ) from error

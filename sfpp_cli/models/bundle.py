@@ -35,19 +35,25 @@ class Bundle(Layout):
         kind = self.transformer_config().get("_class_name")
         if kind not in STUDENTS:
             found = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
-            raise UserError(f"{self.student} is {found}, not a causal student: name causal weights with --student")
+            raise UserError(
+                f"{self.student} is {found}, not a causal student: name causal weights with --student"
+            )
         student: CausalWanModel = _load(CausalWanModel, self.student, dtype).to(device)
         return student
 
     def load_teacher(self, device: torch.device, dtype: torch.dtype) -> Teacher:
         if self.teacher is None:
-            raise UserError(f"{self.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own")
+            raise UserError(
+                f"{self.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own"
+            )
         teacher: Teacher = _load(Teacher, self.teacher, dtype).to(device)
         return teacher
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
         if read_config(self.folder / "vae").get("is_residual"):
-            raise UserError(f"{self.folder / 'vae'} is a residual VAE, as Wan 2.2's: sfpp streams those of Wan 2.1")
+            raise UserError(
+                f"{self.folder / 'vae'} is a residual VAE, as Wan 2.2's: sfpp streams those of Wan 2.1"
+            )
         vae = _load(AutoencoderKLWan, self.folder / "vae", dtype).to(device)
         return channels_last(vae) if device.type == "cpu" else vae
 
@@ -84,14 +90,21 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     dtype_option = "dtype" if kind is UMT5EncoderModel else "torch_dtype"
     try:
         model, report = kind.from_pretrained(
-            folder, **{dtype_option: dtype}, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder,
+            **{dtype_option: dtype},
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # a config that makes no sense can fail in any way there is
         raise UserError(f"{folder} cannot be loaded ({_reason(error)}): fetch or convert it again") from error
     keys = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     wrong = sorted(key if isinstance(key, str) else key[0] for key in keys)
     if wrong:
-        raise UserError(f"{folder}: its weights are not those of its config.json ({wrong[0]} and {len(wrong) - 1} more differ)")
+        raise UserError(
+            f"{folder}: its weights are not those of its config.json ({wrong[0]} and {len(wrong) - 1} more differ)"
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -42,7 +42,14 @@ _TRANSFORMER_NAMES = {
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
 }
-_ATTENTION_NAMES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_ATTENTION_NAMES = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "o": "to_out.0",
+    "norm_q": "norm_q",
+    "norm_k": "norm_k",
+}
 _BLOCK_NAMES = {
     "modulation": "scale_shift_table",
     "norm3": "norm2",
@@ -88,7 +95,9 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
     dim, in_dim, *patch = _shape(weights, "patch_embedding.weight", 5)
     if num_heads is None:
         if dim < SMALLEST_WAN_DIM or dim % WAN_HEAD_DIM:
-            raise UserError(f"the weights do not tell the number of heads of a transformer of width {dim}; state num_heads")
+            raise UserError(
+                f"the weights do not tell the number of heads of a transformer of width {dim}; state num_heads"
+            )
         num_heads = dim // WAN_HEAD_DIM
     return {
         "dim": dim,
@@ -130,9 +139,13 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     dim, heads = _size(config, "dim"), _size(config, "num_heads")
     if dim % (2 * heads):
-        raise UserError(f"num_heads {heads} does not divide dim {dim} into heads of even width; correct the config")
+        raise UserError(
+            f"num_heads {heads} does not divide dim {dim} into heads of even width; correct the config"
+        )
     if not config.get("qk_norm", True):
-        raise UserError("qk_norm is off, but diffusers' Wan always normalises queries and keys; use weights trained with it")
+        raise UserError(
+            "qk_norm is off, but diffusers' Wan always normalises queries and keys; use weights trained with it"
+        )
     return {
         "patch_size": _sizes(config, "patch_size", (1, 2, 2), count=3),
         "num_attention_heads": heads,
@@ -158,7 +171,9 @@ def vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
     widths = _sizes(config, "dim_mult", (1, 2, 4, 4))
     temporal = [bool(flag) for flag in config.get("temperal_downsample", (False, True, True))]
     if len(temporal) != len(widths) - 1:
-        raise UserError(f"temperal_downsample must have one entry less than dim_mult ({len(widths)}), not {len(temporal)}")
+        raise UserError(
+            f"temperal_downsample must have one entry less than dim_mult ({len(widths)}), not {len(temporal)}"
+        )
     if config.get("attn_scales"):
         raise UserError("attn_scales must be empty: diffusers' Wan decoder has attention in its middle only")
     return {
@@ -243,7 +258,9 @@ def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights
     }
     if any(faults.values()):
         found = "; ".join(f"{fault}: {_first(names)}" for fault, names in faults.items() if names)
-        raise UserError(f"the weights do not fit a {type(model).__name__} of this config ({found}); check the file and its config")
+        raise UserError(
+            f"the weights do not fit a {type(model).__name__} of this config ({found}); check the file and its config"
+        )
     model.load_state_dict(weights)
     return model.eval()
 
@@ -262,10 +279,18 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return int(value)
 
 
-def _sizes(config: Mapping[str, Any], key: str, default: Sequence[int], count: int | None = None) -> tuple[int, ...]:
+def _sizes(
+    config: Mapping[str, Any], key: str, default: Sequence[int], count: int | None = None
+) -> tuple[int, ...]:
     values = config.get(key, default)
-    if not isinstance(values, Sequence) or len(values) != (count or len(values)) or not all(map(_is_size, values)):
-        raise UserError(f"{key} must be a list of {count or 'some'} positive integers, not {values!r}; correct the config")
+    if (
+        not isinstance(values, Sequence)
+        or len(values) != (count or len(values))
+        or not all(map(_is_size, values))
+    ):
+        raise UserError(
+            f"{key} must be a list of {count or 'some'} positive integers, not {values!r}; correct the config"
+        )
     return tuple(values)
 
 
@@ -278,14 +303,18 @@ def _statistics(config: Mapping[str, Any], channels: int) -> dict[str, list[floa
     given = {key: list(config[key]) for key in ("latents_mean", "latents_std") if config.get(key) is not None}
     for key, values in given.items():
         if len(values) != channels:
-            raise UserError(f"{key} has {len(values)} entries for {channels} latent channels; correct the config")
+            raise UserError(
+                f"{key} has {len(values)} entries for {channels} latent channels; correct the config"
+            )
     return defaults | given
 
 
 def _shape(weights: Weights, name: str, rank: int) -> tuple[int, ...]:
     shape = tuple(weights[name].shape) if name in weights else ()
     if len(shape) != rank:
-        raise UserError(f"the weights are no Wan transformer's: no {name} with {rank} dimensions; check the file")
+        raise UserError(
+            f"the weights are no Wan transformer's: no {name} with {rank} dimensions; check the file"
+        )
     return shape
 
 
@@ -321,12 +350,16 @@ def _unwrap(tree: object, which: str | None, path: Path) -> Weights:
         has = ", ".join(offered) or "one set of weights without a name"
         raise UserError(f"{path} has no part {which!r}, only {has}; choose another")
     if not isinstance(tree, Mapping) or not _is_weights(tree):
-        raise UserError(f"{path} holds no state dict; give a checkpoint with weights, or under one of {', '.join(WRAPPERS)}")
+        raise UserError(
+            f"{path} holds no state dict; give a checkpoint with weights, or under one of {', '.join(WRAPPERS)}"
+        )
     return dict(tree)
 
 
 def _is_weights(tree: Mapping[Any, Any]) -> bool:
-    return bool(tree) and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in tree.items())
+    return bool(tree) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tree.items()
+    )
 
 
 def _unwrapped_name(name: str) -> str:

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import CacheNotFound, constants, scan_cache_dir, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.settings import SETTINGS
@@ -27,7 +32,13 @@ STUDENT_FILES = [
 MODEL_FILES = [
     *STUDENT_FILES,
     *("teacher/*.json", "teacher/*.safetensors", "vae/*.json", "vae/*.safetensors"),
-    *("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*", "scheduler/*.json", "model_index.json"),
+    *(
+        "text_encoder/*.json",
+        "text_encoder/*.safetensors",
+        "tokenizer/*",
+        "scheduler/*.json",
+        "model_index.json",
+    ),
 ]
 
 
@@ -43,7 +54,9 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
     if name and os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
-        raise UserError(f"{name} is a file, but a model is a folder: make one of original weights with `sfpp weights convert`")
+        raise UserError(
+            f"{name} is a file, but a model is a folder: make one of original weights with `sfpp weights convert`"
+        )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"unknown model '{name}': {_suggestion(name)}")
     return _download(name, STUDENT_FILES if student else MODEL_FILES, offline)
@@ -62,7 +75,9 @@ def cached() -> Iterator[tuple[str, Path]]:
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
         if repo.repo_type == "model" and repo.revisions:
-            newest = max(repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified))
+            newest = max(
+                repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified)
+            )
             yield repo.repo_id, newest.snapshot_path
 
 
@@ -79,22 +94,30 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
     except HFValidationError as error:
-        raise UserError(f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)") from error
+        raise UserError(
+            f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)"
+        ) from error
     except GatedRepoError as error:
-        raise UserError(f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`") from error
+        raise UserError(
+            f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
             f"neither a folder '{name}' nor such a model on the hub: check the spelling, or `hf auth login` if it is private"
         ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(_absence(name, offline)) from error
-    except Exception as error:  # the network, the hub's transfer library and the disk each fail in their own way
+    except (
+        Exception
+    ) as error:  # the network, the hub's transfer library and the disk each fail in their own way
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
             f"'{name}' could not be fetched from the hub ({reason}): try again, it continues where it stopped"
         ) from error
     if not folder.is_dir():
-        raise UserError(f"'{name}' holds no model in diffusers' layout: original weights are for `sfpp weights convert`")
+        raise UserError(
+            f"'{name}' holds no model in diffusers' layout: original weights are for `sfpp weights convert`"
+        )
     return folder
 
 

@@ -42,7 +42,11 @@ class Layout:
             self.student = self.folder / "transformer"
         else:
             self.student = _student_folder(resolve(student, student=True, offline=offline))
-        places = (self.student, *([self.student.parent] if self.student.name == "transformer" else []), self.folder)
+        places = (
+            self.student,
+            *([self.student.parent] if self.student.name == "transformer" else []),
+            self.folder,
+        )
         settings = next((place / SETTINGS for place in places if (place / SETTINGS).exists()), None)
         self.settings = Settings.read(settings) if settings else Settings()
         if class_of(self.student) in (*STUDENTS, *TEACHERS):
@@ -51,7 +55,14 @@ class Layout:
     @property
     def teacher(self) -> Path | None:
         """The bidirectional teacher: `teacher/`, or the transformer of a bundle that is one."""
-        return next((self.folder / part for part in ("teacher", "transformer") if class_of(self.folder / part) in TEACHERS), None)
+        return next(
+            (
+                self.folder / part
+                for part in ("teacher", "transformer")
+                if class_of(self.folder / part) in TEACHERS
+            ),
+            None,
+        )
 
     @property
     def teacher_horizon(self) -> int:
@@ -72,8 +83,14 @@ class Layout:
     def _require(self, parts: tuple[str, ...]) -> None:
         missing = [part for part in parts if not (self.folder / part).is_dir()]
         if missing:
-            also = "; a student alone goes to --student" if class_of(self.folder / "transformer") in STUDENTS else ""
-            raise UserError(f"{self.folder} is not a model: {', '.join(missing)} missing; it takes diffusers' layout{also}")
+            also = (
+                "; a student alone goes to --student"
+                if class_of(self.folder / "transformer") in STUDENTS
+                else ""
+            )
+            raise UserError(
+                f"{self.folder} is not a model: {', '.join(missing)} missing; it takes diffusers' layout{also}"
+            )
 
     def check_fit(self, config: Mapping[str, Any], what: str) -> None:
         """Refuse a transformer of another family: one whose latent or text channels are not those of this VAE and text encoder."""
@@ -123,7 +140,9 @@ def weight_files(folder: Path) -> list[Path]:
         files = sorted(folder.glob("*.safetensors"))
     else:
         try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            files = [
+                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            ]
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
     if not files:
@@ -152,8 +171,13 @@ def _student_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "transformer"):
         if (candidate / "config.json").exists():
             return candidate
-    inner = sorted(config.parent for pattern in ("*", "*/*") for config in folder.glob(f"{pattern}/config.json"))
-    near = next((str(place) for place in reversed(inner) if class_of(place) in STUDENTS), "a run's step-NNNNNN/student")
+    inner = sorted(
+        config.parent for pattern in ("*", "*/*") for config in folder.glob(f"{pattern}/config.json")
+    )
+    near = next(
+        (str(place) for place in reversed(inner) if class_of(place) in STUDENTS),
+        "a run's step-NNNNNN/student",
+    )
     raise UserError(f"{folder} holds no student: it takes a folder in diffusers' layout, such as {near}")
 
 

@@ -46,11 +46,17 @@ def convert(
     layout = None if base is None else Layout(base)
     settings = _settings(layout, changes)
     student = _student(source, which, num_heads, layout, dtype)
-    parts = [] if layout is None else [layout.folder / part for part in _COPIED if (layout.folder / part).is_dir()]
+    parts = (
+        []
+        if layout is None
+        else [layout.folder / part for part in _COPIED if (layout.folder / part).is_dir()]
+    )
     try:
         _write(target, student, settings, parts)
     except OSError as error:
-        raise UserError(f"cannot write {target} ({error.strerror or error}): choose another folder, or make room") from error
+        raise UserError(
+            f"cannot write {target} ({error.strerror or error}): choose another folder, or make room"
+        ) from error
     return target
 
 
@@ -79,16 +85,22 @@ def _settings(layout: Layout | None, changes: Mapping[str, Any]) -> Settings:
         raise UserError(f"the student's settings: {error}") from None
 
 
-def _student(source: Path, which: str | None, num_heads: int | None, layout: Layout | None, dtype: str | None) -> CausalWanModel:
+def _student(
+    source: Path, which: str | None, num_heads: int | None, layout: Layout | None, dtype: str | None
+) -> CausalWanModel:
     weights = transformer_keys(load_original(source, which))
     student = student_from_original(weights, infer_config(weights, num_heads or _heads_of(layout, weights)))
     if layout is not None:
         layout.check_fit(student.config, str(source))
     stored = weights["patch_embedding.weight"].dtype
     student.to(DTYPES[dtype] if dtype else stored if stored in DTYPES.values() else torch.float32)
-    broken = next((name for name, tensor in student.state_dict().items() if not tensor.isfinite().all()), None)
+    broken = next(
+        (name for name, tensor in student.state_dict().items() if not tensor.isfinite().all()), None
+    )
     if broken is not None:
-        raise UserError(f"{source}: {broken} is not finite in {student.dtype}: fetch it again, or use a wider --dtype")
+        raise UserError(
+            f"{source}: {broken} is not finite in {student.dtype}: fetch it again, or use a wider --dtype"
+        )
     return student
 
 
@@ -113,7 +125,9 @@ def _write(target: Path, student: CausalWanModel, settings: Settings, parts: lis
             shutil.copytree(part, new / part.name)
         settings.write(new / SETTINGS)
         for file in new.rglob("*.safetensors"):
-            file.chmod(stat.S_IMODE((new / SETTINGS).stat().st_mode))  # safetensors writes for the owner's eyes only
+            file.chmod(
+                stat.S_IMODE((new / SETTINGS).stat().st_mode)
+            )  # safetensors writes for the owner's eyes only
         if target.exists():
             target.rename(Path(scratch, "old"))
         new.rename(target)

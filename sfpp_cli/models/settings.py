@@ -42,7 +42,9 @@ class Settings:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({error}): restore it, or write it anew with `sfpp weights convert`") from error
+            raise UserError(
+                f"{path} cannot be read ({error}): restore it, or write it anew with `sfpp weights convert`"
+            ) from error
         if not isinstance(values, dict):
             raise UserError(f"{path} must hold one JSON object, not a {type(values).__name__}")
         try:
@@ -67,14 +69,22 @@ class Settings:
 
     def _out_of_range(self) -> list[str]:
         values = asdict(self)
-        problems = [f"'{key}' must be {least} or more, not {values[key]}" for key, least in _LEAST.items() if values[key] < least]
+        problems = [
+            f"'{key}' must be {least} or more, not {values[key]}"
+            for key, least in _LEAST.items()
+            if values[key] < least
+        ]
         if self.context < self.sink + self.chunk:
-            problems.append(f"'context' ({self.context}) must hold the sink ({self.sink}) and a chunk ({self.chunk})")
+            problems.append(
+                f"'context' ({self.context}) must hold the sink ({self.sink}) and a chunk ({self.chunk})"
+            )
         if not 0 < self.shift < math.inf:
             problems.append(f"'shift' must be above 0, not {self.shift}")
         inside = all(0 < step <= TIMESTEPS for step in self.steps)
         if not self.steps or not inside or any(later >= step for step, later in pairwise(self.steps)):
-            problems.append(f"'steps' must descend from at most {TIMESTEPS} to at least 1, not {list(self.steps)}")
+            problems.append(
+                f"'steps' must descend from at most {TIMESTEPS} to at least 1, not {list(self.steps)}"
+            )
         return problems
 
 
@@ -89,4 +99,6 @@ def _misfit(key: str, value: object, hints: Mapping[str, Any]) -> str:
         kind = "a list of int" if get_origin(hints[key]) is tuple else hints[key].__name__
         return f"'{key}' must be {kind}, not {value!r}"
     near = difflib.get_close_matches(key, hints, n=1)
-    return f"unknown key '{key}'" + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(hints)})")
+    return f"unknown key '{key}'" + (
+        f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(hints)})"
+    )

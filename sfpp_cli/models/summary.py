@@ -93,7 +93,10 @@ class Summary:
         lines = {
             "model": f"{self.name} ({self.kind}), {self.folder}",
             "weights": f"{self.weights}",
-            **{name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}" for name, part in self.parts.items()},
+            **{
+                name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}"
+                for name, part in self.parts.items()
+            },
             "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
             "video": f"{s.width}x{s.height} at {s.fps} fps, {shape.tokens} tokens a latent frame",
             "rollout": f"chunks of {s.chunk} latent frames, context {s.context}, sink {s.sink}",
@@ -107,7 +110,11 @@ class Summary:
 def summarise(model: str, student: str | None = None) -> Summary:
     """Look at a model that is here already; nothing is downloaded or loaded."""
     layout = Layout(model, student, offline=True)
-    folders = {"transformer": layout.student, "vae": layout.folder / "vae", "text_encoder": layout.folder / "text_encoder"}
+    folders = {
+        "transformer": layout.student,
+        "vae": layout.folder / "vae",
+        "text_encoder": layout.folder / "text_encoder",
+    }
     is_student = class_of(layout.student) in STUDENTS
     if is_student and layout.teacher is not None:
         folders["teacher"] = layout.teacher
@@ -128,12 +135,22 @@ def listing() -> list[Listed]:
     here = [(name, "embedded", resolve(name)) for name in embedded()]
     hub = [(name, "hub cache", folder) for name, folder in cached()]
     kinds = [(place, _kind(place[2])) for place in [*here, *hub]]
-    return [Listed(name, source, kind, _size(folder), str(folder)) for (name, source, folder), kind in kinds if kind]
+    return [
+        Listed(name, source, kind, _size(folder), str(folder))
+        for (name, source, folder), kind in kinds
+        if kind
+    ]
 
 
 def readable(count: int) -> str:
     """Bytes in decimal units."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+    return (
+        f"{count / 1e9:.1f} GB"
+        if count >= 1e9
+        else f"{count / 1e6:.1f} MB"
+        if count >= 1e6
+        else f"{count / 1e3:.1f} kB"
+    )
 
 
 def _part(tensors: dict[str, Header]) -> Part:
@@ -155,7 +172,9 @@ def _shape(layout: Layout) -> Shape:
             tokens=tokens_per_frame(*latent_size, config["patch_size"]),
         )
     except KeyError as error:
-        raise UserError(f"{layout.student / 'config.json'} lacks {error}: fetch or convert the model again") from error
+        raise UserError(
+            f"{layout.student / 'config.json'} lacks {error}: fetch or convert the model again"
+        ) from error
 
 
 def _kind(folder: Path) -> str | None:

@@ -116,7 +116,8 @@ def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = (
-        torch.tensor(values, device=like.device, dtype=like.dtype) for values in (vae.config.latents_mean, vae.config.latents_std)
+        torch.tensor(values, device=like.device, dtype=like.dtype)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean[:, None, None], std[:, None, None]
 
@@ -148,7 +149,9 @@ class TiledDecoder:
                 if total is None or weight is None:
                     total = piece.new_zeros(*piece.shape[:-2], height * scale, width * scale)
                     weight = piece.new_zeros(height * scale, width * scale)
-                ramp = self._ramp(piece.shape[-2], scale, piece)[:, None] * self._ramp(piece.shape[-1], scale, piece)
+                ramp = self._ramp(piece.shape[-2], scale, piece)[:, None] * self._ramp(
+                    piece.shape[-1], scale, piece
+                )
                 rows = slice(top * scale, top * scale + piece.shape[-2])
                 columns = slice(left * scale, left * scale + piece.shape[-1])
                 total[..., rows, columns] += piece * ramp

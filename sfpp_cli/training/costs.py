@@ -121,7 +121,11 @@ class Windows:
 
 def windows_of(choices: Choices, settings: Settings) -> Windows:
     """As `DistributionMatching` draws them. UserError if they are not whole chunks, or do not fit the rollout."""
-    horizon, steps, count = choices.horizon or settings.horizon, len(settings.steps), choices.windows_per_rollout
+    horizon, steps, count = (
+        choices.horizon or settings.horizon,
+        len(settings.steps),
+        choices.windows_per_rollout,
+    )
     frames, chunk = choices.frames or horizon, settings.chunk
     length, starts = horizon // chunk, (frames - horizon) // chunk + 1
     if horizon % chunk or frames % chunk or starts < count:
@@ -171,7 +175,9 @@ def matching_flop(
     }
 
 
-def rolled(student: Sizes, settings: Settings, first: int, chunks: int, passes: float, *, remembered: bool = True) -> float:
+def rolled(
+    student: Sizes, settings: Settings, first: int, chunks: int, passes: float, *, remembered: bool = True
+) -> float:
     """FLOP of `chunks` chunks from number `first` on, `passes` over each; all but the last are `remembered` in one pass more."""
     flop = 0.0
     for index in range(first, first + chunks):
@@ -199,7 +205,10 @@ def measure(folder: Path, layout: Layout) -> Sizes:
     model, layers = blank(folder, one_layer)
     sizes, block = model.config, model.blocks[0]
     matrices = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
-    once = ("attn2.to_k", "attn2.to_v")  # the text's keys and values: once a prompt, not for every video token
+    once = (
+        "attn2.to_k",
+        "attn2.to_v",
+    )  # the text's keys and values: once a prompt, not for every video token
     size = layout.compression.latent_size(layout.settings.width, layout.settings.height)
     tokens = tokens_per_frame(*size, sizes.patch_size)
     return Sizes(
@@ -213,7 +222,9 @@ def measure(folder: Path, layout: Layout) -> Sizes:
 
 
 def text_parameters(layout: Layout) -> int:
-    return count_parameters(blank(layout.folder / "text_encoder", lambda config: UMT5EncoderModel(UMT5Config.from_dict(config))))
+    return count_parameters(
+        blank(layout.folder / "text_encoder", lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)))
+    )
 
 
 def blank(folder: Path, make: Callable[[dict[str, Any]], Any]) -> Any:
@@ -224,7 +235,9 @@ def blank(folder: Path, make: Callable[[dict[str, Any]], Any]) -> Any:
             return make(config)
     except Exception as error:  # a config that makes no sense can fail in any way there is
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"{folder / 'config.json'} describes no model ({reason}): fetch or convert it again") from error
+        raise UserError(
+            f"{folder / 'config.json'} describes no model ({reason}): fetch or convert it again"
+        ) from error
 
 
 def count_parameters(model: nn.Module) -> int:

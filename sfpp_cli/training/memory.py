@@ -76,9 +76,13 @@ def forecast(recipe: Recipe, layout: Layout, world: int, device: torch.device, o
     quiet_libraries()
     training = recipe.training
     if training.batch % world:
-        raise UserError(f"batch {training.batch} cannot be shared out evenly over {world} ranks: choose a multiple")
+        raise UserError(
+            f"batch {training.batch} cannot be shared out evenly over {world} ranks: choose a multiple"
+        )
     if training.offload and world > 1:
-        raise UserError("offload is for a single process: over several ranks the states are sharded, so leave it out")
+        raise UserError(
+            "offload is for a single process: over several ranks the states are sharded, so leave it out"
+        )
     micro = min(training.micro_batch or training.batch, training.batch // world)
     lower = device.type == "cuda" if training.precision == "auto" else training.precision == "bfloat16"
     precision = "bfloat16" if lower else "float32"
@@ -89,7 +93,11 @@ def forecast(recipe: Recipe, layout: Layout, world: int, device: torch.device, o
         "precision": f"weights float32, arithmetic {precision} on {device.type}",
         **{name: _learns(learner) for name, learner in costs.learners.items()},
         **{name: f"{count / 1e6:.1f} M parameters, frozen" for name, count in costs.frozen.items()},
-        **({"text encoder": f"{costs.gone / 1e6:.1f} M parameters, gone before the first step"} if costs.gone else {}),
+        **(
+            {"text encoder": f"{costs.gone / 1e6:.1f} M parameters, gone before the first step"}
+            if costs.gone
+            else {}
+        ),
         **_memory(costs, training, world, micro, device),
         **costs.lines,
         **_arithmetic(costs.flop, training.batch, world),
@@ -129,7 +137,10 @@ def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Costs
         {} if trained else {"text encoder": text},
         {"activations": teacher.activation_bytes(frames, element, 1, checkpointing=checkpointing)},
         {"transformer": teacher.flop(frames, frames) * trained_cost(checkpointing)},
-        {"a step": f"1 pass with gradient over {frames} latent frames a sample", "formula": _formula(teacher, checkpointing)},
+        {
+            "a step": f"1 pass with gradient over {frames} latent frames a sample",
+            "formula": _formula(teacher, checkpointing),
+        },
     )
 
 
@@ -214,7 +225,9 @@ def _matching_lines(windows: Windows, choices: Choices, settings: Settings) -> d
 
 def _teacher(layout: Layout) -> Path:
     if layout.teacher is None:
-        raise UserError(f"{layout.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own")
+        raise UserError(
+            f"{layout.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own"
+        )
     return layout.teacher
 
 
@@ -257,7 +270,10 @@ def _memory(costs: Costs, training: Training, world: int, micro: int, device: to
     return {
         **{name: _bytes(size) for name, size in stays.items()},
         **{name: _bytes(size) + where for name, size in rests.items()},
-        **{name: f"~{_bytes(size)}{checkpointing if name == 'activations' else ''}" for name, size in held.items()},
+        **{
+            name: f"~{_bytes(size)}{checkpointing if name == 'activations' else ''}"
+            for name, size in held.items()
+        },
         "memory": f"~{_bytes(passes)} a rank while passes run, ~{_bytes(update)} while an optimiser steps",
         **{name: f"~{_bytes(size)} a rank, between steps" for name, size in after.items()},
         **{name: f"~{_bytes(size)} a rank, before the first step" for name, size in before.items()},
@@ -295,18 +311,25 @@ def _files(recipe: Recipe, learners: Iterable[Learner], layout: Layout, out: Pat
         lines["previews"] = f"{training.steps // recipe.preview.every} pictures in {out}/previews"
     width = UMT5Config.from_dict(read_config(layout.folder / "text_encoder")).d_model
     most = _bytes(WEIGHT * layout.settings.text_length * width)
-    place = f"in {recipe.text_store}" if recipe.text_store else "in memory; 'text_store' would keep them on disk"
+    place = (
+        f"in {recipe.text_store}" if recipe.text_store else "in memory; 'text_store' would keep them on disk"
+    )
     return {**lines, "embeddings": f"{most} a prompt at most, {place}"}
 
 
 def _learns(learner: Learner) -> str:
-    learns = "all learn" if learner.learning == learner.parameters else f"{learner.learning / 1e6:.1f} M learn"
+    learns = (
+        "all learn" if learner.learning == learner.parameters else f"{learner.learning / 1e6:.1f} M learn"
+    )
     return f"{learner.parameters / 1e6:.1f} M parameters, {learns}"
 
 
 def _formula(sizes: Sizes, checkpointing: bool) -> str:
     more = " and 1 for checkpointing" if checkpointing else ""
-    linear, attention = f"2 x {sizes.linear / 1e6:.1f} M x tokens", f"4 x {sizes.shape.layers} x {sizes.dim} x queries x keys"
+    linear, attention = (
+        f"2 x {sizes.linear / 1e6:.1f} M x tokens",
+        f"4 x {sizes.shape.layers} x {sizes.dim} x queries x keys",
+    )
     return f"~{linear} + {attention} FLOP a forward pass; {BACKWARD} more backward{more}"
 
 

@@ -32,7 +32,11 @@ def make_pairs(
     folder = Path(pairs.folder)
     kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     teacher = bundle.load_teacher(device, torch.float32)
-    shape = (bundle.teacher_horizon, teacher.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height))
+    shape = (
+        bundle.teacher_horizon,
+        teacher.config.in_channels,
+        *bundle.compression.latent_size(settings.width, settings.height),
+    )
     origin = {
         "teacher": weights_digest(bundle.teacher, bundle.folder / "text_encoder"),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
@@ -57,7 +61,9 @@ def make_pairs(
             with recipe.training.autocast(device):
                 path = trajectory(
                     teacher,
-                    torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(device),
+                    torch.stack([normal(shape, seeded(recipe.seed, number)) for number in numbers]).to(
+                        device
+                    ),
                     text(chosen).to(device),
                     text([pairs.negative_prompt] * len(chosen)).to(device),
                     schedule=FlowSchedule(settings.shift),

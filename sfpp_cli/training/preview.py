@@ -32,7 +32,9 @@ class Previewer:
     The VAE and the embeddings stay on `device`.
     """
 
-    def __init__(self, bundle: Bundle, text: Tensor, seconds: float, folder: Path, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, bundle: Bundle, text: Tensor, seconds: float, folder: Path, device: torch.device, seed: int
+    ) -> None:
         """`text` [B, L, D] holds the prompts' padded embeddings."""
         settings, compression = bundle.settings, bundle.compression
         self.settings, self.folder = settings, folder
@@ -43,7 +45,9 @@ class Previewer:
         self.latent_frames = round_up(wanted, settings.chunk)
         self.frames = compression.video_frames(self.latent_frames)
         size = compression.latent_size(settings.width, settings.height)
-        self.noise = VideoNoise(range(seed, seed + len(text)), (settings.chunk, self.vae.config.z_dim, *size), device)
+        self.noise = VideoNoise(
+            range(seed, seed + len(text)), (settings.chunk, self.vae.config.z_dim, *size), device
+        )
 
     @torch.no_grad()
     def __call__(self, student: CausalWanModel, step: int, *, write: bool = True) -> dict[str, float]:
@@ -62,7 +66,9 @@ class Previewer:
             pictures += sampler.frames
             times += sampler.times(self.settings.fps)
         if write:
-            contact_sheet(pictures, times, self.folder / f"step-{step:06d}.png", columns=min(COLUMNS, self.frames))
+            contact_sheet(
+                pictures, times, self.folder / f"step-{step:06d}.png", columns=min(COLUMNS, self.frames)
+            )
         return {f"preview_{name}": fmean(video[name] for video in measured) for name in measured[0]}
 
     def _latents(self, student: CausalWanModel) -> Tensor:

@@ -116,7 +116,9 @@ class MatchingRecipe:
 Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe
 
 
-def read_recipe(path: Path, kind: type[T], *others: type[U], overrides: dict[str, str] | None = None) -> T | U:
+def read_recipe(
+    path: Path, kind: type[T], *others: type[U], overrides: dict[str, str] | None = None
+) -> T | U:
     """Parse a TOML file into `kind`, or the one of it and `others` whose objective it names; UserError with all that is wrong.
 
     `overrides` are dotted keys with values in TOML's (or plain text) form.
@@ -134,7 +136,9 @@ def read_recipe(path: Path, kind: type[T], *others: type[U], overrides: dict[str
     problems: list[str] = []
     objectives = {get_args(get_type_hints(kind)["objective"])[0]: kind for kind in (kind, *others)}
     if others and table.get("objective") not in objectives:
-        raise UserError(f"{path}: 'objective' must be one of {', '.join(map(repr, objectives))}, not {table.get('objective')!r}")
+        raise UserError(
+            f"{path}: 'objective' must be one of {', '.join(map(repr, objectives))}, not {table.get('objective')!r}"
+        )
     recipe = _build(objectives.get(table.get("objective"), kind), table, "", problems)
     if problems:
         raise UserError(f"{path}: " + "; ".join(problems))
@@ -170,7 +174,9 @@ def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
     for depth, key in enumerate(keys[:-1], start=1):
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise UserError(f"--set {'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a value, no key is below it")
+            raise UserError(
+                f"--set {'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a value, no key is below it"
+            )
     table[keys[-1]] = value
 
 
@@ -180,7 +186,8 @@ def _build(kind: Any, table: dict[str, Any], where: str, problems: list[str]) ->
     for key in sorted(table.keys() - known.keys()):
         near = difflib.get_close_matches(key, known, n=1)
         problems.append(
-            f"unknown key '{where}{key}'" + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})")
+            f"unknown key '{where}{key}'"
+            + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})")
         )
     values = {}
     for name, spec in known.items():
@@ -212,7 +219,10 @@ def _check(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
             if Ellipsis not in get_args(hint) and len(value) != len(inner):
                 problems.append(f"'{where}' must have {len(inner)} values, not {value!r}")
                 return None
-            return tuple(_check(inner[min(i, len(inner) - 1)], v, f"{where}[{i}]", problems) for i, v in enumerate(value))
+            return tuple(
+                _check(inner[min(i, len(inner) - 1)], v, f"{where}[{i}]", problems)
+                for i, v in enumerate(value)
+            )
     elif get_origin(hint) is UnionType:
         return _check(next(a for a in get_args(hint) if a is not type(None)), value, where, problems)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):

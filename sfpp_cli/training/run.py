@@ -33,7 +33,14 @@ from sfpp_cli.progress import Watch
 from sfpp_cli.training.memory import forecast, layout_of
 from sfpp_cli.training.pairs import make_pairs
 from sfpp_cli.training.preview import Previewer
-from sfpp_cli.training.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe, read_recipe, write_recipe
+from sfpp_cli.training.recipes import (
+    MatchingRecipe,
+    Recipe,
+    StudentRecipe,
+    TeacherRecipe,
+    read_recipe,
+    write_recipe,
+)
 
 EncodeText = Callable[[list[str]], Tensor]
 """Prompts -> padded embeddings [B, L, D], float32."""
@@ -51,7 +58,10 @@ class How:
 
 
 def overrides(
-    pairs: list[str] | None, steps: int | None = None, seed: int | None = None, preview_seconds: float | None = None
+    pairs: list[str] | None,
+    steps: int | None = None,
+    seed: int | None = None,
+    preview_seconds: float | None = None,
 ) -> dict[str, str]:
     """`--set key=value` and the flags that stand for one, as dotted recipe keys."""
     found = {}
@@ -110,7 +120,9 @@ def distill(path: Path, changes: dict[str, str], how: How, *, pairs_only: bool) 
     how.watch.say(plan)
     bundle = Bundle(recipe.model)
     prompts = [line.prompt for line in read_prompts(Path(recipe.pairs.prompts))][: recipe.pairs.count]
-    text = embedded(bundle, [recipe.pairs.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
+    text = embedded(
+        bundle, [recipe.pairs.negative_prompt, *prompts], recipe.text_store, how.device, how.watch
+    )
     make_pairs(bundle, recipe, prompts, text, how.watch, how.device)
     if not pairs_only:
         regress(bundle, recipe, prompts, text, how)
@@ -126,7 +138,9 @@ def regress(bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: Enc
         student.load_state_dict(teacher.state_dict())
         del teacher
     else:
-        student = Bundle(recipe.model, recipe.init).load_student(how.device, torch.float32).requires_grad_(True)
+        student = (
+            Bundle(recipe.model, recipe.init).load_student(how.device, torch.float32).requires_grad_(True)
+        )
     objective = TrajectoryRegression(
         student.to(how.device).train(),
         text,
@@ -148,7 +162,9 @@ def match_distributions(recipe: MatchingRecipe, how: How) -> None:
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
     text = embedded(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
     objective = matching_objective(recipe, bundle, prompts, text, how.device)
-    settings = bundle.settings.changed({"horizon": recipe.dmd.frames or objective.window * bundle.settings.chunk})
+    settings = bundle.settings.changed(
+        {"horizon": recipe.dmd.frames or objective.window * bundle.settings.chunk}
+    )
     look = previews_of(objective.student, bundle, recipe, text(prompts[: recipe.preview.count]), how)
     networks: list[nn.Module] = [objective.student, objective.critic, objective.teacher]
     run(objective, recipe, how, networks=networks, look=look, settings=settings)
@@ -179,7 +195,10 @@ def matching_objective(
                 context=settings.context,
                 sink=settings.sink,
                 horizon=bundle.teacher_horizon,
-                shape=(student.config.in_channels, *bundle.compression.latent_size(settings.width, settings.height)),
+                shape=(
+                    student.config.in_channels,
+                    *bundle.compression.latent_size(settings.width, settings.height),
+                ),
             ),
             choices=recipe.dmd,
             seed=recipe.seed,
@@ -189,7 +208,9 @@ def matching_objective(
         raise UserError(f"dmd: {error}") from None
 
 
-def embedded(bundle: Bundle, prompts: Sequence[str], store: str | None, device: torch.device, watch: Watch) -> EncodeText:
+def embedded(
+    bundle: Bundle, prompts: Sequence[str], store: str | None, device: torch.device, watch: Watch
+) -> EncodeText:
     """Embeddings of the prompts, computed once; the text encoder is gone afterwards. In memory, or in the folder `store`."""
     dtype = pick_dtype(None, device)
     if store is None:
@@ -197,7 +218,14 @@ def embedded(bundle: Bundle, prompts: Sequence[str], store: str | None, device: 
         return lambda chosen: known(chosen).float()
     ranks = Ranks.from_environment()
     ranks.join(device)
-    store_prompts(Path(store), prompts, lambda: bundle.load_text(device, dtype), text_origin(bundle, dtype), ranks, watch)
+    store_prompts(
+        Path(store),
+        prompts,
+        lambda: bundle.load_text(device, dtype),
+        text_origin(bundle, dtype),
+        ranks,
+        watch,
+    )
     return StoredPrompts(Path(store), bundle.settings.text_length)
 
 
@@ -227,7 +255,9 @@ def add_adapter(student: CausalWanModel, rank: int) -> None:
         raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'") from None
     layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
     student.requires_grad_(False)
-    student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian"))
+    student.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
+    )
 
 
 def prepare(networks: Sequence[nn.Module], training: Training) -> None:
@@ -274,14 +304,19 @@ def run(
     with how.watch.stage("training", training.steps) as advance:
 
         def show(record: dict[str, float]) -> None:
-            advance(int(record["step"]), {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
+            advance(
+                int(record["step"]),
+                {name: f"{value:.4g}" for name, value in record.items() if name != "step"},
+            )
 
         try:
             trainer = Trainer(objective, training, out, ranks, show, observe, describe)
             prepare(networks, training)
             trainer.run()
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; the same command with --resume goes on from the last checkpoint in {out}") from None
+            raise Interrupted(
+                f"interrupted; the same command with --resume goes on from the last checkpoint in {out}"
+            ) from None
     if ranks.first:
         from sfpp_cli.training.curves import plot_run
 

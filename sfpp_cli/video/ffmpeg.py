@@ -34,7 +34,9 @@ Frames = NDArray[np.uint8]
 
 _EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 _YUV420 = f"scale=out_color_matrix=bt709:out_range=tv:{_EXACT},format=yuv420p,setparams=color_primaries=bt709:color_trc=bt709"
-_PALETTE_PER_FRAME = "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=bayer:bayer_scale=3"
+_PALETTE_PER_FRAME = (
+    "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=bayer:bayer_scale=3"
+)
 _THREADS = "4"
 """Fixed, since x264's output depends on the number of threads."""
 
@@ -61,7 +63,9 @@ def output_path(path: Path) -> Path:
     file, or a directory that holds anything but such frames. Cheap, so check it before the work begins.
     """
     if path.suffix.lower() not in EXTENSIONS:
-        raise UserError(f"{path}: unknown kind of video {path.suffix!r}; end the name in {', '.join(EXTENSIONS)}")
+        raise UserError(
+            f"{path}: unknown kind of video {path.suffix!r}; end the name in {', '.join(EXTENSIONS)}"
+        )
     with _writing(path):
         if path.suffix.lower() != ".png":
             if path.is_dir():
@@ -70,11 +74,17 @@ def output_path(path: Path) -> Path:
         directory = path.with_suffix("")
         if directory.is_dir():
             frame = re.compile(re.escape(directory.name) + r"-\d{6,}\.png")
-            foreign = next((entry.name for entry in directory.iterdir() if not frame.fullmatch(entry.name)), None)
+            foreign = next(
+                (entry.name for entry in directory.iterdir() if not frame.fullmatch(entry.name)), None
+            )
             if foreign is not None:
-                raise UserError(f"{directory} holds {foreign}, which is not one of its frames; choose another name")
+                raise UserError(
+                    f"{directory} holds {foreign}, which is not one of its frames; choose another name"
+                )
         elif directory.exists():
-            raise UserError(f"{directory} is a file, but the frames of {path.name} go into a directory; choose another name")
+            raise UserError(
+                f"{directory} is a file, but the frames of {path.name} go into a directory; choose another name"
+            )
     return directory
 
 
@@ -93,7 +103,9 @@ class VideoWriter:
     As a context manager it closes, or after an exception aborts. UserError where the file cannot be written.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], fps: float, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, size: tuple[int, int], fps: float, metadata: Mapping[str, str] | None = None
+    ) -> None:
         self.path = output_path(path)
         self.size = size
         self.frames = 0
@@ -110,7 +122,9 @@ class VideoWriter:
         """Append [T, H, W, 3]."""
         width, height = self.size
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (height, width, 3):
-            raise ValueError(f"expected uint8 [T, {height}, {width}, 3], got {frames.dtype} {list(frames.shape)}")
+            raise ValueError(
+                f"expected uint8 [T, {height}, {width}, 3], got {frames.dtype} {list(frames.shape)}"
+            )
         with _writing(self.path):
             self._sink.write(frames)
         self.frames += len(frames)
@@ -136,7 +150,9 @@ class VideoWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -163,7 +179,18 @@ class _FfmpegSink:
         self._stack = ExitStack()
         self._process = self._stack.enter_context(
             _ffmpeg(
-                *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", picture, "-framerate", str(fps), "-i", "pipe:0"),
+                *(
+                    "-f",
+                    "rawvideo",
+                    "-pix_fmt",
+                    "rgb24",
+                    "-s",
+                    picture,
+                    "-framerate",
+                    str(fps),
+                    "-i",
+                    "pipe:0",
+                ),
                 *_ENCODERS[file.suffix.lower()],
                 *("-threads", _THREADS, "-fflags", "+bitexact", "-flags:v", "+bitexact"),
                 *(argument for key, value in tags.items() for argument in ("-metadata", f"{key}={value}")),
@@ -232,7 +259,9 @@ def _insert_gif_comment(file: Path, comment: str) -> None:
         header = source.read(13)
         flags = header[10]
         palette = source.read(3 << (flags & 7) + 1) if flags & 0x80 else b""
-        sink.write(header + palette + b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0")
+        sink.write(
+            header + palette + b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
+        )
         shutil.copyfileobj(source, sink)
     os.replace(whole, file)
 
@@ -278,9 +307,13 @@ def probe(path: Path) -> VideoInfo:
             files = _png_files(path)
             with Image.open(files[0]) as image:
                 if "fps" not in image.info:
-                    raise UserError(f"{path} holds frames without a frame rate; make a video file of them first")
+                    raise UserError(
+                        f"{path} holds frames without a frame rate; make a video file of them first"
+                    )
                 return VideoInfo(image.width, image.height, float(image.info["fps"]), len(files))
-        head = ask_ffmpeg(path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1")
+        head = ask_ffmpeg(
+            path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"
+        )
         progress = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-")
     found = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
     counts = re.findall(rb"^frame=(\d+)", progress, re.MULTILINE)
@@ -301,7 +334,16 @@ def read_frames(path: Path) -> Iterator[Frames]:
                 with Image.open(file) as image:
                     yield np.array(image.convert("RGB"))
             return
-        how = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", f"scale={_EXACT},format=rgb24", "-c:v", "ppm")
+        how = (
+            "-map",
+            "0:v:0",
+            "-fps_mode",
+            "passthrough",
+            "-vf",
+            f"scale={_EXACT},format=rgb24",
+            "-c:v",
+            "ppm",
+        )
         with _open_video(path, *how, "-f", "image2pipe", "pipe:1") as stream:
             while (header := [stream.readline() for _ in range(3)])[2]:
                 width, height = map(int, header[1].split())
@@ -317,7 +359,9 @@ def read_metadata(path: Path) -> dict[str, str]:
             with Image.open(_png_files(path)[0]) as image:
                 tags = {str(key): str(value) for key, value in image.info.items()}
         else:
-            tags = _parse_ffmetadata(ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace"))
+            tags = _parse_ffmetadata(
+                ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace")
+            )
     with suppress(ValueError):
         recorded = json.loads(tags.get("comment", ""))
         if isinstance(recorded, dict) and all(isinstance(value, str) for value in recorded.values()):
@@ -371,7 +415,9 @@ class SheetSampler:
         return [index / fps for index in self.indices[: len(self.frames)]]
 
 
-def contact_sheet(frames: Sequence[Frames], times: Sequence[float], path: Path, columns: int = 6, tile: int = 192) -> None:
+def contact_sheet(
+    frames: Sequence[Frames], times: Sequence[float], path: Path, columns: int = 6, tile: int = 192
+) -> None:
     """A PNG of frames [H, W, 3] of one size, in rows, the time in seconds under each.
 
     The longer side of a frame becomes `tile` pixels: by repeating pixels where that is a whole multiple, else by Lanczos.
@@ -383,7 +429,9 @@ def contact_sheet(frames: Sequence[Frames], times: Sequence[float], path: Path, 
     columns = min(columns, len(frames))
     rows = -(-len(frames) // columns)
     across, down = wide + _GAP, high + _CAPTION + _GAP
-    sheet = Image.new("RGB", (columns * across - _GAP + 2 * _MARGIN, rows * down - _GAP + 2 * _MARGIN), _BACKGROUND)
+    sheet = Image.new(
+        "RGB", (columns * across - _GAP + 2 * _MARGIN, rows * down - _GAP + 2 * _MARGIN), _BACKGROUND
+    )
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(_FONT_SIZE)
     for place, (frame, time) in enumerate(zip(frames, times, strict=True)):
@@ -417,7 +465,9 @@ def _ffmpeg(
     with tempfile.TemporaryFile() as log:  # a pipe that nobody empties would block ffmpeg
         with (
             suppress(BrokenPipeError),
-            subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=True) as process,
+            subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=True
+            ) as process,
         ):
             try:
                 yield process
@@ -459,7 +509,9 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         if "matches no streams" in str(error):
             raise UserError(f"{path} has no video stream; give the path of a video") from error
-        raise UserError(f"{path} cannot be read as a video ({error.strerror or error}); it may be damaged or cut short") from error
+        raise UserError(
+            f"{path} cannot be read as a video ({error.strerror or error}); it may be damaged or cut short"
+        ) from error
 
 
 @contextmanager

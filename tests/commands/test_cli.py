@@ -20,7 +20,17 @@ from sfpp_cli.app import app
 
 pytest_plugins = ["tiny_bundle"]
 
-HEAVY = ["torch", "diffusers", "transformers", "accelerate", "numpy", "huggingface_hub", "safetensors", "PIL", "tokenizers"]
+HEAVY = [
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "huggingface_hub",
+    "safetensors",
+    "PIL",
+    "tokenizers",
+]
 HELP = """
 import json, sys
 for name in {heavy}:
@@ -41,7 +51,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     """Python in a process of its own, at a width that wraps nothing."""
     root = str(Path(sfpp_cli.__file__).parent.parent)
     variables = os.environ | {"PYTHONPATH": root, "COLUMNS": "200", "TERM": "dumb"} | environment
-    return subprocess.run([sys.executable, *arguments], env=variables, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments], env=variables, capture_output=True, text=True, check=False
+    )
 
 
 def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -88,7 +100,9 @@ def test_every_option_is_explained() -> None:
         for name in path:
             command = command.commands[name]
         assert command.help, path
-        silent += [(path, parameter.name) for parameter in command.params if not getattr(parameter, "help", None)]
+        silent += [
+            (path, parameter.name) for parameter in command.params if not getattr(parameter, "help", None)
+        ]
     assert not silent
 
 
@@ -104,7 +118,8 @@ def test_version(sfpp: Sfpp) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["frobnicate"], ["weights", "frobnicate"], ["generate", "--frobnicate"], ["weights", "show"]]
+    "arguments",
+    [["frobnicate"], ["weights", "frobnicate"], ["generate", "--frobnicate"], ["weights", "show"]],
 )
 def test_unknown_commands_and_options(arguments: list[str], sfpp: Sfpp) -> None:
     code, out, err = sfpp(*arguments)
@@ -128,7 +143,9 @@ def test_unknown_commands_and_options(arguments: list[str], sfpp: Sfpp) -> None:
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_what_the_user_can_fix_is_one_line(arguments: list[str], complaint: str, sfpp: Sfpp, tmp_path: Path) -> None:
+def test_what_the_user_can_fix_is_one_line(
+    arguments: list[str], complaint: str, sfpp: Sfpp, tmp_path: Path
+) -> None:
     code, out, err = sfpp(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")

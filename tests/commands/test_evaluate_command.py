@@ -19,7 +19,9 @@ FPS, WIDTH, HEIGHT = 8, 64, 48
 def make(path: Path, frames: int = 40, fade: float = 0.0, seed: int = 0) -> Path:
     """A bright disc on its way over a textured ground, that whitens by `fade` until the end."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    ground = np.random.default_rng(seed).uniform(60, 120, (HEIGHT // 8, WIDTH // 8, 3)).repeat(8, 0).repeat(8, 1)
+    ground = (
+        np.random.default_rng(seed).uniform(60, 120, (HEIGHT // 8, WIDTH // 8, 3)).repeat(8, 0).repeat(8, 1)
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, (WIDTH, HEIGHT), FPS) as writer:
         for number in range(frames):
@@ -79,7 +81,18 @@ def test_systems_are_compared_by_prompt(sfpp: Sfpp, tmp_path: Path) -> None:
         for number in range(2):
             make(tmp_path / system / f"{number}.mp4", 24, fade, seed=number)
     (tmp_path / "prompts.txt").write_text("one\ntwo\none\ntwo\n")
-    places = ("evaluate", "--compare", "ours", "theirs", "--workers", "1", "--reference-seconds", "1", "--out", "report")
+    places = (
+        "evaluate",
+        "--compare",
+        "ours",
+        "theirs",
+        "--workers",
+        "1",
+        "--reference-seconds",
+        "1",
+        "--out",
+        "report",
+    )
     assert sfpp(*places, "--prompts", "prompts.txt")[0] == 0
     found = json.loads((tmp_path / "report/results.json").read_text())
     assert [(video["system"], video["prompt"]) for video in found["videos"]] == [
@@ -97,7 +110,9 @@ def test_systems_are_compared_by_prompt(sfpp: Sfpp, tmp_path: Path) -> None:
 
 def test_a_manifest_gives_prompt_and_seed(sfpp: Sfpp, tmp_path: Path) -> None:
     make(tmp_path / "a/one.mp4", 24)
-    (tmp_path / "a/made.json").write_text(json.dumps({"videos": [{"path": "one.mp4", "prompt": "a disc", "seed": 7}]}))
+    (tmp_path / "a/made.json").write_text(
+        json.dumps({"videos": [{"path": "one.mp4", "prompt": "a disc", "seed": 7}]})
+    )
     code, out, _ = sfpp("evaluate", "--manifest", "a/made.json", "--json", "--workers", "1")
     (video,) = json.loads(out)["videos"]
     assert (code, video["prompt"], video["seed"]) == (0, "a disc", 7)
@@ -108,10 +123,21 @@ def test_a_manifest_gives_prompt_and_seed(sfpp: Sfpp, tmp_path: Path) -> None:
     assert "no videos" in sfpp("evaluate")[2]
 
 
-def test_nothing_is_sent_to_a_judge_without_yes(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_to_a_judge_without_yes(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path / "one.mp4", 24)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    words = ("evaluate", "one.mp4", "--judge", "openai", "--judge-model", "some", "--judge-url", "http://127.0.0.1:9")
+    words = (
+        "evaluate",
+        "one.mp4",
+        "--judge",
+        "openai",
+        "--judge-model",
+        "some",
+        "--judge-url",
+        "http://127.0.0.1:9",
+    )
     code, _, err = sfpp(*words)
     assert code == 2
     assert "no prompt is known of one.mp4, and the judge needs it: give --prompts or --manifest" in err
@@ -131,13 +157,28 @@ def test_the_estimate_knows_prices_and_the_prompts_beside_videos(
     make(tmp_path / "two.mp4", 24, seed=1)
     (tmp_path / "one.json").write_text(json.dumps({"video": "one.mp4", "prompt": "a disc"}))
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    options = ("--judge", "openai", "--judge-model", "some", "--judge-frames", "3", "--judge-prices", "1000", "100")
+    options = (
+        "--judge",
+        "openai",
+        "--judge-model",
+        "some",
+        "--judge-frames",
+        "3",
+        "--judge-prices",
+        "1000",
+        "100",
+    )
     code, _, err = sfpp("evaluate", "one.mp4", "two.mp4", *options)
     assert code == 2
     assert "1 to 3 requests with 3 pictures" in err
     assert "without the 1 whose prompt is unknown" in err
-    assert "cost about 1." in err  # 3 x 258 tokens and the question at 1000 a million, 2000 tokens of answer at 100
-    assert "judge: requests_per_minute must be above 0" in sfpp("evaluate", "one.mp4", *options, "--judge-rate", "0")[2]
+    assert (
+        "cost about 1." in err
+    )  # 3 x 258 tokens and the question at 1000 a million, 2000 tokens of answer at 100
+    assert (
+        "judge: requests_per_minute must be above 0"
+        in sfpp("evaluate", "one.mp4", *options, "--judge-rate", "0")[2]
+    )
 
 
 def test_a_video_without_a_prompt_is_not_judged_and_the_rest_is_measured(
@@ -150,7 +191,10 @@ def test_a_video_without_a_prompt_is_not_judged_and_the_rest_is_measured(
     assert code == 2
     assert "one.mp4" in out
     [line] = [line for line in err.splitlines() if line.startswith("error:")]
-    assert line == "error: one.mp4 was not judged: no prompt is known, and the judge needs it: give --prompts or --manifest"
+    assert (
+        line
+        == "error: one.mp4 was not judged: no prompt is known, and the judge needs it: give --prompts or --manifest"
+    )
 
 
 def test_without_models_torch_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +209,16 @@ try:
 except SystemExit as stopped:
     print(stopped.code, *({"torch", "transformers", "matplotlib"} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
     assert done.stdout.splitlines()[-1] == "0"
     assert "skipped" in done.stderr
 
 
-def test_a_device_that_is_not_there_is_an_error_before_anything_is_measured(sfpp: Sfpp, tmp_path: Path) -> None:
+def test_a_device_that_is_not_there_is_an_error_before_anything_is_measured(
+    sfpp: Sfpp, tmp_path: Path
+) -> None:
     make(tmp_path / "one.mp4", 24)
     code, out, err = sfpp("evaluate", "one.mp4", "--device", "gpu", "--workers", "1")
     assert (code, out) == (2, "")

@@ -90,8 +90,12 @@ def test_eviction_moves_nothing(draw: Drawn) -> None:
         cache.commit(3)
         changed = (cache.keys[0] != before).any(dim=(0, 1, 3)).sum().item()
         assert changed == 3 * TOKENS, "a pass writes its own frames' slots and no others"
-        assert [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in [*cache.keys, *cache.values]] == homes
-        assert torch.equal(cache.keys[0][:, :, :TOKENS], before[:, :, :TOKENS]) == (number > 0), "the sink is written once"
+        assert [
+            (tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in [*cache.keys, *cache.values]
+        ] == homes
+        assert torch.equal(cache.keys[0][:, :, :TOKENS], before[:, :, :TOKENS]) == (number > 0), (
+            "the sink is written once"
+        )
 
 
 def test_the_number_of_attended_keys_stops_growing(draw: Drawn) -> None:
@@ -129,7 +133,9 @@ def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
 
 @pytest.mark.parametrize(("context", "sink"), [(3, 0), (5, 0), (6, 0), (8, 2), (7, 1), (30, 4)])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_an_unrolled_cache_goes_on_as_the_ring_would(context: int, sink: int, chunk: int, draw: Drawn) -> None:
+def test_an_unrolled_cache_goes_on_as_the_ring_would(
+    context: int, sink: int, chunk: int, draw: Drawn
+) -> None:
     """Unrolled after any number of chunks, between two passes or behind one that is not committed."""
     for before in range(9):
         ring = KVCache(TEXT[:1], tokens=TOKENS, context=context, sink=sink)
@@ -141,7 +147,9 @@ def test_an_unrolled_cache_goes_on_as_the_ring_would(context: int, sink: int, ch
         unrolled = ring.unroll(chunk)
         for _ in range(5):
             qkv = draw(chunk)
-            torch.testing.assert_close(unrolled.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0)
+            torch.testing.assert_close(
+                unrolled.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0
+            )
             unrolled.commit(chunk)
             ring.commit(chunk)
         assert unrolled.frame == ring.frame
@@ -166,11 +174,23 @@ def test_what_a_pass_saw_is_never_overwritten(draw: Drawn) -> None:
 
 def test_block_causal_is_a_dense_mask() -> None:
     """Lengths that 128 divides and others, whole and short last chunks, with a context and without."""
-    for tokens, frames, chunk in [(8, 16, 4), (32, 12, 3), (8, 17, 4), (6, 7, 3), (5, 3, 3), (1, 10, 1), (4, 2, 3)]:
+    for tokens, frames, chunk in [
+        (8, 16, 4),
+        (32, 12, 3),
+        (8, 17, 4),
+        (6, 7, 3),
+        (5, 3, 3),
+        (1, 10, 1),
+        (4, 2, 3),
+    ]:
         query, key, value = gaussian(3, 2, 2, frames * tokens, 4, seed=frames, dtype=torch.float64)
         for context in (None, chunk, chunk + 1, 2 * chunk, frames + 5):
-            answer = BlockCausal(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(query, key, value)
-            expected = MaskedMemory(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(query, key, value)
+            answer = BlockCausal(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(
+                query, key, value
+            )
+            expected = MaskedMemory(TEXT, tokens=tokens, chunk=chunk, context=context).attention(0)(
+                query, key, value
+            )
             torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
 
 

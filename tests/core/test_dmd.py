@@ -31,7 +31,12 @@ from sfpp_cli.core.trainer import Trainer, Training
 SCHEDULE = FlowSchedule(5.0)
 CHUNK, HORIZON, FRAMES = 3, 6, 30
 ROLLING = Rolling(
-    steps=(1000, 750, 500, 250), chunk=CHUNK, context=8, sink=1, horizon=HORIZON, shape=(CONFIG["in_channels"], *SIZE)
+    steps=(1000, 750, 500, 250),
+    chunk=CHUNK,
+    context=8,
+    sink=1,
+    horizon=HORIZON,
+    shape=(CONFIG["in_channels"], *SIZE),
 )
 TEXT = dict(zip(["", "a", "b"], prompts(3), strict=True))
 
@@ -46,7 +51,15 @@ def matching(seed: int = 0, starts: list[int] | None = None, **choices: Any) -> 
     randomize(critic, seed=5)
     chosen = Choices(**{"method": "self-forcing++", "frames": FRAMES, **choices})
     made = DistributionMatching(
-        make_student(), critic, teacher, encode, ["a", "b"], schedule=SCHEDULE, rolling=ROLLING, choices=chosen, seed=seed
+        make_student(),
+        critic,
+        teacher,
+        encode,
+        ["a", "b"],
+        schedule=SCHEDULE,
+        rolling=ROLLING,
+        choices=chosen,
+        seed=seed,
     )
     if starts is not None:
         made.draw_starts = lambda draws: starts  # type: ignore[method-assign]
@@ -64,7 +77,9 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
     timestep = score_timesteps(schedule, (golden["input.raw_timestep"][:, 0] - limits[0]) / width, limits)
     torch.testing.assert_close(timestep, golden["output.timestep"][:, 0], atol=5e-4, rtol=0)
     x, noise = golden["input.student_x0"], golden["input.noise"]
-    torch.testing.assert_close(schedule.add_noise(x, noise, timestep), golden["output.noisy_latent"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        schedule.add_noise(x, noise, timestep), golden["output.noisy_latent"], atol=1e-5, rtol=0
+    )
 
     cond, uncond = golden["input.real_cond_x0_pred"], golden["input.real_uncond_x0_pred"]
     guidance = 1 + config["real_guidance_scale"]
@@ -72,7 +87,9 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
     torch.testing.assert_close(gradient, golden["output.grad"], atol=1e-5, rtol=0)
     assert dmd_loss(x, gradient).item() == pytest.approx(golden["output.loss"].item(), rel=1e-6)
     learns = golden["input.gradient_mask_frames"]
-    assert dmd_loss(x, gradient, learns).item() == pytest.approx(golden["output.loss_masked"].item(), rel=1e-6)
+    assert dmd_loss(x, gradient, learns).item() == pytest.approx(
+        golden["output.loss_masked"].item(), rel=1e-6
+    )
 
     later = score_timesteps(schedule, (golden["input.critic_raw_timestep"][:, 0] - limits[0]) / width, limits)
     torch.testing.assert_close(later, golden["output.critic_timestep"][:, 0], atol=5e-4, rtol=0)
@@ -81,7 +98,9 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
 
 
 def test_the_losses_derivative_is_the_gradient() -> None:
-    x = torch.randn(2, 6, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    x = torch.randn(
+        2, 6, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).requires_grad_()
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (found,) = torch.autograd.grad(dmd_loss(x, g), x)
     torch.testing.assert_close(found, g / x.numel(), atol=1e-12, rtol=0)
@@ -93,7 +112,8 @@ def test_the_losses_derivative_is_the_gradient() -> None:
 
 def test_a_sample_is_normalised_by_itself() -> None:
     x, critic, teacher = (
-        torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in range(3)
+        torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in range(3)
     )
     both = dmd_gradient(x, critic, teacher)
     for i in range(2):
@@ -101,7 +121,9 @@ def test_a_sample_is_normalised_by_itself() -> None:
         assert torch.equal(both[part], dmd_gradient(x[part], critic[part], teacher[part]))
         expected = (critic[i] - teacher[i]) / (x[i] - teacher[i]).abs().mean()
         torch.testing.assert_close(both[i], expected, atol=1e-12, rtol=0)
-    assert dmd_gradient(x, x, x).abs().max() == 0, "where all agree nothing is to be done, and nothing is divided by zero"
+    assert dmd_gradient(x, x, x).abs().max() == 0, (
+        "where all agree nothing is to be done, and nothing is divided by zero"
+    )
 
 
 def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -> Tensor:
@@ -115,7 +137,9 @@ def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -
     rolled = objective_noise(objective, "ROLLOUT", which, shape)
     fresh = objective_noise(objective, "WINDOW", which, shape, start)
 
-    def chunk(x: Tensor, through: list[float], draw: Callable[[int, Tensor], Tensor], learning: bool) -> Tensor:
+    def chunk(
+        x: Tensor, through: list[float], draw: Callable[[int, Tensor], Tensor], learning: bool
+    ) -> Tensor:
         for number, level in enumerate(through):
             last = number == len(through) - 1
             with torch.set_grad_enabled(learning and last):
@@ -149,20 +173,27 @@ def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -
             through = levels[step : step + 1]
         else:
             through = levels[: step + 1]
-        predicted.append(chunk(x, through, lambda number, x0, index=index: fresh.draw(index, number, x0), True))
+        predicted.append(
+            chunk(x, through, lambda number, x0, index=index: fresh.draw(index, number, x0), True)
+        )
         remember(predicted[-1])
     return torch.cat(predicted, dim=1)
 
 
-def objective_noise(objective: DistributionMatching, use: str, which: Turn, shape: tuple[int, ...], number: int = 0) -> Any:
+def objective_noise(
+    objective: DistributionMatching, use: str, which: Turn, shape: tuple[int, ...], number: int = 0
+) -> Any:
     return VideoNoise(objective._seeds(dmd._For[use], which, number), shape)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("noise_init", "step", "start"), [("backward", 3, 7), ("backward", 1, 4), ("random", 2, 7), ("random", 3, 0)]
+    ("noise_init", "step", "start"),
+    [("backward", 3, 7), ("backward", 1, 4), ("random", 2, 7), ("random", 3, 0)],
 )
-def test_a_window_and_its_gradients_are_the_naive_ones(noise_init: str, step: int, start: int, checkpointing: bool) -> None:
+def test_a_window_and_its_gradients_are_the_naive_ones(
+    noise_init: str, step: int, start: int, checkpointing: bool
+) -> None:
     """Deep in the rollout the context of 8 frames has rolled over many times."""
     objective = matching(starts=[start], noise_init=noise_init, gradient_step="uniform")
     objective._draw_step = lambda draws: step  # type: ignore[method-assign]
@@ -182,18 +213,24 @@ def test_a_window_and_its_gradients_are_the_naive_ones(noise_init: str, step: in
     theirs = gradients(objective.student)
     assert ours.keys() == theirs.keys() == dict(objective.student.named_parameters()).keys()
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 2e-4 * theirs[name].abs().max().item(), rtol=0, msg=name)
+        torch.testing.assert_close(
+            gradient, theirs[name], atol=1e-6 + 2e-4 * theirs[name].abs().max().item(), rtol=0, msg=name
+        )
 
 
 def passes(student: CausalWanModel) -> list[tuple[bool, float]]:
     """Every pass from now on: whether it carries gradient, and its timestep."""
     seen: list[tuple[bool, float]] = []
-    student.register_forward_pre_hook(lambda module, given: seen.append((torch.is_grad_enabled(), given[1][0].item())))
+    student.register_forward_pre_hook(
+        lambda module, given: seen.append((torch.is_grad_enabled(), given[1][0].item()))
+    )
     return seen
 
 
 @pytest.mark.parametrize(("noise_init", "before", "within"), [("backward", 4 + 2, 1), ("random", 4 + 1, 3)])
-def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(noise_init: str, before: int, within: int) -> None:
+def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(
+    noise_init: str, before: int, within: int
+) -> None:
     """And the rollout stops behind the window: nothing later is needed."""
     objective = matching(starts=[4], noise_init=noise_init, gradient_step="uniform")
     objective._draw_step = lambda draws: 2  # type: ignore[method-assign]
@@ -245,11 +282,15 @@ def test_the_score_difference_is_the_formula() -> None:
         cond, uncond = (x_t - sigma * objective.teacher(x_t, timestep, given) for given in (text, negative))
     teacher = cond + 2 * (cond - uncond)
     expected = (critic - teacher) / (x - teacher).abs().mean((1, 2, 3, 4), keepdim=True)
-    torch.testing.assert_close(objective.score_difference(x, text, negative, which, 0), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        objective.score_difference(x, text, negative, which, 0), expected, atol=1e-4, rtol=0
+    )
     assert ((timestep >= 20) & (timestep <= 980)).all()
 
 
-@pytest.mark.parametrize(("window", "expected"), [("uniform", [1 / 9] * 9), ("beta(1,2)", [(17 - 2 * i) / 81 for i in range(9)])])
+@pytest.mark.parametrize(
+    ("window", "expected"), [("uniform", [1 / 9] * 9), ("beta(1,2)", [(17 - 2 * i) / 81 for i in range(9)])]
+)
 def test_where_windows_start(window: str, expected: list[float]) -> None:
     """Every start has its share; Beta(1, 2) has density 2 (1 - u), summed up over a ninth."""
     objective = matching(window=window)
@@ -285,7 +326,9 @@ def test_samples_are_the_same_in_any_company() -> None:
     for later in (0, 7):
         together = [x for x, _ in objective.windows(turn(4, 5, step=later), objective._texts(turn(4, 5))[0])]
         for i, sample in enumerate((4, 5)):
-            alone = [x for x, _ in objective.windows(turn(sample, step=later), objective._texts(turn(sample))[0])]
+            alone = [
+                x for x, _ in objective.windows(turn(sample, step=later), objective._texts(turn(sample))[0])
+            ]
             torch.testing.assert_close(together[0][i], alone[0][0], atol=2e-5, rtol=0)
 
 

@@ -26,14 +26,18 @@ def shift(request: pytest.FixtureRequest) -> int:
 def test_tables_are_the_references(golden: dict[str, Tensor], shift: int) -> None:
     schedule = FlowSchedule(shift)
     torch.testing.assert_close(schedule.sigmas, golden[f"output.sigmas_shift{shift}"], atol=2e-6, rtol=0)
-    torch.testing.assert_close(schedule.timesteps, golden[f"output.timesteps_shift{shift}"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(
+        schedule.timesteps, golden[f"output.timesteps_shift{shift}"], atol=5e-4, rtol=0
+    )
 
 
 def test_student_steps_are_the_references(golden: dict[str, Tensor], shift: int) -> None:
     schedule = FlowSchedule(shift)
     warped = schedule.warp(golden["input.denoising_step_list"])
     torch.testing.assert_close(warped, golden[f"output.warped_timesteps_shift{shift}"], atol=5e-4, rtol=0)
-    torch.testing.assert_close(schedule.sigma(warped), golden[f"output.warped_sigmas_shift{shift}"], atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        schedule.sigma(warped), golden[f"output.warped_sigmas_shift{shift}"], atol=2e-6, rtol=0
+    )
 
 
 def test_sigma_is_that_of_the_entry_the_reference_chose(golden: dict[str, Tensor], shift: int) -> None:
@@ -42,7 +46,9 @@ def test_sigma_is_that_of_the_entry_the_reference_chose(golden: dict[str, Tensor
     assert torch.equal(sigma, schedule.sigmas[golden[f"output.timestep_id_shift{shift}"]])
     torch.testing.assert_close(sigma, golden[f"output.sigma_shift{shift}"], atol=2e-6, rtol=0)
     off_the_grid = sigma - golden["input.timesteps"] / 1000
-    assert off_the_grid.abs().max() > 1e-3, "the golden timesteps would not tell the nearest entry from t / 1000"
+    assert off_the_grid.abs().max() > 1e-3, (
+        "the golden timesteps would not tell the nearest entry from t / 1000"
+    )
 
 
 def test_conversions_are_the_references(golden: dict[str, Tensor], shift: int) -> None:
@@ -66,7 +72,9 @@ def test_sigmas_follow_the_formula(shift: float) -> None:
     on_the_grid = schedule.shift_timesteps(1000 * uniform)
     torch.testing.assert_close(on_the_grid, 1000 * sigma, atol=1e-9, rtol=0)
     torch.testing.assert_close(schedule.timesteps, on_the_grid.float(), atol=5e-4, rtol=0)
-    torch.testing.assert_close(schedule.shift_timesteps(torch.tensor([0.0, 1000.0])), torch.tensor([0.0, 1000.0]))
+    torch.testing.assert_close(
+        schedule.shift_timesteps(torch.tensor([0.0, 1000.0])), torch.tensor([0.0, 1000.0])
+    )
 
 
 def test_the_papers_steps() -> None:
@@ -101,8 +109,12 @@ def test_conversions_invert_each_other_in_float64(shift: int) -> None:
     x0, noise = torch.randn(2, 1000, 1, 3, dtype=torch.float64, generator=generator)
     x_t = schedule.add_noise(x0, noise, schedule.timesteps)
     assert x_t.dtype == torch.float64
-    torch.testing.assert_close(schedule.x0_from_flow(noise - x0, x_t, schedule.timesteps), x0, atol=1e-13, rtol=0)
-    torch.testing.assert_close(schedule.flow_from_x0(x0, x_t, schedule.timesteps), noise - x0, atol=1e-11, rtol=0)
+    torch.testing.assert_close(
+        schedule.x0_from_flow(noise - x0, x_t, schedule.timesteps), x0, atol=1e-13, rtol=0
+    )
+    torch.testing.assert_close(
+        schedule.flow_from_x0(x0, x_t, schedule.timesteps), noise - x0, atol=1e-11, rtol=0
+    )
     assert torch.equal(schedule.add_noise(x0, noise, torch.tensor(1000.0)), noise)
 
 

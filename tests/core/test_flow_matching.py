@@ -41,7 +41,15 @@ class Encoder:
 def objective(text_dropout: float = 0.3) -> FlowMatching:
     teacher = make_teacher()
     models = {"transformer": teacher}
-    return FlowMatching(teacher, Encoder(), Clips(), schedule=FlowSchedule(5), text_dropout=text_dropout, seed=4, models=models)
+    return FlowMatching(
+        teacher,
+        Encoder(),
+        Clips(),
+        schedule=FlowSchedule(5),
+        text_dropout=text_dropout,
+        seed=4,
+        models=models,
+    )
 
 
 @torch.no_grad()

@@ -24,7 +24,9 @@ TEXT, NEGATIVE = torch.full((2, 3, 5), 2.0), torch.full((2, 3, 5), -1.0)
 Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def follow(velocity: Velocity, *, sampling_steps: int = 48, guidance: float = 1.0, steps: Sequence[int] = STEPS) -> Tensor:
+def follow(
+    velocity: Velocity, *, sampling_steps: int = 48, guidance: float = 1.0, steps: Sequence[int] = STEPS
+) -> Tensor:
     """The trajectory of a teacher with this velocity of (x, sigma, mean of its text), float64."""
 
     def teacher(x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
@@ -146,7 +148,9 @@ def by_hand(regression: TrajectoryRegression, number: int) -> float:
     by_frame = [choice[frame // 3] for frame in range(7)]
     x_t = torch.stack([path[step, frame] for frame, step in enumerate(by_frame)])[None]
     timestep = torch.tensor([[[1000.0, 937.5, 2500 / 3, 625.0][step] for step in by_frame]])
-    memory = MaskedMemory(student.embed_text(encode_text([prompt])), tokens=student.tokens(SIZE), chunk=3, context=5)
+    memory = MaskedMemory(
+        student.embed_text(encode_text([prompt])), tokens=student.tokens(SIZE), chunk=3, context=5
+    )
     x0 = x_t - timestep.view(1, 7, 1, 1, 1) / 1000 * student(x_t, timestep, memory)
     return (x0 - path[-1]).square().mean().item()
 
@@ -183,6 +187,8 @@ def test_every_chunk_draws_its_own_step(regression: TrajectoryRegression) -> Non
 
 def test_every_weight_learns(regression: TrajectoryRegression) -> None:
     loss_of(regression, [0, 1])[0].backward()
-    silent = [name for name, p in regression.student.named_parameters() if p.grad is None or not p.grad.abs().max()]
+    silent = [
+        name for name, p in regression.student.named_parameters() if p.grad is None or not p.grad.abs().max()
+    ]
     regression.student.zero_grad(set_to_none=True)
     assert silent == []

@@ -66,7 +66,9 @@ def test_two_ranks_follow_one(two: Path, tmp_path: Path) -> None:
         assert len(losses(two / kind)) == 3
         assert_close(two / kind, tmp_path, slice(0, 3))
     first, last = losses(tmp_path)[0], losses(tmp_path)[2]
-    assert first["critic_loss"] != pytest.approx(last["critic_loss"], rel=1e-3), "or nothing was learned that could differ"
+    assert first["critic_loss"] != pytest.approx(last["critic_loss"], rel=1e-3), (
+        "or nothing was learned that could differ"
+    )
 
 
 def test_a_run_of_two_ranks_continues_on_one(two: Path, tmp_path: Path) -> None:

@@ -36,7 +36,9 @@ def noise() -> VideoNoise:
     return VideoNoise([7, 8], CHUNK)
 
 
-@pytest.mark.parametrize("case", ["causal_rollout_full", "causal_rollout_rolling", "causal_rollout_rolling_sink"])
+@pytest.mark.parametrize(
+    "case", ["causal_rollout_full", "causal_rollout_rolling", "causal_rollout_rolling_sink"]
+)
 @torch.no_grad()
 def test_videos_are_the_references(case: str) -> None:
     config, golden = load(case)
@@ -52,7 +54,9 @@ def test_videos_are_the_references(case: str) -> None:
         sink=config["sink_size"],
         draw=lambda index, step, like: renoise[index, step],
     )
-    torch.testing.assert_close(torch.cat(list(chunks), dim=1), golden["output.final_latents"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        torch.cat(list(chunks), dim=1), golden["output.final_latents"], atol=ATOL, rtol=0
+    )
 
 
 def test_a_longer_video_begins_as_a_shorter_one(student: CausalWanModel, noise: VideoNoise) -> None:
@@ -83,7 +87,9 @@ def test_a_batch_is_so_many_single_videos(student: CausalWanModel) -> None:
     together = torch.cat(list(rollout(student, both.chunks(0, 4), TEXT, draw=both.draw, **SETTINGS)), dim=1)
     for i, seed in enumerate([7, 8]):
         single = VideoNoise([seed], CHUNK)
-        alone = torch.cat(list(rollout(student, single.chunks(0, 4), TEXT[i : i + 1], draw=single.draw, **SETTINGS)), dim=1)
+        alone = torch.cat(
+            list(rollout(student, single.chunks(0, 4), TEXT[i : i + 1], draw=single.draw, **SETTINGS)), dim=1
+        )
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.1
 
@@ -99,7 +105,9 @@ def test_resuming_after_any_chunk_changes_nothing(student: CausalWanModel, noise
             assert torch.equal(ours, theirs)
 
 
-def test_a_chunk_comes_before_its_context_pass(student: CausalWanModel, noise: VideoNoise, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_comes_before_its_context_pass(
+    student: CausalWanModel, noise: VideoNoise, monkeypatch: pytest.MonkeyPatch
+) -> None:
     remembered: list[Tensor] = []
     plain = student.remember
 
@@ -129,11 +137,15 @@ def test_a_video_may_be_endless(student: CausalWanModel, noise: VideoNoise) -> N
     endless = rollout(student, chunks(), TEXT, draw=noise.draw, **SETTINGS)
     some = list(itertools.islice(endless, 5))
     assert asked == [0, 1, 2, 3, 4], "noise is drawn when it is needed"
-    for ours, theirs in zip(some, rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, **SETTINGS), strict=True):
+    for ours, theirs in zip(
+        some, rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, **SETTINGS), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 
-def by_hand(student: CausalWanModel, noise: VideoNoise, count: int, exit_step: int, learning: int | None = None) -> list[Tensor]:
+def by_hand(
+    student: CausalWanModel, noise: VideoNoise, count: int, exit_step: int, learning: int | None = None
+) -> list[Tensor]:
     """The rollout from the formulas, over a cache that keeps everything; chunk `learning` carries gradient at its last step."""
     timesteps = [1000.0, 937.5, 2500 / 3, 625.0]
     with torch.no_grad():
@@ -157,8 +169,12 @@ def by_hand(student: CausalWanModel, noise: VideoNoise, count: int, exit_step: i
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2, 3])
-def test_an_early_exit_yields_that_steps_prediction(exit_step: int, student: CausalWanModel, noise: VideoNoise) -> None:
-    chunks = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, exit_step=exit_step, **SETTINGS))
+def test_an_early_exit_yields_that_steps_prediction(
+    exit_step: int, student: CausalWanModel, noise: VideoNoise
+) -> None:
+    chunks = list(
+        rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, exit_step=exit_step, **SETTINGS)
+    )
     for ours, theirs in zip(chunks, by_hand(student, noise, 4, exit_step), strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
@@ -169,7 +185,11 @@ def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int | Non
     student = make_student()
     with_gradient: list[bool] = []
     student.register_forward_pre_hook(lambda *_: with_gradient.append(torch.is_grad_enabled()))
-    chunks = list(rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, exit_step=exit_step, gradient={2}, **SETTINGS))
+    chunks = list(
+        rollout(
+            student, noise.chunks(0, 5), TEXT, draw=noise.draw, exit_step=exit_step, gradient={2}, **SETTINGS
+        )
+    )
     assert [chunk.requires_grad for chunk in chunks] == [False, False, True, False, False]
     passes = 1 + (3 if exit_step is None else exit_step)
     assert [number for number, enabled in enumerate(with_gradient) if enabled] == [3 * passes - 1]
@@ -181,12 +201,18 @@ def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int | Non
     theirs = gradients(student)
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 1e-4 * theirs[name].abs().max().item(), rtol=0)
+        torch.testing.assert_close(
+            gradient, theirs[name], atol=1e-6 + 1e-4 * theirs[name].abs().max().item(), rtol=0
+        )
 
 
-def test_gradient_in_many_chunks_does_not_change_the_video(student: CausalWanModel, noise: VideoNoise) -> None:
+def test_gradient_in_many_chunks_does_not_change_the_video(
+    student: CausalWanModel, noise: VideoNoise
+) -> None:
     plain = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS))
-    learning = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, gradient=range(1, 4), **SETTINGS))
+    learning = list(
+        rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, gradient=range(1, 4), **SETTINGS)
+    )
     assert [chunk.requires_grad for chunk in learning] == [False, True, True, True]
     for ours, theirs in zip(learning, plain, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, atol=1e-5, rtol=0)
@@ -201,7 +227,8 @@ def test_noise_is_a_function_of_seed_chunk_and_step() -> None:
         for step in range(3):
             assert torch.equal(wide.draw(index, step, like)[1], single.draw(index, step, like)[0])
     assert torch.equal(
-        torch.stack(list(single.chunks(2, 5))), torch.stack([chunk for i in (2, 3, 4) for chunk in single.chunks(i, i + 1)])
+        torch.stack(list(single.chunks(2, 5))),
+        torch.stack([chunk for i in (2, 3, 4) for chunk in single.chunks(i, i + 1)]),
     )
     assert single.draw(0, 0, torch.zeros((), dtype=torch.bfloat16)).dtype == torch.bfloat16
 
@@ -243,7 +270,9 @@ def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.Monk
     caches = []
 
     def new_cache(text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0) -> KVCache:
-        caches.append(Watched(student.embed_text(text), tokens=student.tokens(latent_size), context=context, sink=sink))
+        caches.append(
+            Watched(student.embed_text(text), tokens=student.tokens(latent_size), context=context, sink=sink)
+        )
         caches[-1].seen = set()
         return caches[-1]
 
@@ -251,7 +280,9 @@ def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.Monk
     noise = VideoNoise([1], (chunk, 4, 2, 2))
     settings = {**SETTINGS, "steps": [1000, 500], "chunk": chunk, "context": context}
     nbytes, scale = set(), []
-    for index, x0 in enumerate(rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], draw=noise.draw, **settings)):
+    for index, x0 in enumerate(
+        rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], draw=noise.draw, **settings)
+    ):
         (cache,) = caches
         nbytes.add(cache.nbytes)
         assert cache.frame == chunk * index

@@ -11,7 +11,17 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from golden_data import ATOL, load, weights
-from tiny import SIZE, WAN_1_3B, MaskedMemory, NaiveCache, gradients, latents, make_student, make_teacher, prompts
+from tiny import (
+    SIZE,
+    WAN_1_3B,
+    MaskedMemory,
+    NaiveCache,
+    gradients,
+    latents,
+    make_student,
+    make_teacher,
+    prompts,
+)
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import KVCache, Memory, UnrolledCache
@@ -42,7 +52,11 @@ def test_a_configuration_passes_through_unchanged(tmp_path: Path) -> None:
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items() if key[0] != "_"}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in config.items()
+        if key[0] != "_"
+    }
 
 
 @torch.no_grad()
@@ -53,7 +67,9 @@ def test_a_saved_student_is_a_diffusers_folder(tmp_path: Path) -> None:
     assert not any(report.values()), report
     x = latents(2, 6)
     flow = wan(x.transpose(1, 2), TIMESTEP, TEXT, return_dict=False)[0].transpose(1, 2)
-    torch.testing.assert_close(student(x, TIMESTEP, student.block_causal(TEXT, SIZE, chunk=6)), flow, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        student(x, TIMESTEP, student.block_causal(TEXT, SIZE, chunk=6)), flow, atol=1e-5, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -89,7 +105,9 @@ def test_block_causal_is_the_references(context: int | None, output: str) -> Non
     config, golden = load("block_causal_forward")
     student = student_from_original(weights("transformer"), config)
     x = golden["input.latents"]
-    memory = student.block_causal(golden["input.prompt_embeds"], (x.shape[3], x.shape[4]), chunk=3, context=context)
+    memory = student.block_causal(
+        golden["input.prompt_embeds"], (x.shape[3], x.shape[4]), chunk=3, context=context
+    )
     flow = student(x, golden["input.timestep"], memory)
     torch.testing.assert_close(flow, golden[f"output.{output}"], atol=ATOL, rtol=0)
 
@@ -149,7 +167,9 @@ def test_the_rotation_of_an_hour_is_exact(head_dim: int) -> None:
         for row in range(2):
             for column in range(3):
                 axes = [(frame, head_dim - 2 * spatial), (row, spatial), (column, spatial)]
-                angles.append([place * 10_000.0 ** (-2 * i / width) for place, width in axes for i in range(width // 2)])
+                angles.append(
+                    [place * 10_000.0 ** (-2 * i / width) for place, width in axes for i in range(width // 2)]
+                )
     expected = torch.tensor(angles, dtype=torch.float64)
     cos, sin = student._rope(14_400, 3, 2, 3, torch.device("cpu"))
     torch.testing.assert_close(cos.double(), expected.cos(), atol=1e-7, rtol=0)
@@ -161,7 +181,9 @@ def test_padding_is_attended() -> None:
     student = make_student()
     x = latents(2, 3)
     flows = [
-        student(x, TIMESTEP, student.block_causal(nn.functional.pad(TEXT[:, :5], (0, 0, 0, zeros)), SIZE, chunk=3))
+        student(
+            x, TIMESTEP, student.block_causal(nn.functional.pad(TEXT[:, :5], (0, 0, 0, zeros)), SIZE, chunk=3)
+        )
         for zeros in (0, 3, 20)
     ]
     assert (flows[0] - flows[1]).abs().max() > 1e-2
@@ -184,7 +206,10 @@ def test_the_context_pass_leaves_what_a_whole_pass_at_zero_would() -> None:
 @torch.no_grad()
 def test_the_context_pass_computes_no_more_than_it_must() -> None:
     student = make_student(num_layers=3)
-    calls = dict.fromkeys(["proj_out", "norm_out", *(f"blocks.{i}.{part}" for i in range(3) for part in ("ffn", "attn1.to_k"))], 0)
+    calls = dict.fromkeys(
+        ["proj_out", "norm_out", *(f"blocks.{i}.{part}" for i in range(3) for part in ("ffn", "attn1.to_k"))],
+        0,
+    )
 
     def count(name: str) -> None:
         calls[name] += 1
@@ -226,11 +251,16 @@ def test_gradients_of_a_block_causal_pass(context: int | None) -> None:
     student = make_student()
     x = latents(2, 8)
     found = []
-    for kind in (lambda: student.block_causal(TEXT, SIZE, chunk=3, context=context), lambda: masked(student, 3, context)):
+    for kind in (
+        lambda: student.block_causal(TEXT, SIZE, chunk=3, context=context),
+        lambda: masked(student, 3, context),
+    ):
         student(x, TIMESTEP, kind()).square().mean().backward()
         found.append(gradients(student))
     assert_same_gradients(*found)
-    assert found[0].keys() == dict(student.named_parameters()).keys(), "the text's keys and values learn as well"
+    assert found[0].keys() == dict(student.named_parameters()).keys(), (
+        "the text's keys and values learn as well"
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -271,7 +301,9 @@ def masked(student: CausalWanModel, chunk: int, context: int | None) -> Memory:
 def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, theirs[name], atol=1e-6 + 1e-5 * theirs[name].abs().max().item(), rtol=0, msg=name)
+        torch.testing.assert_close(
+            gradient, theirs[name], atol=1e-6 + 1e-5 * theirs[name].abs().max().item(), rtol=0, msg=name
+        )
 
 
 def test_gradients_survive_when_only_queries_learn() -> None:
@@ -304,5 +336,7 @@ def test_videos_of_a_batch_do_not_meet() -> None:
     x = latents(2, 6)
     together = student(x, TIMESTEP, student.block_causal(TEXT, SIZE, chunk=3))
     for i in range(2):
-        alone = student(x[i : i + 1], TIMESTEP[i : i + 1], student.block_causal(TEXT[i : i + 1], SIZE, chunk=3))
+        alone = student(
+            x[i : i + 1], TIMESTEP[i : i + 1], student.block_causal(TEXT[i : i + 1], SIZE, chunk=3)
+        )
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=0)

@@ -27,7 +27,9 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.errors import UserError
 
-TRAINING = Training(steps=12, batch=4, lr=1e-2, warmup=3, decay="cosine", clip=1.0, ema=0.9, ema_start=5, save_every=4)
+TRAINING = Training(
+    steps=12, batch=4, lr=1e-2, warmup=3, decay="cosine", clip=1.0, ema=0.9, ema_start=5, save_every=4
+)
 
 
 class Toy(nn.Module):
@@ -138,7 +140,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_rate_warms_up_and_stays() -> None:
     training = Training(steps=100, lr=2.0, warmup=4)
-    assert [training.schedule(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx([0.2, 0.4, 0.8, 1.0, 1.0, 1.0])
+    assert [training.schedule(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx(
+        [0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+    )
     assert Training(steps=100).schedule(0) == 1.0
 
 
@@ -155,7 +159,9 @@ def test_the_rate_falls_along_a_cosine() -> None:
 
 def test_updates_are_clipped_adamw() -> None:
     """Four steps from the formulas, with gradients longer than the clip."""
-    training = Training(steps=4, batch=2, lr=0.05, betas=(0.5, 0.9), weight_decay=0.1, warmup=2, clip=0.5, ema_start=99)
+    training = Training(
+        steps=4, batch=2, lr=0.05, betas=(0.5, 0.9), weight_decay=0.1, warmup=2, clip=0.5, ema_start=99
+    )
     objective, twin = Regression(), Regression()
     trainer = Trainer(objective, training, Path())
     parameters = list(twin.toy.parameters())
@@ -176,7 +182,9 @@ def test_updates_are_clipped_adamw() -> None:
                 clipped = gradient * 0.5 / norm
                 first[i] = 0.5 * first[i] + 0.5 * clipped
                 second[i] = 0.9 * second[i] + 0.1 * clipped**2
-                direction = first[i] / (1 - 0.5 ** (step + 1)) / ((second[i] / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+                direction = (
+                    first[i] / (1 - 0.5 ** (step + 1)) / ((second[i] / (1 - 0.9 ** (step + 1))).sqrt() + 1e-8)
+                )
                 p.mul_(1 - rate * 0.1).sub_(rate * direction)
         for ours, theirs in zip(objective.toy.parameters(), parameters, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
@@ -186,14 +194,19 @@ def test_the_average_is_the_recurrence(tmp_path: Path) -> None:
     history = []
     objective = Regression()
     trainer = Trainer(
-        objective, TRAINING, tmp_path, on_step=lambda record: history.append(objective.toy.inner.weight.double().clone())
+        objective,
+        TRAINING,
+        tmp_path,
+        on_step=lambda record: history.append(objective.toy.inner.weight.double().clone()),
     )
     trainer.run()
     expected = history[4]
     for weight in history[5:]:
         expected = 0.9 * expected + 0.1 * weight
     assert trainer.average is not None
-    torch.testing.assert_close(trainer.average["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        trainer.average["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0
+    )
     assert (expected - history[-1]).abs().max() > 1e-3
     assert_equal(contents(tmp_path, 12)["toy-ema"], trainer.average["toy"])
     assert_equal(contents(tmp_path, 12)["toy"], objective.toy.state_dict())
@@ -207,7 +220,9 @@ def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_resumed_run_is_the_uninterrupted_one(device: str, stops: list[int], tmp_path: Path, whole: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(
+    device: str, stops: list[int], tmp_path: Path, whole: Path
+) -> None:
     """Stopped at a checkpoint, between two, before the first, and again and again."""
     if device != "cpu":
         whole = tmp_path / "whole"
@@ -234,11 +249,16 @@ def test_every_sample_number_is_asked_for_once(tmp_path: Path) -> None:
     assert asked == list(range(48))
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [12]), (2, [10, 12]), (4, [6, 8, 10, 12]), (9, [2, 4, 6, 8, 10, 12])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [12]), (2, [10, 12]), (4, [6, 8, 10, 12]), (9, [2, 4, 6, 8, 10, 12])]
+)
 def test_the_newest_checkpoints_are_kept(keep: int, left: list[int], tmp_path: Path) -> None:
     train(tmp_path, Training(steps=12, batch=1, save_every=2, keep=keep))
     assert checkpoint.saved_steps(tmp_path) == left
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", *(f"step-{step:06d}" for step in left)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metrics.jsonl",
+        *(f"step-{step:06d}" for step in left),
+    ]
 
 
 def test_every_so_many_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
@@ -301,7 +321,9 @@ def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_a_killed_save_leaves_no_half_checkpoint(after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_save_leaves_no_half_checkpoint(
+    after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed before the model, before its average, before the state; the run goes on from the checkpoint before."""
     train(tmp_path, stop=4)
     with monkeypatch.context() as patch:

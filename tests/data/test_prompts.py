@@ -69,8 +69,23 @@ def test_jsonl_file(tmp_path: Path) -> None:
             for seconds in (False, 0, -1, "60", float("nan"), float("inf"), 10**400)
         ),
         *(
-            ({"prompt": "a", "out": out}, "out must be a relative path that stays inside the output directory")
-            for out in ("/a.mp4", "../a.mp4", "b/../../a.mp4", "..\\a.mp4", "C:\\a.mp4", "\\a.mp4", "", ".", "..", 1, "a\0b")
+            (
+                {"prompt": "a", "out": out},
+                "out must be a relative path that stays inside the output directory",
+            )
+            for out in (
+                "/a.mp4",
+                "../a.mp4",
+                "b/../../a.mp4",
+                "..\\a.mp4",
+                "C:\\a.mp4",
+                "\\a.mp4",
+                "",
+                ".",
+                "..",
+                1,
+                "a\0b",
+            )
         ),
     ],
 )
@@ -80,7 +95,9 @@ def test_bad_values(tmp_path: Path, record: dict[str, object], expected: str) ->
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_extreme_seeds(tmp_path: Path, seed: int) -> None:
-    assert read_prompts(written(tmp_path, "a.jsonl", json.dumps({"prompt": "a", "seed": seed})))[0].seed == seed
+    assert (
+        read_prompts(written(tmp_path, "a.jsonl", json.dumps({"prompt": "a", "seed": seed})))[0].seed == seed
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +138,9 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     assert complaint(tmp_path / "a.txt").startswith("cannot be read (No such file")
     assert complaint(tmp_path / "folder.txt").startswith("cannot be read (")
-    assert complaint(written(tmp_path, "a.csv", "a")) == "unknown kind of prompt file '.csv'; use .txt or .jsonl"
+    assert (
+        complaint(written(tmp_path, "a.csv", "a")) == "unknown kind of prompt file '.csv'; use .txt or .jsonl"
+    )
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,14 @@ from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder
 
 pytest_plugins = ["tiny_bundle"]
 
-PROMPTS = ["", "a red circle", "the blue square moving left and right", "lone \udcff surrogate", "a " * 20, "a red circle"]
+PROMPTS = [
+    "",
+    "a red circle",
+    "the blue square moving left and right",
+    "lone \udcff surrogate",
+    "a " * 20,
+    "a red circle",
+]
 
 
 class Lone(Ranks):
@@ -77,7 +84,9 @@ def encoder(encoders: dict[torch.dtype, TextEncoder]) -> Counting:
     return Counting(encoders[torch.float32])
 
 
-def store(folder: Path, prompts: list[str], encoder: TextEncoder, origin: str = "one", rank: int = 0, world: int = 1) -> Silent:
+def store(
+    folder: Path, prompts: list[str], encoder: TextEncoder, origin: str = "one", rank: int = 0, world: int = 1
+) -> Silent:
     watch = Silent()
     store_prompts(folder, prompts, lambda: encoder, origin, Lone(rank, world), watch)
     return watch
@@ -97,7 +106,9 @@ def one_line(pattern: str) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_stored_is_what_was_embedded(dtype: torch.dtype, encoders: dict[torch.dtype, TextEncoder], tmp_path: Path) -> None:
+def test_what_is_stored_is_what_was_embedded(
+    dtype: torch.dtype, encoders: dict[torch.dtype, TextEncoder], tmp_path: Path
+) -> None:
     encoder = encoders[dtype]
     store(tmp_path, PROMPTS, encoder)
     embedded, stored = EmbeddedPrompts(encoder, PROMPTS), StoredPrompts(tmp_path, encoder.length)
@@ -112,7 +123,10 @@ def test_what_is_stored_is_what_was_embedded(dtype: torch.dtype, encoders: dict[
 
 def test_a_prompt_is_padded_to_what_is_asked(encoder: Counting, tmp_path: Path) -> None:
     store(tmp_path, PROMPTS, encoder)
-    short, long = StoredPrompts(tmp_path, encoder.length)(PROMPTS), StoredPrompts(tmp_path, encoder.length + 3)(PROMPTS)
+    short, long = (
+        StoredPrompts(tmp_path, encoder.length)(PROMPTS),
+        StoredPrompts(tmp_path, encoder.length + 3)(PROMPTS),
+    )
     assert torch.equal(long[:, : encoder.length], short)
     assert not long[:, encoder.length :].any()
     with one_line(f"a prompt of {encoder.length} tokens, more than 4"):
@@ -139,7 +153,10 @@ def test_without_need_no_encoder_is_loaded(encoder: Counting, tmp_path: Path) ->
 
 
 def test_an_interrupted_store_goes_on_behind_its_last_file(
-    encoders: dict[torch.dtype, TextEncoder], encoder: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoders: dict[torch.dtype, TextEncoder],
+    encoder: Counting,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(text_store, "SHARD", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -147,7 +164,9 @@ def test_an_interrupted_store_goes_on_behind_its_last_file(
     assert len(names(tmp_path)) == 2
     store(tmp_path, PROMPTS, encoder)
     assert encoder.asked == PROMPTS[2:5]
-    assert torch.equal(StoredPrompts(tmp_path, encoder.length)(PROMPTS), EmbeddedPrompts(encoder, PROMPTS)(PROMPTS))
+    assert torch.equal(
+        StoredPrompts(tmp_path, encoder.length)(PROMPTS), EmbeddedPrompts(encoder, PROMPTS)(PROMPTS)
+    )
 
 
 def test_a_half_written_file_is_not_read(encoder: Counting, tmp_path: Path) -> None:
@@ -156,8 +175,14 @@ def test_a_half_written_file_is_not_read(encoder: Counting, tmp_path: Path) -> N
     assert StoredPrompts(tmp_path, encoder.length)(PROMPTS).isfinite().all()
 
 
-def test_ranks_share_the_work_without_doubles(encoders: dict[torch.dtype, TextEncoder], tmp_path: Path) -> None:
-    prompts = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square", "moving", "left")]
+def test_ranks_share_the_work_without_doubles(
+    encoders: dict[torch.dtype, TextEncoder], tmp_path: Path
+) -> None:
+    prompts = [
+        f"a {colour} {shape}"
+        for colour in ("red", "blue", "green")
+        for shape in ("circle", "square", "moving", "left")
+    ]
     ranks = [Counting(encoders[torch.float32]) for _ in range(3)]
     for rank, encoder in enumerate(ranks):
         store(tmp_path, prompts, encoder, rank=rank, world=3)

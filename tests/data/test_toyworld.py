@@ -11,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfpp_cli.data.toyworld.reader import UNIT_AREAS, classify_motion, judge_videos, nearest_motion, read_frames, speed
+from sfpp_cli.data.toyworld.reader import (
+    UNIT_AREAS,
+    classify_motion,
+    judge_videos,
+    nearest_motion,
+    read_frames,
+    speed,
+)
 from sfpp_cli.data.toyworld.world import (
     BACKGROUND_LUMA,
     BACKGROUNDS,
@@ -74,7 +81,11 @@ def test_a_scene_is_the_same_alone_in_a_batch_and_in_another_order() -> None:
 @pytest.mark.parametrize("variant", [0, 1, 17, 142])
 def test_captions_parse_back(many: Scenes, variant: int) -> None:
     def find(names: list[str], words: list[str]) -> int:
-        (found,) = (i for i, name in enumerate(names) if {w.split()[0] for w in SYNONYMS.get(name, (name,))} & set(words))
+        (found,) = (
+            i
+            for i, name in enumerate(names)
+            if {w.split()[0] for w in SYNONYMS.get(name, (name,))} & set(words)
+        )
         return found
 
     for i, caption in enumerate(many[:60].captions([variant] * 60)):
@@ -111,7 +122,9 @@ def test_background_has_the_worlds_luma(scenes: Scenes, videos: Tensor) -> None:
     luma = torch.tensor(LUMA_WEIGHTS)
     assert torch.allclose(scenes.background_colors() @ luma, torch.tensor(BACKGROUND_LUMA), atol=1e-5)
     positions = scenes.positions(torch.arange(48))
-    away = (positions - 0.5).norm(dim=2) > 1.4 * RADIUS[1] + 0.1  # the frame's centre is clear of object and shadow
+    away = (positions - 0.5).norm(dim=2) > 1.4 * RADIUS[
+        1
+    ] + 0.1  # the frame's centre is clear of object and shadow
     centre = (videos[:, :, :, 31:33, 31:33].mean((3, 4)) + 1) / 2
     assert away.any()
     assert torch.allclose(centre[away] @ luma, torch.tensor(BACKGROUND_LUMA), atol=2e-3)
@@ -120,7 +133,9 @@ def test_background_has_the_worlds_luma(scenes: Scenes, videos: Tensor) -> None:
 # --- reading frames ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("degrade", "error"), [(lambda frames: frames, 0.005), (as_a_vae_would, 0.008)], ids=["clean", "noisy"])
+@pytest.mark.parametrize(
+    ("degrade", "error"), [(lambda frames: frames, 0.005), (as_a_vae_would, 0.008)], ids=["clean", "noisy"]
+)
 def test_the_reader_finds_the_truth(scenes: Scenes, videos: Tensor, degrade: Degrade, error: float) -> None:
     for i in range(len(scenes)):
         seen = read_frames(degrade(videos[i]))
@@ -132,7 +147,9 @@ def test_the_reader_finds_the_truth(scenes: Scenes, videos: Tensor, degrade: Deg
         assert torch.allclose(seen.background_luma, torch.tensor(BACKGROUND_LUMA), atol=0.005)
         x, y = scenes.positions(torch.arange(48))[i].unbind(-1)
         assert torch.hypot(seen.x - x, seen.y - y).mean() < error
-        assert (seen.area / (UNIT_AREAS[scenes.shape[i]] * scenes.radius[i] ** 2)).median() == pytest.approx(1, abs=0.12)
+        assert (seen.area / (UNIT_AREAS[scenes.shape[i]] * scenes.radius[i] ** 2)).median() == pytest.approx(
+            1, abs=0.12
+        )
         assert classify_motion(seen.x, seen.y, seen.present) == scenes.motion[i]
         assert speed(seen.x, seen.y) == pytest.approx(speed(x, y), rel=0.03)
 
@@ -216,7 +233,9 @@ def test_noise_has_no_object_and_clipping_is_counted(videos: Tensor) -> None:
 def test_the_worlds_motions_are_told_apart(many: Scenes, count: int) -> None:
     tracks = many.positions(torch.arange(LATE, LATE + count))
     tracks = tracks + 0.003 * torch.randn(tracks.shape, generator=torch.Generator().manual_seed(0))
-    found = torch.tensor([classify_motion(track[:, 0], track[:, 1], everything_present(track)) for track in tracks])
+    found = torch.tensor(
+        [classify_motion(track[:, 0], track[:, 1], everything_present(track)) for track in tracks]
+    )
     assert (found == many.motion).float().mean() > 0.98
 
 
@@ -229,8 +248,12 @@ def test_the_nearest_motion_forgives_a_jump_and_a_wobble(many: Scenes, count: in
     spoilt = tracks + 0.004 * torch.randn(tracks.shape, generator=generator)
     jump = torch.arange(count // 2, count // 2 + 4)
     spoilt[:, jump] += 0.2
-    found = torch.tensor([nearest_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt])
-    strict = torch.tensor([classify_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt])
+    found = torch.tensor(
+        [nearest_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt]
+    )
+    strict = torch.tensor(
+        [classify_motion(track[:, 0], track[:, 1], everything_present(track)) for track in spoilt]
+    )
     assert (found == many.motion).float().mean() > share
     assert (strict == many.motion).float().mean() < 0.5
     assert nearest_motion(*tracks[0].unbind(-1), torch.zeros(count, dtype=torch.bool)) == -1
@@ -243,7 +266,10 @@ OTHER_TRACKS = {
     "trembling": (0.4 + 0.002 * torch.cos(200 * T), 0.6 + 0.002 * torch.sin(170 * T)),
     "upright": (0.4 + 0 * T, 0.2 + 0.5 * T),
     "round another centre": (0.3 + 0.12 * torch.cos(T / 0.12), 0.7 + 0.12 * torch.sin(T / 0.12)),
-    "to and fro on the orbit": (0.5 + 0.25 * torch.cos(torch.sin(T * 6)), 0.5 + 0.25 * torch.sin(torch.sin(T * 6))),
+    "to and fro on the orbit": (
+        0.5 + 0.25 * torch.cos(torch.sin(T * 6)),
+        0.5 + 0.25 * torch.sin(torch.sin(T * 6)),
+    ),
 }
 
 
@@ -299,7 +325,9 @@ def test_leaving_is_told_from_wandering(scenes: Scenes, videos: Tensor, many: Sc
     assert changed["wandered"] == 0.5
 
     blue = many[(many.background == 0).nonzero()[0, 0] :][:1]
-    tints = [replace(blue, tint=torch.tensor([tint])).frames(0, 48)[0] for tint in (-TINT_DEGREES, TINT_DEGREES)]
+    tints = [
+        replace(blue, tint=torch.tensor([tint])).frames(0, 48)[0] for tint in (-TINT_DEGREES, TINT_DEGREES)
+    ]
     drifted = judge_videos([torch.cat([tints[0][:24], tints[1][24:]])], blue)
     assert drifted["left"] == 0
     assert drifted["background"] == 1

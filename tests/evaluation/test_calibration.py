@@ -47,7 +47,10 @@ def ball(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
     room = np.array([width, height]) - 2 * radius
     y, x = np.mgrid[:height, :width]
     for index in range(frames):
-        way = np.mod(np.array([0.3 * width, 0.4 * height]) + np.array([0.31 * width, 0.412 * height]) * index / fps, 2 * room)
+        way = np.mod(
+            np.array([0.3 * width, 0.4 * height]) + np.array([0.31 * width, 0.412 * height]) * index / fps,
+            2 * room,
+        )
         cx, cy = radius + np.where(way > room, 2 * room - way, way)
         cover = np.clip(radius - np.hypot(x - cx, y - cy) + 0.5, 0, 1)[..., None]
         yield background * (1 - cover) + color * (1 - 0.12 * (x - cx + y - cy) / radius)[..., None] * cover
@@ -72,7 +75,9 @@ def toy(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
         yield from (batch[0].permute(0, 2, 3, 1).double().numpy() + 1) / 2
 
 
-def hops(frames: int, fps: float, size: tuple[int, int], seed: int, borders: Collection[int] = HOPS) -> Stream:
+def hops(
+    frames: int, fps: float, size: tuple[int, int], seed: int, borders: Collection[int] = HOPS
+) -> Stream:
     """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model draws it: a glitch, yet
     neither flicker nor another scene."""
     stream = toy(frames + AHEAD * len(borders), fps, size, seed)
@@ -196,7 +201,13 @@ def written(path: Path, pictures: Stream, size: tuple[int, int], fps: float) -> 
 
 
 def judged(
-    folder: Path, content: str, fault: str, fps: float, extension: str, size: tuple[int, int] = SIZE, seed: int = 0
+    folder: Path,
+    content: str,
+    fault: str,
+    fps: float,
+    extension: str,
+    size: tuple[int, int] = SIZE,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """What is measured of such a video."""
     change = (FAULTS | MORE_FAULTS)[fault][0]
@@ -220,9 +231,12 @@ def check(found: dict[str, Any], fault: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
-    ("content", "fps", "extension"), [("ball", 16, ".mp4"), ("pan", 24, ".webm"), ("toy", 16, ".gif"), ("hops", 16, ".webm")]
+    ("content", "fps", "extension"),
+    [("ball", 16, ".mp4"), ("pan", 24, ".webm"), ("toy", 16, ".gif"), ("hops", 16, ".webm")],
 )
-def test_each_detector_fires_on_its_own_fault_alone(tmp_path: Path, content: str, fps: float, extension: str, fault: str) -> None:
+def test_each_detector_fires_on_its_own_fault_alone(
+    tmp_path: Path, content: str, fps: float, extension: str, fault: str
+) -> None:
     check(judged(tmp_path, content, fault, fps, extension), fault)
 
 

@@ -85,7 +85,9 @@ def test_seeds_of_one_prompt_are_drawn_together() -> None:
     clustered = summarise(copies, np.repeat(np.arange(50), 4).tolist())
     assert (clustered["low"], clustered["high"]) == pytest.approx((single["low"], single["high"]))
     assert (clustered["count"], clustered["clusters"]) == (200, 50)
-    assert width(summarise(copies)) == pytest.approx(width(single) / 2, rel=0.06)  # what ignoring the clusters would claim
+    assert width(summarise(copies)) == pytest.approx(
+        width(single) / 2, rel=0.06
+    )  # what ignoring the clusters would claim
 
 
 def test_unequal_clusters_weigh_as_many_values_as_they_hold() -> None:
@@ -103,7 +105,9 @@ def test_the_same_seed_draws_the_same_interval() -> None:
 
 def test_many_clusters_are_drawn_piece_by_piece() -> None:
     data = RNG.normal(size=5000)
-    assert width(summarise(data, resamples=1000)) == pytest.approx(2 * 1.96 * data.std() / math.sqrt(5000), rel=0.12)
+    assert width(summarise(data, resamples=1000)) == pytest.approx(
+        2 * 1.96 * data.std() / math.sqrt(5000), rel=0.12
+    )
 
 
 @pytest.mark.parametrize("values", [[], [math.nan], [1.0, math.inf], [[1.0]]])
@@ -122,8 +126,20 @@ def test_videos_are_grouped_in_order() -> None:
 
 
 def test_pairs_are_matched_by_seed_else_by_prompt() -> None:
-    first = [video("x", 1, m=1.0), video("x", 2, m=2.0), video("y", 1, m=10.0), video("y", 2, m=20.0), video("z", 1, m=5)]
-    second = [video("x", 2, m=7.0), video("x", 3, m=9.0), video("y", 8, m=40.0), video("q", 1, m=1.0), video(None, 1, m=1.0)]
+    first = [
+        video("x", 1, m=1.0),
+        video("x", 2, m=2.0),
+        video("y", 1, m=10.0),
+        video("y", 2, m=20.0),
+        video("z", 1, m=5),
+    ]
+    second = [
+        video("x", 2, m=7.0),
+        video("x", 3, m=9.0),
+        video("y", 8, m=40.0),
+        video("q", 1, m=1.0),
+        video(None, 1, m=1.0),
+    ]
     assert differences(first, second, "m") == [("x", 5.0, True), ("y", 25.0, False)]
     assert differences(first, second, "other") == []
     unseeded = [video("x", None, m=1.0)], [video("x", None, m=4.0)]
@@ -163,16 +179,30 @@ def test_every_two_systems_are_compared() -> None:
 
 
 def test_missing_values_are_left_out_and_counted() -> None:
-    videos = [video("x", 0, m=1.0, only=2), video("y", 0, m=None), video(None, None, m=math.nan, flag=True), {"path": "bare"}]
+    videos = [
+        video("x", 0, m=1.0, only=2),
+        video("y", 0, m=None),
+        video(None, None, m=math.nan, flag=True),
+        {"path": "bare"},
+    ]
     system = compare({"s": videos})["systems"]["s"]
     assert (system["videos"], system["prompts"]) == (4, 4)
-    assert {name: entry["count"] for name, entry in system["metrics"].items()} == {"m": 1, "only": 1, "flag": 1}
+    assert {name: entry["count"] for name, entry in system["metrics"].items()} == {
+        "m": 1,
+        "only": 1,
+        "flag": 1,
+    }
     assert compare({})["systems"] == {}
 
 
 def test_verdicts_are_counted_with_their_median_onset() -> None:
     videos = [
-        {"verdicts": {"flicker": {"fired": True, "onset_seconds": onset}, "darkening": {"fired": False, "onset_seconds": None}}}
+        {
+            "verdicts": {
+                "flicker": {"fired": True, "onset_seconds": onset},
+                "darkening": {"fired": False, "onset_seconds": None},
+            }
+        }
         for onset in (2.0, None, 8.0)
     ]
     verdicts = compare({"s": [*videos, {}]})["systems"]["s"]["verdicts"]
@@ -183,4 +213,9 @@ def test_verdicts_are_counted_with_their_median_onset() -> None:
 def test_the_comparison_is_json_and_says_how_it_was_made() -> None:
     result = compare({"s": [video("x", 0, m=np.float64(1.0))], "t": [video("x", 0, m=2)]})
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert (result["schema"], result["level"], result["resamples"], result["seed"]) == ("sfpp-comparison/1", 0.95, 10_000, 0)
+    assert (result["schema"], result["level"], result["resamples"], result["seed"]) == (
+        "sfpp-comparison/1",
+        0.95,
+        10_000,
+        0,
+    )

@@ -20,13 +20,17 @@ from sfpp_cli.progress import Advance
 from sfpp_cli.video.ffmpeg import VideoWriter
 
 
-def video(path: Path, frames: int = 40, seed: int = 0, size: tuple[int, int] = (48, 32), fps: float = 16) -> Path:
+def video(
+    path: Path, frames: int = 40, seed: int = 0, size: tuple[int, int] = (48, 32), fps: float = 16
+) -> Path:
     """A ramp that slides, with a little noise."""
     generator = np.random.default_rng(seed)
     ramp = np.linspace(30, 220, size[0])
     with VideoWriter(path, size, fps) as writer:
         for index in range(frames):
-            picture = np.roll(ramp, 2 * index)[None, :, None] + generator.uniform(-4, 4, (size[1], size[0], 3))
+            picture = np.roll(ramp, 2 * index)[None, :, None] + generator.uniform(
+                -4, 4, (size[1], size[0], 3)
+            )
             writer.write(np.clip(picture, 0, 255).astype(np.uint8)[None])
     return writer.path
 
@@ -62,8 +66,18 @@ def test_the_result_has_the_documented_shape(tmp_path: Path) -> None:
     assert list(result) == ["schema", "versions", "parameters", "videos", "failed"]
     (found,) = result["videos"]
     assert (found["prompt"], found["seed"], found["system"]) == ("a ramp", 3, "toyworld")
-    assert (found["frames"], found["fps"], found["width"], found["height"], found["seconds"]) == (81, 16, 48, 32, 5.0625)
-    assert [(clip["start_frame"], clip["end_frame"]) for clip in found["clips"]] == [(0, 32), (32, 64), (49, 81)]
+    assert (found["frames"], found["fps"], found["width"], found["height"], found["seconds"]) == (
+        81,
+        16,
+        48,
+        32,
+        5.0625,
+    )
+    assert [(clip["start_frame"], clip["end_frame"]) for clip in found["clips"]] == [
+        (0, 32),
+        (32, 64),
+        (49, 81),
+    ]
     assert all(len(curve["seconds"]) == len(curve["values"]) == 81 for curve in found["curves"].values())
     assert all(value is None or isinstance(value, int | float) for value in found["metrics"].values())
     assert found["curves"]["flow_mean"]["values"][0] is None
@@ -93,7 +107,15 @@ def test_bad_files_are_a_line_each_and_the_others_are_measured(tmp_path: Path) -
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     ffmpeg("-f", "lavfi", "-i", "sine=d=1", str(tmp_path / "sound.mp4"))
-    ffmpeg("-i", str(good), "-vf", "select='lt(mod(n,8),3)+eq(mod(n,8),5)'", "-fps_mode", "vfr", str(tmp_path / "variable.mp4"))
+    ffmpeg(
+        "-i",
+        str(good),
+        "-vf",
+        "select='lt(mod(n,8),3)+eq(mod(n,8),5)'",
+        "-fps_mode",
+        "vfr",
+        str(tmp_path / "variable.mp4"),
+    )
     names = ("cut.mp4", "text.mp4", "empty.mp4", "folder", "sound.mp4", "variable.mp4", "missing.mp4")
     result = evaluate([*(tmp_path / name for name in names), good], workers=1)
     assert [entry["path"] for entry in result["videos"]] == [str(good)]
@@ -107,13 +129,22 @@ def test_bad_files_are_a_line_each_and_the_others_are_measured(tmp_path: Path) -
 
 
 def test_zero_frames(tmp_path: Path) -> None:
-    ffmpeg("-i", str(video(tmp_path / "a.mp4", 8)), "-frames:v", "0", "-c:v", "libx264", str(tmp_path / "none.mkv"))
+    ffmpeg(
+        "-i",
+        str(video(tmp_path / "a.mp4", 8)),
+        "-frames:v",
+        "0",
+        "-c:v",
+        "libx264",
+        str(tmp_path / "none.mkv"),
+    )
     with pytest.raises(UserError, match=r"none\.mkv"):
         measure(tmp_path / "none.mkv")
 
 
 @pytest.mark.parametrize(
-    ("extension", "fps"), [(".mp4", 24), (".webm", 16), (".webm", 30), (".gif", 16), (".gif", 40), (".png", 16)]
+    ("extension", "fps"),
+    [(".mp4", 24), (".webm", 16), (".webm", 30), (".gif", 16), (".gif", 40), (".png", 16)],
 )
 def test_coarse_clocks_are_no_variable_rate(tmp_path: Path, extension: str, fps: float) -> None:
     found = measure(video(tmp_path / f"a{extension}", 40, fps=fps))
@@ -129,7 +160,9 @@ def test_the_shortest_videos(tmp_path: Path, frames: int) -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_a_second_run_reads_the_cache_and_decodes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_reads_the_cache_and_decodes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache, path = tmp_path / "cache", video(tmp_path / "a.mp4", 24)
     first = evaluate([path], cache=cache)
     copy = tmp_path / "copy.mp4"

@@ -54,7 +54,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+        self.server.requests.append(
+            (self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+        )
         script = self.server.script
         (script.pop(0) if len(script) > 1 else script[0])(self)
 
@@ -86,12 +88,16 @@ def hang(handler: Handler) -> None:
 def chat(text: str | None, finish: str = "stop") -> Reply:
     message = {"role": "assistant", "content": text}
     choice = {"index": 0, "message": message, "finish_reason": finish}
-    return reply(200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": {"total_tokens": 9}})
+    return reply(
+        200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": {"total_tokens": 9}}
+    )
 
 
 def gemini(text: str) -> Reply:
     parts = [{"text": "Rating: 1", "thought": True}, {"text": text}]
-    return reply(200, {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}]})
+    return reply(
+        200, {"candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": "STOP"}]}
+    )
 
 
 class FakeClock(Clock):
@@ -145,14 +151,20 @@ def settings(server: Server) -> JudgeSettings:
     return JudgeSettings("openai", "judge-1", address, frames=4, side=48, requests_per_minute=6e6, timeout=5)
 
 
-def ask(film: Path, settings: JudgeSettings, folder: Path, clock: Clock | None = None, count: int = 1) -> list[Judgement]:
-    return judge([{"path": film, "prompt": PROMPT}] * count, settings, folder, yes=True, clock=clock or FakeClock())
+def ask(
+    film: Path, settings: JudgeSettings, folder: Path, clock: Clock | None = None, count: int = 1
+) -> list[Judgement]:
+    return judge(
+        [{"path": film, "prompt": PROMPT}] * count, settings, folder, yes=True, clock=clock or FakeClock()
+    )
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------------
 
 
-def test_chat_completions_with_frames(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_chat_completions_with_frames(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [chat(REASONED)]
     (verdict,) = ask(film, settings, tmp_path)
     assert (verdict.rating, verdict.missing, verdict.requests) == (4, None, 1)
@@ -181,7 +193,9 @@ def test_chat_completions_with_frames(server: Server, settings: JudgeSettings, f
     assert levels == pytest.approx([0, 70, 150, 230], abs=3)
 
 
-def test_gemini_gets_the_whole_video(server: Server, settings: JudgeSettings, movie: Path, tmp_path: Path) -> None:
+def test_gemini_gets_the_whole_video(
+    server: Server, settings: JudgeSettings, movie: Path, tmp_path: Path
+) -> None:
     server.script = [gemini(REASONED)]
     (verdict,) = ask(movie, replace(settings, back_end="gemini", model=None, temperature=0.5), tmp_path)
     assert verdict.rating == 4  # and not the 1 of a thought
@@ -196,7 +210,9 @@ def test_gemini_gets_the_whole_video(server: Server, settings: JudgeSettings, mo
     assert body["generationConfig"] == {"temperature": 0.5}
 
 
-def test_gemini_gets_frames_of_a_large_video(server: Server, settings: JudgeSettings, movie: Path, tmp_path: Path) -> None:
+def test_gemini_gets_frames_of_a_large_video(
+    server: Server, settings: JudgeSettings, movie: Path, tmp_path: Path
+) -> None:
     server.script = [gemini(REASONED)]
     ask(movie, replace(settings, back_end="gemini", inline_bytes=movie.stat().st_size - 1), tmp_path)
     parts = server.requests[0][2]["contents"][0]["parts"]
@@ -205,15 +221,22 @@ def test_gemini_gets_frames_of_a_large_video(server: Server, settings: JudgeSett
     assert "frames" in parts[-1]["text"].split("\n")[0]
 
 
-def test_short_videos_and_small_frames_are_shown_as_they_are(server: Server, settings: JudgeSettings, tmp_path: Path) -> None:
+def test_short_videos_and_small_frames_are_shown_as_they_are(
+    server: Server, settings: JudgeSettings, tmp_path: Path
+) -> None:
     server.script = [chat(REASONED)]
     ask(make_film(tmp_path / "short.png", frames=2), replace(settings, frames=32, side=512), tmp_path)
     pictures = server.requests[0][2]["messages"][0]["content"][1:-1:2]
     assert len(pictures) == 2
-    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]["image_url"]["url"].split(",")[1]))).size == (96, 64)
+    assert Image.open(io.BytesIO(base64.b64decode(pictures[0]["image_url"]["url"].split(",")[1]))).size == (
+        96,
+        64,
+    )
 
 
-def test_the_key_is_nowhere_on_disk(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_the_key_is_nowhere_on_disk(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [
         reply(500, {"error": {"message": f"bad {KEY}"}}),
         reply(200, f"no {KEY} JSON".encode()),
@@ -242,14 +265,18 @@ def test_no_key_is_sent_to_a_server_that_needs_none(
 # --- spending ---------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_sent_without_yes(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_nothing_is_sent_without_yes(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"would send 1 to 3 requests with 4 pictures, .* --yes"):
         judge([{"path": film, "prompt": PROMPT}], settings, tmp_path)
     assert not server.requests
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_kept_is_not_paid_twice(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_what_is_kept_is_not_paid_twice(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [chat(REASONED)]
     first = ask(film, settings, tmp_path, count=2)
     assert len(server.requests) == 1  # the same video twice in one run
@@ -262,7 +289,9 @@ def test_what_is_kept_is_not_paid_twice(server: Server, settings: JudgeSettings,
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("change", [{"model": "judge-2"}, {"frames": 3}, {"quality": 80}, {"temperature": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"model": "judge-2"}, {"frames": 3}, {"quality": 80}, {"temperature": 1.0}]
+)
 def test_another_question_is_paid_for(
     server: Server, settings: JudgeSettings, film: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -285,7 +314,11 @@ def test_another_prompt_video_or_protocol_is_paid_for(
 
 
 def test_estimate_counts_and_prices(movie: Path, tmp_path: Path) -> None:
-    videos = [{"path": movie, "prompt": PROMPT}, {"path": movie, "prompt": "other"}, {"path": movie, "prompt": None}]
+    videos = [
+        {"path": movie, "prompt": PROMPT},
+        {"path": movie, "prompt": "other"},
+        {"path": movie, "prompt": None},
+    ]
     frames = estimate(videos, JudgeSettings("openai", "m", frames=10), prices=(2.0, 10.0))
     assert (frames.requests, frames.requests_at_most, frames.images, frames.whole_videos) == (2, 6, 20, 0)
     assert 20 * 258 < frames.input_tokens < 20 * 258 + 1500
@@ -305,9 +338,16 @@ def test_the_score_is_out_of_the_best_rating() -> None:
 # --- failures ---------------------------------------------------------------------------------------------------------------
 
 
-def test_too_many_requests_waits_as_told(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_too_many_requests_waits_as_told(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     clock = FakeClock()
-    detail = {"error": {"code": 429, "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "21.5s"}]}}
+    detail = {
+        "error": {
+            "code": 429,
+            "details": [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "21.5s"}],
+        }
+    }
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     server.script = [
         reply(429, {"error": {"message": "slow down"}}, Retry_After="17"),
@@ -322,7 +362,9 @@ def test_too_many_requests_waits_as_told(server: Server, settings: JudgeSettings
     assert waits == [17, 21.5, pytest.approx(100, abs=2), 8]
 
 
-def test_server_errors_until_giving_up(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_server_errors_until_giving_up(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     clock = FakeClock()
     server.script = [reply(500, b"<html>oops</html>")]
     (verdict,) = ask(film, settings, tmp_path, clock)
@@ -343,7 +385,9 @@ def test_back_off_is_jittered(server: Server, settings: JudgeSettings, film: Pat
     assert [seconds for seconds in clock.sleeps if seconds > 0.1] == pytest.approx([0.5, 2.998, 3.0])
 
 
-def test_a_wait_beyond_patience_gives_up(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_a_wait_beyond_patience_gives_up(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     clock = FakeClock()
     server.script = [reply(429, {}, Retry_After="86400")]
     (verdict,) = ask(film, settings, tmp_path, clock)
@@ -351,7 +395,9 @@ def test_a_wait_beyond_patience_gives_up(server: Server, settings: JudgeSettings
     assert max(clock.sleeps, default=0) < 1
 
 
-def test_a_server_that_hangs_times_out(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_a_server_that_hangs_times_out(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [hang, chat(REASONED)]
     (verdict,) = ask(film, replace(settings, timeout=0.2), tmp_path)
     assert (verdict.rating, verdict.requests) == (4, 2)
@@ -359,15 +405,23 @@ def test_a_server_that_hangs_times_out(server: Server, settings: JudgeSettings, 
     assert "timed out" in json.loads(Path(verdict.kept).read_text())["responses"][0]["error"]
 
 
-def test_a_connection_closed_in_mid_body_is_repeated(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
-    server.script = [reply(200, b'{"choices": [', promised=4000), reply(503, b"{", promised=4000), chat(REASONED)]
+def test_a_connection_closed_in_mid_body_is_repeated(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
+    server.script = [
+        reply(200, b'{"choices": [', promised=4000),
+        reply(503, b"{", promised=4000),
+        chat(REASONED),
+    ]
     (verdict,) = ask(film, replace(settings, asks=1), tmp_path)
     assert (verdict.rating, verdict.requests) == (4, 3)
     responses = json.loads(Path(str(verdict.kept)).read_text())["responses"]
     assert [response["status"] for response in responses] == [None, None, 200]
 
 
-@pytest.mark.parametrize(("error", "status"), [({"code": 429, "message": "busy"}, 429), ({"code": "odd"}, 502), ("busy", 502)])
+@pytest.mark.parametrize(
+    ("error", "status"), [({"code": 429, "message": "busy"}, 429), ({"code": "odd"}, 502), ("busy", 502)]
+)
 def test_gateways_that_hide_failures_in_successes(
     server: Server, settings: JudgeSettings, film: Path, tmp_path: Path, error: Any, status: int
 ) -> None:
@@ -381,7 +435,10 @@ def test_gateways_that_hide_failures_in_successes(
     ("answer", "reason"),
     [
         (reply(200, b'{"choices": [{"mess'), "a response that does not follow the protocol"),
-        (reply(200, {"choices": [{"message": {"content": [1]}}]}), "a response that does not follow the protocol"),
+        (
+            reply(200, {"choices": [{"message": {"content": [1]}}]}),
+            "a response that does not follow the protocol",
+        ),
         (reply(200, []), "a response that does not follow the protocol"),
         (chat("It looks good throughout."), "an answer without a rating"),
         (chat("Rating: five"), "an answer without a rating"),
@@ -407,10 +464,14 @@ def test_unusable_answers_are_asked_again_and_then_missing(
     assert re.match(f"{reason}.*\\(answer 3 of 3\\); remove .* to ask again", str(verdict.missing))
     (again,) = ask(film, settings, tmp_path / "b")
     assert again.missing == verdict.missing
-    assert len(server.requests) == 2 + settings.asks  # three answers were paid for; a further run pays nothing
+    assert (
+        len(server.requests) == 2 + settings.asks
+    )  # three answers were paid for; a further run pays nothing
 
 
-def test_a_blocked_prompt_of_gemini(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_a_blocked_prompt_of_gemini(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [reply(200, {"promptFeedback": {"blockReason": "SAFETY"}})]
     (verdict,) = ask(film, replace(settings, back_end="gemini", asks=1), tmp_path)
     assert "an empty answer (SAFETY) (answer 1 of 1)" in str(verdict.missing)
@@ -440,8 +501,14 @@ def test_ratings_are_read_however_they_are_dressed(
             reply(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}),
             r"status 401 .*\[key\]; check the key in OPENAI_API_KEY",
         ),
-        (reply(404, {"error": {"message": "no such model"}}), r"no such model; check the judge's model \(judge-1\)"),
-        (reply(429, {"error": {"message": "pay", "code": "insufficient_quota"}}), "insufficient_quota pay; check the key"),
+        (
+            reply(404, {"error": {"message": "no such model"}}),
+            r"no such model; check the judge's model \(judge-1\)",
+        ),
+        (
+            reply(429, {"error": {"message": "pay", "code": "insufficient_quota"}}),
+            "insufficient_quota pay; check the key",
+        ),
         (
             reply(400, {"error": {"message": "bad", "details": [{"reason": "API_KEY_INVALID"}]}}),
             "API_KEY_INVALID bad; check the key",
@@ -459,11 +526,17 @@ def test_what_the_user_must_mend_stops_everything(
     assert len(server.requests) == 1
 
 
-def test_a_refused_request_concerns_its_video_only(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_a_refused_request_concerns_its_video_only(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [reply(413, {"error": {"message": "too large"}}), chat(REASONED)]
     other = make_film(tmp_path / "other.png", step=9)
     verdicts = judge(
-        [{"path": path, "prompt": PROMPT} for path in (film, other)], settings, tmp_path / "kept", yes=True, clock=FakeClock()
+        [{"path": path, "prompt": PROMPT} for path in (film, other)],
+        settings,
+        tmp_path / "kept",
+        yes=True,
+        clock=FakeClock(),
     )
     assert [verdict.rating for verdict in verdicts] == [None, 4]
     assert verdicts[0].missing == "127.0.0.1: status 413 too large"
@@ -476,8 +549,15 @@ def test_bad_videos_and_missing_prompts_leave_the_others_alone(
     broken = tmp_path / "broken.mp4"
     broken.write_text("not a video")
     progress: list[int] = []
-    videos = [{"path": broken, "prompt": PROMPT}, {"path": film, "prompt": " "}, {"path": film}, {"path": film, "prompt": PROMPT}]
-    verdicts = judge(videos, settings, tmp_path / "kept", lambda done, figures: progress.append(done), yes=True)
+    videos = [
+        {"path": broken, "prompt": PROMPT},
+        {"path": film, "prompt": " "},
+        {"path": film},
+        {"path": film, "prompt": PROMPT},
+    ]
+    verdicts = judge(
+        videos, settings, tmp_path / "kept", lambda done, figures: progress.append(done), yes=True
+    )
     assert [verdict.rating for verdict in verdicts] == [None, None, None, 4]
     assert "cannot be read" in str(verdicts[0].missing)
     assert "no prompt is known" in str(verdicts[1].missing)
@@ -485,7 +565,9 @@ def test_bad_videos_and_missing_prompts_leave_the_others_alone(
     assert len(server.requests) == 1
 
 
-def test_a_dead_service_is_not_asked_for_every_video(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_a_dead_service_is_not_asked_for_every_video(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [reply(503, {})]
     videos = [{"path": film, "prompt": f"{PROMPT} {index}"} for index in range(5)]
     verdicts = judge(videos, replace(settings, retries=1), tmp_path, yes=True, clock=FakeClock())
@@ -498,7 +580,9 @@ def test_nobody_listening(settings: JudgeSettings, film: Path, tmp_path: Path) -
     assert "refused" in str(verdict.missing)
 
 
-def test_requests_keep_their_pace(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_requests_keep_their_pace(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     clock = FakeClock()
     server.script = [chat(REASONED)]
     videos = [{"path": film, "prompt": f"{PROMPT} {index}"} for index in range(4)]
@@ -506,7 +590,9 @@ def test_requests_keep_their_pace(server: Server, settings: JudgeSettings, film:
     assert clock.sleeps == pytest.approx([5, 5, 5])
 
 
-def test_interrupted_in_the_middle_it_continues(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_interrupted_in_the_middle_it_continues(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
@@ -518,7 +604,9 @@ def test_interrupted_in_the_middle_it_continues(server: Server, settings: JudgeS
     assert verdict.requests == settings.asks - 1  # one answer was paid for before
 
 
-def test_damaged_records_are_named(server: Server, settings: JudgeSettings, film: Path, tmp_path: Path) -> None:
+def test_damaged_records_are_named(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
     server.script = [chat(REASONED)]
     (verdict,) = ask(film, settings, tmp_path)
     Path(str(verdict.kept)).write_text("{")
@@ -533,13 +621,26 @@ def test_settings_name_all_problems_at_once() -> None:
     with pytest.raises(UserError) as stopped:
         JudgeSettings("claude", frames=0, timeout=-1, quality=99, base_url="https://me:secret@host/v1")
     said = str(stopped.value)
-    for name in ("back_end must be one of openai, gemini", "frames must", "timeout must", "quality must", "base_url must"):
+    for name in (
+        "back_end must be one of openai, gemini",
+        "frames must",
+        "timeout must",
+        "quality must",
+        "base_url must",
+    ):
         assert name in said
     assert "secret" not in said
     assert "\n" not in said
     with pytest.raises(UserError, match="model must be given"):
         JudgeSettings("openai")
-    for address in ("", "ftp://host", "http://", "http://[half", "https://host/v1?key=secret", "https://a host"):
+    for address in (
+        "",
+        "ftp://host",
+        "http://",
+        "http://[half",
+        "https://host/v1?key=secret",
+        "https://a host",
+    ):
         with pytest.raises(UserError, match="base_url must be an http"):
             JudgeSettings(base_url=address)
 
@@ -547,7 +648,11 @@ def test_settings_name_all_problems_at_once() -> None:
 @pytest.mark.parametrize(
     ("key", "address", "remedy"),
     [
-        ("", None, "GEMINI_API_KEY is not set: put the key of generativelanguage.googleapis.com into the environment"),
+        (
+            "",
+            None,
+            "GEMINI_API_KEY is not set: put the key of generativelanguage.googleapis.com into the environment",
+        ),
         ("secret\nnext", None, "GEMINI_API_KEY holds characters"),
         ("secret", "http://judge.example/v1", "would travel in clear to judge.example"),
     ],

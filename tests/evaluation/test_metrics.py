@@ -13,7 +13,15 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.borders import Changes, Jump, border_frames, border_ratio, find_changes
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
 from sfpp_cli.evaluation.metrics.measure import measure
-from sfpp_cli.evaluation.metrics.motion import FlowMeter, clip_ranges, is_dynamic, spikes, stride, windowed_variance, working_size
+from sfpp_cli.evaluation.metrics.motion import (
+    FlowMeter,
+    clip_ranges,
+    is_dynamic,
+    spikes,
+    stride,
+    windowed_variance,
+    working_size,
+)
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import (
     best_offset,
@@ -96,7 +104,9 @@ def test_the_last_clip_overlaps_and_is_its_own() -> None:
     meter = FlowMeter((64, 48), 16, 256, 2)
     pictures = drifting(81, 3)
     for index in range(81):
-        meter.update(pictures[min(index, 60)])  # frozen from frame 60: clip (49, 81) has 5 or 6 moving pairs, a remainder had none
+        meter.update(
+            pictures[min(index, 60)]
+        )  # frozen from frame 60: clip (49, 81) has 5 or 6 moving pairs, a remainder had none
     assert meter.dynamic_clips() == [True, True, True]
     assert meter.top[60] > 2
     assert meter.top[61] == 0
@@ -108,7 +118,10 @@ def test_vbench_looks_at_eight_frames_a_second(fps: float, every: int) -> None:
 
 
 def test_dynamic_needs_a_quarter_of_the_frames_above_the_threshold() -> None:
-    size = (832, 480)  # the threshold is 6 * 480 / 256 = 11.25 pixels; 16 frames need 4 pairs, wherever they are
+    size = (
+        832,
+        480,
+    )  # the threshold is 6 * 480 / 256 = 11.25 pixels; 16 frames need 4 pairs, wherever they are
     assert is_dynamic(np.array([11.3, 0, 11.3, 0, 0, 11.3, 0, 11.3]), 16, size)
     assert not is_dynamic(np.array([11.3, 11.3, 11.3, 11.25, 11.2]), 16, size)
     assert not is_dynamic(np.array([11.3] * 9), 41, size)
@@ -136,7 +149,8 @@ def test_equal_pictures_do_not_move() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "working"), [((832, 480), (444, 256)), ((480, 832), (256, 444)), ((64, 64), (64, 64)), ((8, 6), (21, 16))]
+    ("size", "working"),
+    [((832, 480), (444, 256)), ((480, 832), (256, 444)), ((64, 64), (64, 64)), ((8, 6), (21, 16))],
 )
 def test_flow_is_taken_on_small_pictures(size: tuple[int, int], working: tuple[int, int]) -> None:
     assert working_size(size, 256) == working
@@ -163,7 +177,9 @@ def drifting(count: int, shift: int, size: tuple[int, int] = (64, 48), grain: fl
     noise = np.random.default_rng(0).standard_normal((height, width + shift * count))
     soft = cv2.GaussianBlur(noise, (0, 0), grain)
     levels = np.clip(128 + 50 * soft / soft.std(), 0, 255).astype(np.uint8)
-    return np.stack([np.ascontiguousarray(levels[:, index * shift : index * shift + width]) for index in range(count)])
+    return np.stack(
+        [np.ascontiguousarray(levels[:, index * shift : index * shift + width]) for index in range(count)]
+    )
 
 
 # --- repetition -------------------------------------------------------------------------------------------------------------
@@ -178,7 +194,9 @@ def test_norepeat_by_hand() -> None:
     frames = flat(0, 51, 102, 153, 0, 51, 102, 204)
     to_first = [distance(frames[0], frame) for frame in frames]
     pixel = 6.0  # sqrt(36 values)
-    assert to_first == pytest.approx([0, 0.2 * pixel, 0.4 * pixel, 0.6 * pixel, 0, 0.2 * pixel, 0.4 * pixel, 0.8 * pixel])
+    assert to_first == pytest.approx(
+        [0, 0.2 * pixel, 0.4 * pixel, 0.6 * pixel, 0, 0.2 * pixel, 0.4 * pixel, 0.8 * pixel]
+    )
     assert best_offset(to_first, position=4, halfwidth=2) == 4
     assert best_offset(to_first, position=2, halfwidth=1) == 1
     assert best_offset(to_first, position=7, halfwidth=1) == 6  # the window ends with the video
@@ -260,7 +278,9 @@ def test_border_ratio_by_hand() -> None:
 
 def test_a_bounce_is_not_flicker_and_pictures_shown_twice_are_no_jumps() -> None:
     place = np.abs(np.arange(100) % 60 - 30) * 4.0
-    pictures = np.clip(120 + place[:, None] * np.random.default_rng(0).uniform(-1, 1, 768), 0, 255).astype(np.uint8)
+    pictures = np.clip(120 + place[:, None] * np.random.default_rng(0).uniform(-1, 1, 768), 0, 255).astype(
+        np.uint8
+    )
     for shown in (pictures, np.repeat(pictures, 2, axis=0)):
         still = np.zeros(len(shown))
         found = find_changes(shown, still + 0.5, np.zeros((len(shown), 2)), (64, 64), 24, Parameters())

@@ -16,7 +16,13 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.networks.clip_dino import LoadedModels, Preprocessing, consistency, load_models, model_metrics
+from sfpp_cli.evaluation.networks.clip_dino import (
+    LoadedModels,
+    Preprocessing,
+    consistency,
+    load_models,
+    model_metrics,
+)
 from sfpp_cli.evaluation.networks.find import ModelFolder, find_models
 from sfpp_cli.video.ffmpeg import Frames, VideoWriter
 
@@ -47,7 +53,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     letters = [*"abcdefghijklmnopqrstuvwxyz"]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(folder)
+    CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[]).save_pretrained(
+        folder
+    )
     ends = {"bos_token_id": len(tokens) - 2, "eos_token_id": len(tokens) - 1}
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     torch.manual_seed(0)
@@ -65,7 +73,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dino")
     torch.manual_seed(1)
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8)
+    config = Dinov2Config(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE, patch_size=8
+    )
     Dinov2Model(config).save_pretrained(folder)
     write_preprocessing(folder)
     return folder
@@ -97,16 +107,23 @@ def loaded(clip: Path, dino: Path) -> LoadedModels:
 
 @pytest.mark.parametrize("size", [(24, 36), (36, 24), (48, 85), (20, 20), (17, 90)])
 @pytest.mark.parametrize(
-    "changes", [{}, {"size": 33}, {"size": {"height": 18, "width": 30}}, {"crop_size": 28}, {"do_center_crop": False}]
+    "changes",
+    [{}, {"size": 33}, {"size": {"height": 18, "width": 30}}, {"crop_size": 28}, {"do_center_crop": False}],
 )
-def test_pictures_are_prepared_as_transformers_does(tmp_path: Path, size: tuple[int, int], changes: dict[str, Any]) -> None:
-    reference = pytest.importorskip("transformers.models.clip.image_processing_pil_clip").CLIPImageProcessorPil
+def test_pictures_are_prepared_as_transformers_does(
+    tmp_path: Path, size: tuple[int, int], changes: dict[str, Any]
+) -> None:
+    reference = pytest.importorskip(
+        "transformers.models.clip.image_processing_pil_clip"
+    ).CLIPImageProcessorPil
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     write_preprocessing(tmp_path, **changes)
     if changes.get("size") == 33:
         changes = {"size": {"shortest_edge": 33}}
     crop = {"crop_size": {"height": SIDE, "width": SIDE}}
-    processor = reference(**({"size": {"shortest_edge": 20}, "image_mean": MEAN, "image_std": STD, **crop} | changes))
+    processor = reference(
+        **({"size": {"shortest_edge": 20}, "image_mean": MEAN, "image_std": STD, **crop} | changes)
+    )
     expected = processor(images=Image.fromarray(frame), return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(Preprocessing.read(tmp_path)(frame), expected, atol=1e-5, rtol=0)
 
@@ -186,7 +203,9 @@ def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Pa
         assert measured[name]["in_clip"] == pytest.approx(np.mean(within), abs=1e-5)
         assert measured[name]["clip_to_clip"] == pytest.approx(across, abs=1e-5)
         assert measured[name]["mean"] == pytest.approx((np.mean(within) + across) / 2, abs=1e-5)
-        assert len({round(value, 6) for value in [*within, across]}) == 4  # the random models do tell frames apart
+        assert (
+            len({round(value, 6) for value in [*within, across]}) == 4
+        )  # the random models do tell frames apart
     parameters = measured["parameters"]
     assert parameters["models"] == {"clip": str(clip), "dino": str(dino)}
     assert parameters["clips"] == 3
@@ -194,7 +213,9 @@ def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Pa
     json.dumps(measured)
 
 
-def test_frames_of_a_clip_are_sampled(loaded: LoadedModels, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_of_a_clip_are_sampled(
+    loaded: LoadedModels, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sfpp_cli.evaluation.networks.clip_dino.BATCH", 2)
     few = model_metrics(video, PROMPT, [(0, 6), (5, 11)], loaded, frames_a_clip=3)
     assert loaded.clip is not None
@@ -202,7 +223,8 @@ def test_frames_of_a_clip_are_sampled(loaded: LoadedModels, video: Path, monkeyp
     pictures = [np.array(Image.open(file)) for file in sorted(video.glob("*.png"))]
     text = loaded.text(PROMPT)[0]
     expected = [
-        100 * float((loaded.clip([pictures[index] for index in chosen]) @ text).mean()) for chosen in ([0, 2, 5], [5, 7, 10])
+        100 * float((loaded.clip([pictures[index] for index in chosen]) @ text).mean())
+        for chosen in ([0, 2, 5], [5, 7, 10])
     ]
     assert few["clip_text_alignment"]["clips"] == pytest.approx(expected, abs=1e-4)
     assert few["parameters"]["frames_a_clip"] == 3
@@ -210,12 +232,21 @@ def test_frames_of_a_clip_are_sampled(loaded: LoadedModels, video: Path, monkeyp
 
 def test_one_clip_of_one_frame_has_nothing_to_compare(loaded: LoadedModels, video: Path) -> None:
     measured = model_metrics(video, PROMPT, [(0, 1)], loaded)
-    assert measured["subject_consistency"] == {"in_clip": None, "clip_to_clip": None, "mean": None, "clips": [None]}
+    assert measured["subject_consistency"] == {
+        "in_clip": None,
+        "clip_to_clip": None,
+        "mean": None,
+        "clips": [None],
+    }
     assert len(measured["clip_text_alignment"]["clips"]) == 1
 
 
 def test_without_a_prompt_there_is_no_alignment(loaded: LoadedModels, video: Path) -> None:
-    assert model_metrics(video, None, [(0, 4)], loaded).keys() == {"subject_consistency", "background_consistency", "parameters"}
+    assert model_metrics(video, None, [(0, 4)], loaded).keys() == {
+        "subject_consistency",
+        "background_consistency",
+        "parameters",
+    }
 
 
 def test_without_models_the_video_is_not_read(tmp_path: Path) -> None:
@@ -251,7 +282,10 @@ def test_absent_models_are_skipped_with_a_remedy(tmp_path: Path, monkeypatch: py
 
 def test_models_are_found_in_the_hub_cache(clip: Path, dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = {"me/clip": clip, "me/dino": dino}
-    monkeypatch.setattr("sfpp_cli.evaluation.networks.find.try_to_load_from_cache", lambda name, file: str(folders[name] / file))
+    monkeypatch.setattr(
+        "sfpp_cli.evaluation.networks.find.try_to_load_from_cache",
+        lambda name, file: str(folders[name] / file),
+    )
     found, skipped = find_models("me/clip", "me/dino")
     assert not skipped
     assert found == {"clip": ModelFolder("me/clip", clip), "dino": ModelFolder("me/dino", dino)}
@@ -280,9 +314,15 @@ def test_the_real_hub_cache_layout(dino: Path, tmp_path: Path, monkeypatch: pyte
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),
             "holds a model of type 'bert', but 'clip' is needed",
         ),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights are not read"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pickled weights are not read",
+        ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be loaded"),
-        (lambda folder: (folder / "preprocessor_config.json").unlink(), "does not tell how to prepare a picture"),
+        (
+            lambda folder: (folder / "preprocessor_config.json").unlink(),
+            "does not tell how to prepare a picture",
+        ),
         (
             lambda folder: drop(folder / "model.safetensors", "visual_projection.weight"),
             "lacks 1 weights, such as visual_projection",

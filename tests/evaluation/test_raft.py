@@ -85,7 +85,9 @@ def test_clips_by_hand(tmp_path: Path) -> None:
     assert dynamic_clips(path, clips, FPS, SIZE, raft, read.append) == [True, False, False]
     assert read == list(range(1, 82))
     assert len(network.shown) == 3 * 15
-    assert dynamic_clips(path, [(0, 30)], FPS, SIZE, raft) == [False]  # 15 kept: round(3.75) = 4, and the one at 30 is outside
+    assert dynamic_clips(path, [(0, 30)], FPS, SIZE, raft) == [
+        False
+    ]  # 15 kept: round(3.75) = 4, and the one at 30 is outside
     assert dynamic_clips(path, [(0, 22)], FPS, SIZE, raft) == [True]  # 11 kept: round(2.75) = 3
 
 
@@ -131,25 +133,34 @@ def hide(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(builtins, "__import__", refuse)
 
 
-def test_without_torchvision_it_is_one_line(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchvision_it_is_one_line(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hide(monkeypatch, ModuleNotFoundError("No module named 'torchvision'", name="torchvision"))
     grey_levels(tmp_path / "v.mp4", [50] * 8)
     code, out, err = sfpp("evaluate", "v.mp4", "--raft", "torchvision", "--workers", "1")
     assert (code, out) == (2, "")
     [line] = err.splitlines()
-    assert line.startswith("error: --raft runs torchvision's RAFT, and torchvision is not installed: pip install torchvision")
+    assert line.startswith(
+        "error: --raft runs torchvision's RAFT, and torchvision is not installed: pip install torchvision"
+    )
     assert torch.__version__ in line
 
 
 def test_a_torchvision_for_another_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, RuntimeError("operator torchvision::nms does not exist\nand more"))
-    with pytest.raises(UserError, match=r"cannot be imported \(operator torchvision::nms does not exist\): pip install the one"):
+    with pytest.raises(
+        UserError,
+        match=r"cannot be imported \(operator torchvision::nms does not exist\): pip install the one",
+    ):
         load_raft("torchvision", CPU)
 
 
 def test_torchvision_s_network(tmp_path: Path) -> None:
     """With random weights, since its own cannot be fetched in a test: they load from a file, and its flow comes out."""
-    optical_flow = pytest.importorskip("torchvision.models.optical_flow", reason="torchvision is no dependency of this project")
+    optical_flow = pytest.importorskip(
+        "torchvision.models.optical_flow", reason="torchvision is no dependency of this project"
+    )
     torch.manual_seed(0)
     network = optical_flow.raft_large().eval()
     torch.save(network.state_dict(), tmp_path / "raft.pth")
@@ -157,7 +168,10 @@ def test_torchvision_s_network(tmp_path: Path) -> None:
     first, second = np.random.default_rng(0).integers(0, 256, (2, 130, 133, 3), dtype=np.uint8)
     flow = raft(first, second)
     assert flow.shape == (136, 136, 2)
-    pictures = [np.pad(frame, ((3, 3), (1, 2), (0, 0)), mode="edge").transpose(2, 0, 1)[None] for frame in (first, second)]
+    pictures = [
+        np.pad(frame, ((3, 3), (1, 2), (0, 0)), mode="edge").transpose(2, 0, 1)[None]
+        for frame in (first, second)
+    ]
     prepared = optical_flow.Raft_Large_Weights.C_T_V1.transforms()(*map(torch.from_numpy, pictures))
     with torch.no_grad():
         expected = network(*prepared, num_flow_updates=20)[-1][0].permute(1, 2, 0).numpy()

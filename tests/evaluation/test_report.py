@@ -57,7 +57,11 @@ class Page(HTMLParser):
             self.words += data
 
     def all(self, tag: str, style: str = "") -> list[dict[str, str]]:
-        return [found for name, found in self.elements if name == tag and (not style or style in found.get("class", "").split())]
+        return [
+            found
+            for name, found in self.elements
+            if name == tag and (not style or style in found.get("class", "").split())
+        ]
 
 
 def clip(path: Path, shade: int = 0) -> Path:
@@ -80,7 +84,13 @@ def entry(path: Path | str, **more: Any) -> dict[str, Any]:
         "width": SIZE[0],
         "height": SIZE[1],
         "seconds": FRAMES / FPS,
-        "metrics": {"local_stability": 71.25, "luma": 0.5, "dynamic_degree_dis": 1, "unheard_of": 2.5, "norepeat": None},
+        "metrics": {
+            "local_stability": 71.25,
+            "luma": 0.5,
+            "dynamic_degree_dis": 1,
+            "unheard_of": 2.5,
+            "norepeat": None,
+        },
         "curves": {
             "luma": {"seconds": seconds, "values": [0.4, 0.4, 0.5, 0.6, 0.7, 0.8]},
             "flow_mean": {"seconds": seconds, "values": [None, 1.0, 1.0, 1.5, 1.0, 1.0]},
@@ -133,15 +143,30 @@ def check(page: Page) -> None:
 def test_one_video_with_everything(tmp_path: Path) -> None:
     out = tmp_path / "report"
     video = clip(tmp_path / "grey wall #1.mp4")
-    report = result(entry(video), command=["sfpp", "evaluate", "grey wall #1.mp4"], skipped=["clip_score: no CLIP model"])
+    report = result(
+        entry(video), command=["sfpp", "evaluate", "grey wall #1.mp4"], skipped=["clip_score: no CLIP model"]
+    )
     path = write_report(report, out)
     assert path == out / "report.html"
     assert sorted(os.listdir(out)) == ["drift.png", "report.html", "results.json"]
     page = Page(path)
     check(page)
-    for words in ("1 video", "A failure signature fired", "Over-exposure from 1.2 s", "Flicker silent", "a grey wall", "seed 3"):
+    for words in (
+        "1 video",
+        "A failure signature fired",
+        "Over-exposure from 1.2 s",
+        "Flicker silent",
+        "a grey wall",
+        "seed 3",
+    ):
         assert words in page.words
-    for words in ("71.2", "Unheard of", "sfpp evaluate 'grey wall #1.mp4'", "[0.1, 0.6]", "clip_score: no CLIP model"):
+    for words in (
+        "71.2",
+        "Unheard of",
+        "sfpp evaluate 'grey wall #1.mp4'",
+        "[0.1, 0.6]",
+        "clip_score: no CLIP model",
+    ):
         assert words in page.words
     [player] = page.all("video")
     assert (player["src"], player["preload"]) == ("../grey%20wall%20%231.mp4", "none")
@@ -150,7 +175,9 @@ def test_one_video_with_everything(tmp_path: Path) -> None:
     pictures = page.all("img")
     assert len(pictures) == 5
     assert all(found["src"].startswith("data:image/jpeg;base64,") for found in pictures)
-    assert [found["alt"] for found in pictures] == [f"Frame at {index / FPS:.1f} s" for index in (0, 5, 11, 17, 23)]
+    assert [found["alt"] for found in pictures] == [
+        f"Frame at {index / FPS:.1f} s" for index in (0, 5, 11, 17, 23)
+    ]
     assert page.source.count("over-exposure</text>") == 1
     with Image.open(out / "drift.png") as image:
         assert image.format == "PNG"
@@ -167,13 +194,23 @@ def test_results_are_json_with_the_comparison(tmp_path: Path) -> None:
 
 def test_two_systems_are_compared_and_paired(tmp_path: Path) -> None:
     videos = [
-        entry(f"{system}{index}.mp4", system=system, prompt=f"p{index}", metrics={"local_stability": base + 3.0 * index})
+        entry(
+            f"{system}{index}.mp4",
+            system=system,
+            prompt=f"p{index}",
+            metrics={"local_stability": base + 3.0 * index},
+        )
         for system, base in (("old", 50.5), ("new", 60.5))
         for index in range(3)
     ]
     page = Page(write_report(result(*videos), tmp_path))
     check(page)
-    for words in ("6 videos of 2 systems", "Every video shows a failure signature", "over-exposure in 6", "3 of 3"):
+    for words in (
+        "6 videos of 2 systems",
+        "Every video shows a failure signature",
+        "over-exposure in 6",
+        "3 of 3",
+    ):
         assert words in page.words
     assert "Local stability, new minus old: +10 (+10 to +10) over 3 common prompts." in page.words
     assert "53.5" in page.words
@@ -183,7 +220,9 @@ def test_two_systems_are_compared_and_paired(tmp_path: Path) -> None:
 
 
 def test_many_systems_share_colours_by_dashes(tmp_path: Path) -> None:
-    videos = [entry(f"{index}.mp4", system=f"system {index}", prompt=str(index), curves={}) for index in range(8)]
+    videos = [
+        entry(f"{index}.mp4", system=f"system {index}", prompt=str(index), curves={}) for index in range(8)
+    ]
     videos[7]["curves"] = entry("")["curves"]
     page = Page(write_report(result(*videos), tmp_path))
     check(page)
@@ -204,7 +243,14 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
         verdicts={EVIL: {"fired": True, "onset_seconds": 1.0, EVIL: EVIL}},
         curves={EVIL: {"seconds": [0.5, 1.5], "values": [1, 2]}},
     )
-    bad = result(video, entry("x.mp4"), failed=[{"path": EVIL, "error": EVIL}], skipped=[EVIL], command=EVIL, versions={EVIL: EVIL})
+    bad = result(
+        video,
+        entry("x.mp4"),
+        failed=[{"path": EVIL, "error": EVIL}],
+        skipped=[EVIL],
+        command=EVIL,
+        versions={EVIL: EVIL},
+    )
     page = Page(write_report(bad, tmp_path))
     check(page)
     assert page.words.count("<script>alert('x')</script>") >= 10
@@ -222,7 +268,12 @@ def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
 def test_nothing_but_failures(tmp_path: Path) -> None:
     page = Page(write_report(result(failed=[{"path": "a.mp4", "error": "a.mp4 holds no picture"}]), tmp_path))
     check(page)
-    for words in ("No video measured", "1 input could not be measured", "a.mp4 holds no picture", "There are no curves"):
+    for words in (
+        "No video measured",
+        "1 input could not be measured",
+        "a.mp4 holds no picture",
+        "There are no curves",
+    ):
         assert words in page.words
     assert sorted(os.listdir(tmp_path)) == ["report.html", "results.json"]
     check(Page(write_report({}, tmp_path)))
@@ -235,7 +286,11 @@ def test_bare_videos_and_odd_curves(tmp_path: Path) -> None:
         "single": {"seconds": [0.0], "values": [-2.0]},
         "flat": {"seconds": [0.5, 1.5], "values": [0, 0]},
     }
-    page = Page(write_report(result({"path": "bare.mp4"}, entry("odd.mp4", curves=odd, metrics={}, verdicts={})), tmp_path))
+    page = Page(
+        write_report(
+            result({"path": "bare.mp4"}, entry("odd.mp4", curves=odd, metrics={}, verdicts={})), tmp_path
+        )
+    )
     check(page)
     assert "2 videos" in page.words
     assert "Nothing was judged." in page.words
@@ -286,7 +341,11 @@ def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_curves_of_different_lengths_share_an_axis() -> None:
     short = entry("s.mp4", seconds=2.0, curves={"luma": {"seconds": [0.5, 1.5], "values": [0.0, 0.2]}})
-    long = entry("l.mp4", seconds=4.0, curves={"luma": {"seconds": [0.5, 1.5, 2.5, 3.5], "values": [0.4, 0.4, 0.4, 0.8]}})
+    long = entry(
+        "l.mp4",
+        seconds=4.0,
+        curves={"luma": {"seconds": [0.5, 1.5, 2.5, 3.5], "values": [0.4, 0.4, 0.4, 0.8]}},
+    )
     [panel] = drifts(group([short, long]), 1.0)
     band = panel.systems["all videos"]
     assert panel.seconds == pytest.approx([0.5, 1.5, 2.5, 3.5])
@@ -296,7 +355,10 @@ def test_curves_of_different_lengths_share_an_axis() -> None:
     assert panel.usual == pytest.approx((0.02, 0.38))
     assert panel.longest == 4.0
     picture = svg(panel, [(3.0, "<b>")])
-    assert 'aria-label="Luma (mean, 0 to 1) over 4 seconds. all videos: 0.200 at first, 0.400 at the end. &lt;b&gt;' in picture
+    assert (
+        'aria-label="Luma (mean, 0 to 1) over 4 seconds. all videos: 0.200 at first, 0.400 at the end. &lt;b&gt;'
+        in picture
+    )
     assert "<b>" not in picture
 
 
@@ -329,7 +391,13 @@ def test_numbers_show_three_digits(value: float, text: str) -> None:
 
 
 def test_numbers_of_a_row_share_their_decimals() -> None:
-    assert (places([25, 100]), places([0.5, 100.0]), places([0.004, 0.5]), places([]), places([0.0])) == (0, 1, 3, 0, 0)
+    assert (places([25, 100]), places([0.5, 100.0]), places([0.004, 0.5]), places([]), places([0.0])) == (
+        0,
+        1,
+        3,
+        0,
+        0,
+    )
     assert number(-0.0001, 2) == "0.00"
     assert number(math.nan) == "\u2013"
 

@@ -87,7 +87,10 @@ def test_without_all_prompts_the_text_dimension_is_left_out_and_said(tmp_path: P
     videos = make(tmp_path / "in", *(f"{letter}.mp4" for letter in "abcde"))
     lay_out(videos, tmp_path / "out", ["p"] * 5)
     short, note, _long = lay_out(videos, tmp_path / "out", ["p", None, None, " ", None])
-    assert note == "# overall_consistency is left out, for there is no prompt of b-0.mp4, c-0.mp4, d-0.mp4 and 1 more"
+    assert (
+        note
+        == "# overall_consistency is left out, for there is no prompt of b-0.mp4, c-0.mp4, d-0.mp4 and 1 more"
+    )
     assert "--prompt_file" not in short
     assert "overall_consistency" not in short
     assert not (tmp_path / "out" / "prompts.json").exists()
@@ -154,7 +157,11 @@ def test_problems_are_named_at_once_and_nothing_is_written(tmp_path: Path) -> No
     with pytest.raises(UserError) as stopped:
         lay_out([first, gif, second, tmp_path / "absent.mp4"], tmp_path / "out")
     said = str(stopped.value)
-    for part in ("c.gif is not .mp4", f"{second} and {first} would both be called a-b-0.mp4", "absent.mp4 is not a file"):
+    for part in (
+        "c.gif is not .mp4",
+        f"{second} and {first} would both be called a-b-0.mp4",
+        "absent.mp4 is not a file",
+    ):
         assert part in said
     assert "\n" not in said
     assert not (tmp_path / "out").exists()

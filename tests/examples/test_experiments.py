@@ -41,7 +41,9 @@ def rows(values: dict[str, list[float]], metric: str = "good@50") -> list[dict[s
 
 
 def test_no_prompt_is_both_learned_and_tested() -> None:
-    train, test = ({line.prompt for line in read_prompts(FOLDER / f"{name}_prompts.txt")} for name in ("train", "test"))
+    train, test = (
+        {line.prompt for line in read_prompts(FOLDER / f"{name}_prompts.txt")} for name in ("train", "test")
+    )
     everything = {line.prompt for line in read_prompts(FOLDER.parent / "toyworld" / "prompts.txt")}
     assert not train & test
     assert train | test == everything
@@ -70,7 +72,9 @@ def test_intervals_count_prompts_not_videos(module: Any) -> None:
     report = module("report")
     apart = report.interval(rows({"a": [0.0] * 3, "b": [1.0] * 3}), "good@50")
     assert (apart["mean"], apart["count"], apart["clusters"]) == (0.5, 6, 2)
-    assert (apart["low"], apart["high"]) == (0.0, 1.0), "two prompts that disagree say nothing, however many seeds"
+    assert (apart["low"], apart["high"]) == (0.0, 1.0), (
+        "two prompts that disagree say nothing, however many seeds"
+    )
     assert report.interval(rows({"a": [0.0]}), "good@5") is None
     assert report.shown(apart, percent=True) == "50 (0 to 100)"
     assert report.shown(None, percent=True) == "-"
@@ -79,7 +83,9 @@ def test_intervals_count_prompts_not_videos(module: Any) -> None:
 def test_differences_are_paired_and_marked_where_clear(module: Any) -> None:
     spread = {name: [place / 20] for place, name in enumerate("abcdefghijkl")}
     better = {name: [value[0] + 0.1] for name, value in spread.items()}
-    text = module("report").differences_table({"base": rows(spread), "better": rows(better), "same": rows(spread)}, "base", 50)
+    text = module("report").differences_table(
+        {"base": rows(spread), "better": rows(better), "same": rows(spread)}, "base", 50
+    )
     assert "| better | - | +10 (10 to 10) * |" in text
     assert "| same | - | +0 (0 to 0) |" in text
 
@@ -99,7 +105,10 @@ def test_drift_is_within_a_video(module: Any) -> None:
 def test_verdicts_are_counted(module: Any) -> None:
     report = module("report")
     measured = {f"fired_{name}": float(name == "flicker") for name in report.NAMES}
-    found = [{"prompt": prompt, "metrics": {**measured, "local_stability": 90.0}, "flow": [0.0] * 50} for prompt in "ab"]
+    found = [
+        {"prompt": prompt, "metrics": {**measured, "local_stability": 90.0}, "flow": [0.0] * 50}
+        for prompt in "ab"
+    ]
     found[1]["metrics"]["fired_flicker"] = 0.0
     line = report.verdicts_table({"student": found}).splitlines()[-1].split(" | ")
     shares = dict(zip(report.NAMES, line[2:], strict=False))
@@ -109,9 +118,12 @@ def test_verdicts_are_counted(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "lasting"), [((1.0, 0.95, 0.91), "50 s, all of it"), ((1.0, 0.95, 0.89), "25 s"), ((0.5, 0.2, 0.5), "5 s")]
+    ("values", "lasting"),
+    [((1.0, 0.95, 0.91), "50 s, all of it"), ((1.0, 0.95, 0.89), "25 s"), ((0.5, 0.2, 0.5), "5 s")],
 )
-def test_a_budget_lasts_until_a_tenth_is_lost(values: tuple[float, ...], lasting: str, module: Any, tmp_path: Path) -> None:
+def test_a_budget_lasts_until_a_tenth_is_lost(
+    values: tuple[float, ...], lasting: str, module: Any, tmp_path: Path
+) -> None:
     metrics = {f"good@{end}": value for end, value in zip((5, 25, 50), values, strict=True)}
     found = [{"prompt": "a", "seed": 0, "metrics": {**metrics, "local_stability": 90.0}}]
     study = module("study").Study(tmp_path)
@@ -147,7 +159,10 @@ def test_drifts_grow_to_their_strength_and_stay(module: Any) -> None:
 
 
 def test_motion_faults_show_frames_at_other_times(module: Any) -> None:
-    inject, counted = module("faults").inject, torch.arange(81.0)[None, :, None, None, None].expand(1, 81, 3, 2, 2)
+    inject, counted = (
+        module("faults").inject,
+        torch.arange(81.0)[None, :, None, None, None].expand(1, 81, 3, 2, 2),
+    )
     frozen = inject(counted, "frozen stretch", 0.5, 16)[0, :, 0, 0, 0]
     assert frozen.tolist() == [*range(20), *[20] * 40, *range(60, 81)], "half of five seconds, in the middle"
     glitch = inject(counted, "motion glitch", 0.5, 16)[0, :, 0, 0, 0]
@@ -156,7 +171,10 @@ def test_motion_faults_show_frames_at_other_times(module: Any) -> None:
 
 def test_shares_weigh_large_faults_more_and_verdicts_need_an_interval(module: Any) -> None:
     report = module("correction_report")
-    rows = [{"prompt": number, "size": size, "share": share} for number, (size, share) in enumerate([(1.0, -1.0), (3.0, 1.0)])]
+    rows = [
+        {"prompt": number, "size": size, "share": share}
+        for number, (size, share) in enumerate([(1.0, -1.0), (3.0, 1.0)])
+    ]
     assert report.pooled(rows, "share")["mean"] == pytest.approx(0.5)
     for low, high, verdict in ((0.1, 0.3, "undoes"), (-0.1, 0.3, "no direction"), (-0.3, -0.1, "wrong way")):
         assert report.verdict({"mean": (low + high) / 2, "low": low, "high": high}) == verdict
@@ -181,7 +199,13 @@ def test_a_training_undoes_a_share_of_the_gap(module: Any) -> None:
 
 def test_what_was_measured_is_packed_and_unpacked(module: Any, tmp_path: Path) -> None:
     study = module("study").Study(tmp_path / "first")
-    row = {"system": "pp@50", "prompt": study.prompts[3], "seed": 1, "metrics": {"good@5": 0.5}, "flow": [0.25]}
+    row = {
+        "system": "pp@50",
+        "prompt": study.prompts[3],
+        "seed": 1,
+        "metrics": {"good@5": 0.5},
+        "flow": [0.25],
+    }
     study._keep("pp@50", study.prompts[3], 1, json.dumps(row))
     study.pack(tmp_path / "rows.gz")
     other = module("study").Study(tmp_path / "second")
@@ -198,7 +222,10 @@ def test_the_tables_shown_are_those_of_the_rows_measured(
     monkeypatch.setattr(study, "make_videos", lambda *what: pytest.fail(f"{what} was not measured"))
     for drawing in ("draw_curves", "draw_flow", "draw_filmstrips"):
         monkeypatch.setattr(run, drawing, lambda *what: None)
-    assert run.compare(study, name, run.COMPARISONS[name]) + "\n" == (FOLDER / "results" / f"{name}.md").read_text()
+    assert (
+        run.compare(study, name, run.COMPARISONS[name]) + "\n"
+        == (FOLDER / "results" / f"{name}.md").read_text()
+    )
 
 
 @pytest.mark.slow
@@ -217,7 +244,11 @@ def test_one_command_rebuilds_every_table(module: Any, tmp_path: Path) -> None:
     assert (results / "correction.md").read_text().count("|") > 20
     Image.open(results / "correction.png").verify()
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("videos/*/*.mp4")}
-    systems = {system for comparison in module("run").COMPARISONS.values() for system in comparison.systems.values()}
+    systems = {
+        system for comparison in module("run").COMPARISONS.values() for system in comparison.systems.values()
+    }
     assert len(stamps) == 2 * len(systems)
     subprocess.run([*command, "ablation"], check=True, cwd=FOLDER.parent.parent)
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("videos/*/*.mp4")} == stamps, "nothing is made twice"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("videos/*/*.mp4")} == stamps, (
+        "nothing is made twice"
+    )

@@ -24,12 +24,35 @@ def test_one_command_makes_a_bundle_that_generates(tmp_path: Path) -> None:
     assert Bundle(str(made)).teacher is not None
     video = tmp_path / "video.mp4"
     subprocess.run(
-        [sys.executable, "-m", "sfpp_cli", "generate", "--model", str(made), "--seconds", "2", "-o", str(video)], check=True
+        [
+            sys.executable,
+            "-m",
+            "sfpp_cli",
+            "generate",
+            "--model",
+            str(made),
+            "--seconds",
+            "2",
+            "-o",
+            str(video),
+        ],
+        check=True,
     )
     assert video.stat().st_size > 0
     minutes = (tmp_path / "minutes.txt").read_text()
     assert [line.split(" took ")[0] for line in minutes.splitlines()] == [
-        *("VAE", "latents", "layout", "teacher", "teacher-bundle", "ODE", "bundle", "self-forcing", "self-forcing-pp", "weights")
+        *(
+            "VAE",
+            "latents",
+            "layout",
+            "teacher",
+            "teacher-bundle",
+            "ODE",
+            "bundle",
+            "self-forcing",
+            "self-forcing-pp",
+            "weights",
+        )
     ]
     subprocess.run(run, check=True, env={**os.environ, "QUICK": "1", "PATH": path})
     assert (tmp_path / "minutes.txt").read_text() == minutes, "nothing is made twice"

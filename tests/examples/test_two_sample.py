@@ -50,14 +50,18 @@ def test_it_is_its_definition(script: ModuleType) -> None:
 
 def test_points_that_agree_within_their_sets(script: ModuleType) -> None:
     """All of X in one place, all of Y in another: twice the way between them."""
-    assert script.energy_distance(torch.zeros(3, 2), torch.tensor([[3.0, 4.0]]).expand(7, 2)) == pytest.approx(10)
+    assert script.energy_distance(
+        torch.zeros(3, 2), torch.tensor([[3.0, 4.0]]).expand(7, 2)
+    ) == pytest.approx(10)
 
 
 def test_shifted_uniform_samples_are_as_far_apart_as_calculus_says(script: ModuleType) -> None:
     """U(0, 1) and U(d, 1 + d) with d <= 1: E|X - X'| = 1/3 and E|X - Y| = 1/3 + d^2 - d^3/3."""
     grid = (torch.arange(1000, dtype=torch.float64) + 0.5)[:, None] / 1000
     for shift in (0.0, 0.25, 0.5, 1.0):
-        assert script.energy_distance(grid, grid + shift) == pytest.approx(2 * shift**2 - 2 * shift**3 / 3, abs=1e-3)
+        assert script.energy_distance(grid, grid + shift) == pytest.approx(
+            2 * shift**2 - 2 * shift**3 / 3, abs=1e-3
+        )
 
 
 def test_it_is_zero_in_the_mean_for_one_distribution(script: ModuleType) -> None:
@@ -120,7 +124,9 @@ def test_the_script_tells_a_drift_from_chance(
     torch.save(drifting, tmp_path / "b.pt")
     reports = []
     for span in ((0, 1), (1, 2)):
-        run(script, monkeypatch, tmp_path / "a.safetensors", tmp_path / "b.pt", "--frames", 4, "--span", *span)
+        run(
+            script, monkeypatch, tmp_path / "a.safetensors", tmp_path / "b.pt", "--frames", 4, "--span", *span
+        )
         reports.append(json.loads(capsys.readouterr().out))
     early, late = reports
     assert early["frames"] == late["frames"] == [32, 32]
@@ -129,7 +135,9 @@ def test_the_script_tells_a_drift_from_chance(
     assert late["energy_distance"] > 5 * early["same_set_halves"] > abs(early["energy_distance"])
 
 
-def test_sets_too_small_are_said_to_be(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sets_too_small_are_said_to_be(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     torch.save(torch.zeros(1, 4, 3, 16, 16), tmp_path / "one.pt")
     torch.save(torch.zeros(2, 4, 3, 16, 16), tmp_path / "two.pt")
     with pytest.raises(SystemExit, match="two videos or more"):

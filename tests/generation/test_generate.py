@@ -28,7 +28,11 @@ PROMPT = "a red circle bouncing over a blue background"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def pictures(folder: Path) -> np.ndarray:
@@ -36,7 +40,9 @@ def pictures(folder: Path) -> np.ndarray:
 
 
 def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Sfpp, tmp_path: Path) -> None:
-    code, out, err = sfpp("generate", PROMPT, "--seconds", "1.5", "--seed", "4", "-o", "v.mp4", "--sheet", "--save-latents")
+    code, out, err = sfpp(
+        "generate", PROMPT, "--seconds", "1.5", "--seed", "4", "-o", "v.mp4", "--sheet", "--save-latents"
+    )
     assert (code, out) == (0, "v.mp4\n")
     assert "end to end" in err
     assert "first frame after" in err
@@ -83,7 +89,9 @@ def test_seeds_and_prompts_differ(sfpp: Sfpp, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
-def test_an_interrupted_video_resumes_bit_for_bit(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+def test_an_interrupted_video_resumes_bit_for_bit(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
     arguments = ("generate", PROMPT, "--seconds", "3", "-o")
     assert sfpp(*arguments, "whole/v.mp4")[0] == 0
     write, calls = video.VideoWriter.write, iter(range(100))
@@ -115,7 +123,11 @@ def test_finished_videos_are_known_by_their_request_not_their_name(
     (tmp_path / "p.txt").write_text(f"# now the second\na green square sliding over grey\n{PROMPT}\n")
     made = []
     generate = generation.Generator.generate
-    monkeypatch.setattr(generation.Generator, "generate", lambda self, request: made.append(request) or generate(self, request))
+    monkeypatch.setattr(
+        generation.Generator,
+        "generate",
+        lambda self, request: made.append(request) or generate(self, request),
+    )
     code, out, err = sfpp("generate", "--prompts", "p.txt", "--frames", "9", "--out-dir", "v", "--resume")
     assert code == 0
     assert [request.prompt for request in made] == ["a green square sliding over grey"]
@@ -124,8 +136,12 @@ def test_finished_videos_are_known_by_their_request_not_their_name(
     assert before.items() <= files(tmp_path / "v").items()
 
 
-def test_ranks_share_a_batch_and_none_is_made_twice(sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "p.txt").write_text("\n".join(f"a red circle number {word}" for word in ("one", "two", "three")))
+def test_ranks_share_a_batch_and_none_is_made_twice(
+    sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.txt").write_text(
+        "\n".join(f"a red circle number {word}" for word in ("one", "two", "three"))
+    )
     made = []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
@@ -144,9 +160,23 @@ def test_killed_at_a_random_moment_a_batch_resumes_bit_for_bit(tmp_path: Path) -
     prompts.write_text(f"{PROMPT}\na white square sliding over brown\na green triangle circling over grey\n")
 
     def start(folder: str, *more: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "sfpp_cli", "generate", "--prompts", str(prompts), "--seconds", "6", "--out-dir", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "sfpp_cli",
+            "generate",
+            "--prompts",
+            str(prompts),
+            "--seconds",
+            "6",
+            "--out-dir",
+            folder,
+        ]
         return subprocess.Popen(
-            [*command, *more], cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            [*command, *more],
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
     assert start("whole").wait() == 0
@@ -239,7 +269,9 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(sfpp: Sfpp) -> None:
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     log = LatentLog(tmp_path / "log", (1, 1, 1, 1, 1), {})
     log.file = Path("/dev/full")
-    with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left on device\): .*--resume"):
+    with pytest.raises(
+        UserError, match=r"/dev/full cannot be written \(No space left on device\): .*--resume"
+    ):
         log.append(torch.zeros(1, 1, 1, 1, 1))
 
 

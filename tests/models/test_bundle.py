@@ -34,7 +34,9 @@ CPU = torch.device("cpu")
 PARTS = ["transformer", "teacher", "vae", "text_encoder"]
 
 
-def load(folder: Path, part: str, student: Path | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load(
+    folder: Path, part: str, student: Path | None = None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     bundle = Bundle(str(folder), None if student is None else str(student))
     if part == "text_encoder":
         return bundle.load_text(CPU, dtype).model
@@ -73,7 +75,9 @@ def test_a_part_is_loaded_bitwise_and_for_inference(part: str, tiny_bundle: Path
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_part_is_loaded_in_the_precision_asked_for(part: str, dtype: torch.dtype, tiny_bundle: Path) -> None:
+def test_a_part_is_loaded_in_the_precision_asked_for(
+    part: str, dtype: torch.dtype, tiny_bundle: Path
+) -> None:
     model = load(tiny_bundle, part, dtype=dtype)
     largest = max(model.parameters(), key=Tensor.numel)
     assert largest.dtype == dtype
@@ -124,7 +128,9 @@ def test_links_are_followed_as_in_the_hubs_cache(tiny_bundle: Path, tmp_path: Pa
         load(tmp_path / "link", "vae")
 
 
-def test_loading_reaches_for_no_network_and_leaves_the_folder_alone(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_reaches_for_no_network_and_leaves_the_folder_alone(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def connect(*_: object) -> None:
         raise AssertionError("the network was reached for")
 
@@ -169,9 +175,16 @@ for number, model in enumerate([*models, text.model]):
 def test_the_libraries_say_nothing(own_bundle: Path, tmp_path: Path) -> None:
     """Loading, running and saving, in a process where nobody else has silenced them; one config is of a later diffusers."""
     edit(own_bundle / "vae" / "config.json", unheard_of=True)
-    environment = os.environ | {"PYTHONPATH": str(Path(sfpp_cli.__file__).parent.parent), "PYTHONWARNINGS": "default"}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(sfpp_cli.__file__).parent.parent),
+        "PYTHONWARNINGS": "default",
+    }
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, own_bundle, tmp_path / "saved"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, own_bundle, tmp_path / "saved"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert len(list(tmp_path.glob("saved/*/*.index.json"))) == 4
@@ -216,7 +229,9 @@ def test_a_folder_of_something_else_is_no_model(tmp_path: Path) -> None:
     ],
     ids=["none", "truncated", "header only", "noise", "empty", "pickle", "other name"],
 )
-def test_damaged_weights_are_refused(part: str, damage: Callable[[Path], object], complaint: str, own_bundle: Path) -> None:
+def test_damaged_weights_are_refused(
+    part: str, damage: Callable[[Path], object], complaint: str, own_bundle: Path
+) -> None:
     damage(weight_file(own_bundle / part))
     with one_line(complaint):
         load(own_bundle, part)
@@ -225,7 +240,12 @@ def test_damaged_weights_are_refused(part: str, damage: Callable[[Path], object]
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize(
     "damage",
-    [Path.unlink, lambda file: file.write_text("{"), lambda file: file.write_text("[]"), lambda file: file.write_bytes(b"\xff")],
+    [
+        Path.unlink,
+        lambda file: file.write_text("{"),
+        lambda file: file.write_text("[]"),
+        lambda file: file.write_bytes(b"\xff"),
+    ],
     ids=["none", "no JSON", "a list", "no text"],
 )
 def test_damaged_configs_are_refused(part: str, damage: Callable[[Path], object], own_bundle: Path) -> None:
@@ -252,7 +272,9 @@ def test_damaged_configs_are_refused(part: str, damage: Callable[[Path], object]
         ("text_encoder", {"d_ff": "wide"}, "cannot be loaded"),
     ],
 )
-def test_weights_and_config_must_fit(part: str, changes: dict[str, Any], complaint: str, own_bundle: Path) -> None:
+def test_weights_and_config_must_fit(
+    part: str, changes: dict[str, Any], complaint: str, own_bundle: Path
+) -> None:
     edit(own_bundle / part / "config.json", **changes)
     with one_line(complaint):
         load(own_bundle, part)
@@ -265,11 +287,15 @@ def test_a_damaged_tokenizer_is_refused(content: str, own_bundle: Path) -> None:
         load(own_bundle, "text_encoder")
 
 
-def test_code_beside_a_tokenizer_is_neither_run_nor_asked_for(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_beside_a_tokenizer_is_neither_run_nor_asked_for(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions: list[str] = []
     monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "y")
     touched = own_bundle / "touched"
-    (own_bundle / "tokenizer" / "evil.py").write_text(f"import pathlib\npathlib.Path({str(touched)!r}).touch()\nclass Evil: pass\n")
+    (own_bundle / "tokenizer" / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(touched)!r}).touch()\nclass Evil: pass\n"
+    )
     (own_bundle / "tokenizer" / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
     )
@@ -304,7 +330,9 @@ def teacher_bundle(own_bundle: Path) -> Path:
 def test_a_plain_teacher_is_no_student(teacher_bundle: Path) -> None:
     assert Bundle(str(teacher_bundle)).settings == Settings()
     assert isinstance(load(teacher_bundle, "teacher"), Teacher)
-    with one_line("transformer is a bidirectional teacher, not a causal student: name causal weights with --student"):
+    with one_line(
+        "transformer is a bidirectional teacher, not a causal student: name causal weights with --student"
+    ):
         load(teacher_bundle, "transformer")
 
 
@@ -325,11 +353,17 @@ def test_a_vae_named_as_student_is_refused(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["run", "bundle", "transformer"])
-def test_a_student_is_named_as_a_run_a_bundle_or_its_transformer(form: str, teacher_bundle: Path, tmp_path: Path) -> None:
+def test_a_student_is_named_as_a_run_a_bundle_or_its_transformer(
+    form: str, teacher_bundle: Path, tmp_path: Path
+) -> None:
     student = make_student()
     with torch.no_grad():
         student.proj_out.bias.fill_(7)
-    place = tmp_path / "run" / "step-000123" / "student-ema" if form == "run" else tmp_path / "other" / "transformer"
+    place = (
+        tmp_path / "run" / "step-000123" / "student-ema"
+        if form == "run"
+        else tmp_path / "other" / "transformer"
+    )
     student.save_pretrained(place)
     if form != "run":
         Settings(horizon=81).write(place.parent / SETTINGS)
@@ -421,7 +455,9 @@ def test_all_bad_settings_are_told_at_once(own_bundle: Path) -> None:
     assert str(caught.value).count("must") == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "half", "no text", "deep"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "half", "no text", "deep"]
+)
 def test_settings_that_are_no_json_are_told(content: bytes, own_bundle: Path) -> None:
     (own_bundle / SETTINGS).write_bytes(content)
     with one_line(f"{SETTINGS} cannot be read"):

@@ -29,9 +29,21 @@ from sfpp_cli.models.convert import (
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
 
 VAE_CONFIGS = [
-    {"dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "temperal_downsample": [False, True, True]},
+    {
+        "dim": 8,
+        "z_dim": 16,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "temperal_downsample": [False, True, True],
+    },
     {"dim": 4, "z_dim": 6, "dim_mult": [1, 2, 3], "num_res_blocks": 1, "temperal_downsample": [True, False]},
-    {"dim": 4, "z_dim": 3, "dim_mult": [1, 1, 2, 2, 2], "num_res_blocks": 3, "temperal_downsample": [True, False, False, True]},
+    {
+        "dim": 4,
+        "z_dim": 3,
+        "dim_mult": [1, 1, 2, 2, 2],
+        "num_res_blocks": 3,
+        "temperal_downsample": [True, False, False, True],
+    },
 ]
 
 
@@ -58,7 +70,9 @@ def test_student_answers_as_the_reference() -> None:
     torch.testing.assert_close(flow, golden["output.flow_pred"], atol=ATOL, rtol=0)
 
 
-@pytest.mark.parametrize("case", ["causal_rollout_full", "causal_rollout_rolling", "causal_rollout_rolling_sink"])
+@pytest.mark.parametrize(
+    "case", ["causal_rollout_full", "causal_rollout_rolling", "causal_rollout_rolling_sink"]
+)
 def test_a_config_may_say_how_the_weights_are_used(case: str) -> None:
     config, _ = load(case)
     assert transformer_config(config) == transformer_config(load("teacher_forward")[0])
@@ -95,7 +109,9 @@ def test_vae_names_are_a_bijection(config: dict[str, Any]) -> None:
     assert_same(vae_from_original(original, config).state_dict(), vae.state_dict())
 
 
-def test_transformer_names_are_a_bijection(transformer_case: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
+def test_transformer_names_are_a_bijection(
+    transformer_case: tuple[dict[str, Any], dict[str, Tensor]],
+) -> None:
     config, _ = transformer_case
     deep = {
         name.replace("blocks.1.", f"blocks.{layer}."): tensor
@@ -114,13 +130,17 @@ def test_diffusers_names_pass_through(transformer_case: tuple[dict[str, Any], di
     assert_same(vae_keys(vae.state_dict(), VAE_CONFIGS[1]), vae.state_dict())
 
 
-def test_models_do_not_share_weights_with_their_source(transformer_case: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
+def test_models_do_not_share_weights_with_their_source(
+    transformer_case: tuple[dict[str, Any], dict[str, Tensor]],
+) -> None:
     config, _ = transformer_case
     source = dict(weights("transformer"))
     student = student_from_original(source, config)
     assert student.patch_embedding.bias.data_ptr() != source["patch_embedding.bias"].data_ptr()
     half = {name: tensor.bfloat16() for name, tensor in source.items()}
-    assert {tensor.dtype for tensor in student_from_original(half, config).state_dict().values()} == {torch.float32}
+    assert {tensor.dtype for tensor in student_from_original(half, config).state_dict().values()} == {
+        torch.float32
+    }
 
 
 def test_config_is_read_from_the_shapes(transformer_case: tuple[dict[str, Any], dict[str, Tensor]]) -> None:
@@ -133,7 +153,10 @@ def test_config_is_read_from_the_shapes(transformer_case: tuple[dict[str, Any], 
 
 
 def test_wan_sized_transformers_need_no_number_of_heads() -> None:
-    shapes = {name: [16 * size if size == 96 else size for size in tensor.shape] for name, tensor in weights("transformer").items()}
+    shapes = {
+        name: [16 * size if size == 96 else size for size in tensor.shape]
+        for name, tensor in weights("transformer").items()
+    }
     wide = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     assert infer_config(wide)["dim"] == 1536
     assert infer_config(wide)["num_heads"] == 12
@@ -202,17 +225,27 @@ def test_two_names_for_one_parameter_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.safetensors"])
-@pytest.mark.parametrize("prefix", ["", "model.", "module.model.", "model._fsdp_wrapped_module.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "module.model.", "model._fsdp_wrapped_module.", "_orig_mod.module."]
+)
 def test_files_of_every_kind_are_read(name: str, prefix: str, tmp_path: Path) -> None:
-    state = {f"{prefix}head.modulation": torch.rand(1, 2, 3), f"{prefix}blocks.0._fsdp_wrapped_module.norm3.bias": torch.rand(3)}
+    state = {
+        f"{prefix}head.modulation": torch.rand(1, 2, 3),
+        f"{prefix}blocks.0._fsdp_wrapped_module.norm3.bias": torch.rand(3),
+    }
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
-    assert_same(load_original(tmp_path / name), dict(zip(["head.modulation", "blocks.0.norm3.bias"], state.values(), strict=True)))
+    assert_same(
+        load_original(tmp_path / name),
+        dict(zip(["head.modulation", "blocks.0.norm3.bias"], state.values(), strict=True)),
+    )
 
 
 def test_a_part_of_a_training_checkpoint_is_chosen(tmp_path: Path) -> None:
     parts = {name: {"model.w": torch.rand(2)} for name in ("critic", "generator", "generator_ema")}
     torch.save({"step": 7, **parts}, tmp_path / "all.pt")
-    torch.save({"state_dict": {"generator": parts["generator"], "critic": parts["critic"]}}, tmp_path / "two.pt")
+    torch.save(
+        {"state_dict": {"generator": parts["generator"], "critic": parts["critic"]}}, tmp_path / "two.pt"
+    )
     assert torch.equal(load_original(tmp_path / "all.pt")["w"], parts["generator_ema"]["model.w"])
     assert torch.equal(load_original(tmp_path / "two.pt")["w"], parts["generator"]["model.w"])
     for name, part in parts.items():
@@ -259,7 +292,12 @@ def test_truncated_files_are_refused(suffix: str, kept: float, tmp_path: Path) -
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:
-    contents = {"list.pt": [torch.ones(1)], "empty.pt": {}, "scalars.pt": {"model": {"step": 1}}, "number.pt": 3}
+    contents = {
+        "list.pt": [torch.ones(1)],
+        "empty.pt": {},
+        "scalars.pt": {"model": {"step": 1}},
+        "number.pt": 3,
+    }
     cycle: dict[str, Any] = {}
     cycle["model"] = cycle
     for name, content in {**contents, "cycle.pt": cycle}.items():
@@ -290,9 +328,15 @@ def assert_same(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 def original_vae_name(name: str, vae: AutoencoderKLWan) -> str:
     """diffusers' name -> Wan's; the flat numbers come from counting the modules there are."""
     modules = {"quant_conv": "conv1", "post_quant_conv": "conv2"}
-    for half, group, layers in (("encoder", "downsamples", encoder_layers(vae)), ("decoder", "upsamples", decoder_layers(vae))):
+    for half, group, layers in (
+        ("encoder", "downsamples", encoder_layers(vae)),
+        ("decoder", "upsamples", decoder_layers(vae)),
+    ):
         ends = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
-        middle = {f"mid_block.{place}": f"middle.{index}" for index, place in enumerate(["resnets.0", "attentions.0", "resnets.1"])}
+        middle = {
+            f"mid_block.{place}": f"middle.{index}"
+            for index, place in enumerate(["resnets.0", "attentions.0", "resnets.1"])
+        }
         flat = {place: f"{group}.{index}" for index, place in enumerate(layers)}
         modules |= {f"{half}.{theirs}": f"{half}.{ours}" for theirs, ours in (ends | middle | flat).items()}
     inner = {

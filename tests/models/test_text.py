@@ -17,7 +17,13 @@ from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, clean
 pytest_plugins = ["tiny_bundle"]
 
 CPU = torch.device("cpu")
-PROMPTS = ["a red circle", "the blue square moving left and right over a red circle", "", "a dog", "Über 🎬 圆形 красный"]
+PROMPTS = [
+    "a red circle",
+    "the blue square moving left and right over a red circle",
+    "",
+    "a dog",
+    "Über 🎬 圆形 красный",
+]
 DIRTY = [
     "  a\tred\n\n circle  ",
     "caf\u00c3\u00a9",
@@ -40,7 +46,9 @@ def encoder(tiny_bundle: Path) -> TextEncoder:
 @pytest.fixture(scope="module")
 def pipeline(encoder: TextEncoder, tiny_bundle: Path) -> WanPipeline:
     vae = Bundle(str(tiny_bundle)).load_vae(CPU, torch.float32)
-    return WanPipeline(tokenizer=encoder.tokenizer, text_encoder=encoder.model, transformer=None, vae=vae, scheduler=None)
+    return WanPipeline(
+        tokenizer=encoder.tokenizer, text_encoder=encoder.model, transformer=None, vae=vae, scheduler=None
+    )
 
 
 @pytest.mark.parametrize("prompt", DIRTY)
@@ -49,7 +57,12 @@ def test_prompts_are_cleaned_as_in_diffusers(prompt: str) -> None:
 
 
 def test_cleaning_is_what_it_claims() -> None:
-    assert [clean(prompt) for prompt in DIRTY[:4]] == ["a red circle", "café", "fish & chips <b>", 'it\'s "red"']
+    assert [clean(prompt) for prompt in DIRTY[:4]] == [
+        "a red circle",
+        "café",
+        "fish & chips <b>",
+        'it\'s "red"',
+    ]
     assert clean(DIRTY[6]).encode()
 
 
@@ -81,7 +94,9 @@ def test_a_prompt_does_not_feel_its_neighbours(encoder: TextEncoder) -> None:
 def test_gradient_reaches_the_encoder(encoder: TextEncoder) -> None:
     encoder.model.requires_grad_(True)
     try:
-        (gradient,) = torch.autograd.grad(encoder(["a red circle"]).square().sum(), [encoder.model.shared.weight])
+        (gradient,) = torch.autograd.grad(
+            encoder(["a red circle"]).square().sum(), [encoder.model.shared.weight]
+        )
     finally:
         encoder.model.requires_grad_(False)
     touched = gradient.abs().sum(1).nonzero().flatten().tolist()
@@ -113,7 +128,9 @@ def test_a_length_that_only_holds_the_end_mark(encoder: TextEncoder) -> None:
 def test_what_is_cut_has_no_effect_and_what_is_kept_has(encoder: TextEncoder) -> None:
     kept = "a red circle moving left over the"
     assert torch.equal(encoder([f"{kept} blue square"]), encoder([f"{kept} square under"]))
-    assert not torch.equal(encoder([f"{kept} blue square"]), encoder(["a red circle moving left over a blue square"]))
+    assert not torch.equal(
+        encoder([f"{kept} blue square"]), encoder(["a red circle moving left over a blue square"])
+    )
 
 
 @torch.no_grad()
@@ -145,7 +162,9 @@ def test_a_token_whose_embedding_is_zero_is_no_padding(encoder: TextEncoder) -> 
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> object:
             out = encoder.model(input_ids, attention_mask=attention_mask)
-            out.last_hidden_state = out.last_hidden_state * (input_ids != encoder.tokenizer.eos_token_id).unsqueeze(-1)
+            out.last_hidden_state = out.last_hidden_state * (
+                input_ids != encoder.tokenizer.eos_token_id
+            ).unsqueeze(-1)
             return out
 
     mute = TextEncoder(encoder.tokenizer, Mute(), encoder.length)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.models import vae as vae_module
-from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, channels_last, denormalise, normalise, to_uint8
+from sfpp_cli.models.vae import (
+    StreamingDecoder,
+    StreamingEncoder,
+    TiledDecoder,
+    channels_last,
+    denormalise,
+    normalise,
+    to_uint8,
+)
 
 LATENT_CHUNKS = [3, 1, 2, 5]
 FRAME_CHUNKS = [9, 4, 8, 20]
@@ -56,7 +64,9 @@ def latents(frames: int, seed: int = 2) -> Tensor:
 @torch.no_grad()
 def test_streamed_decode_equals_the_whole(vae: AutoencoderKLWan) -> None:
     z = latents(sum(LATENT_CHUNKS))
-    mean, std = (torch.tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
     whole = vae.decode((z * std + mean).transpose(1, 2)).sample.transpose(1, 2)
     decoder = StreamingDecoder(vae)
     pieces = [decoder(chunk) for chunk in z.split(LATENT_CHUNKS, dim=1)]
@@ -159,6 +169,9 @@ def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
         layouts = {"Conv2d": torch.channels_last, "WanCausalConv3d": torch.channels_last_3d}
         convolutions = [module for module in vae.modules() if type(module).__name__ in layouts]
         assert convolutions
-        assert all(module.weight.is_contiguous(memory_format=layouts[type(module).__name__]) for module in convolutions)
+        assert all(
+            module.weight.is_contiguous(memory_format=layouts[type(module).__name__])
+            for module in convolutions
+        )
         assert torch.allclose(StreamingEncoder(vae)(frames), latents, atol=ATOL)
         assert torch.allclose(StreamingDecoder(vae)(latents), pictures, atol=ATOL)

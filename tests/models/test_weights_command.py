@@ -75,7 +75,9 @@ def embedded(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return Path(shutil.copytree(tiny_bundle, tmp_path / "weights" / "tinyworld"))
 
 
-def fill_cache(cache: Path, repo: str, source: Path, commit: str = "a" * 40, ref: str | None = "main") -> Path:
+def fill_cache(
+    cache: Path, repo: str, source: Path, commit: str = "a" * 40, ref: str | None = "main"
+) -> Path:
     """`source` in the hub's cache, as it lays it: links to blobs."""
     root = cache / f"models--{repo.replace('/', '--')}"
     (root / "blobs").mkdir(parents=True, exist_ok=True)
@@ -111,7 +113,9 @@ def test_parameters_are_those_of_the_models(tiny_bundle: Path) -> None:
         "vae": bundle.load_vae(CPU, torch.float32),
         "text_encoder": bundle.load_text(CPU, torch.float32).model,
     }
-    counted = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in loaded.items()}
+    counted = {
+        name: sum(parameter.numel() for parameter in model.parameters()) for name, model in loaded.items()
+    }
     assert {name: part.parameters for name, part in parts.items()} == counted
     assert {part.dtype for part in parts.values()} == {"float32"}
 
@@ -120,7 +124,11 @@ def test_parameters_are_those_of_the_models(tiny_bundle: Path) -> None:
 @pytest.mark.parametrize("context", [3, 21])
 def test_cache_bytes_are_those_of_a_cache(dtype: torch.dtype, context: int, tiny_bundle: Path) -> None:
     shape = summarise(str(tiny_bundle)).shape
-    cache = Bundle(str(tiny_bundle)).load_student(CPU, dtype).new_cache(prompts(1).to(dtype), SIZE, context=context)
+    cache = (
+        Bundle(str(tiny_bundle))
+        .load_student(CPU, dtype)
+        .new_cache(prompts(1).to(dtype), SIZE, context=context)
+    )
     assert cache.keys[0].dtype == dtype
     assert shape.cache_bytes(context, dtype.itemsize) == cache.nbytes
 
@@ -159,7 +167,10 @@ def test_show_as_json(weights: Command, tiny_bundle: Path) -> None:
         "text_length": 8,
     }
     assert {key: shown[key] for key in expected} == expected
-    assert shown["cache_bytes"]["float32"] == {"latent_frame": 2 * 2 * 6 * 24 * 4, "context": 21 * 2 * 2 * 6 * 24 * 4}
+    assert shown["cache_bytes"]["float32"] == {
+        "latent_frame": 2 * 2 * 6 * 24 * 4,
+        "context": 21 * 2 * 2 * 6 * 24 * 4,
+    }
     assert shown["cache_bytes"]["bfloat16"]["context"] * 2 == shown["cache_bytes"]["float32"]["context"]
 
 
@@ -208,10 +219,14 @@ def test_list_of_nothing(weights: Command, monkeypatch: pytest.MonkeyPatch, tmp_
     assert answer == (0, "[]\n", "")
 
 
-def test_list_tells_what_each_model_is(weights: Command, embedded: Path, own_bundle: Path, no_hub: Path, tmp_path: Path) -> None:
+def test_list_tells_what_each_model_is(
+    weights: Command, embedded: Path, own_bundle: Path, no_hub: Path, tmp_path: Path
+) -> None:
     whole = fill_cache(no_hub, "a/whole", own_bundle)
     fill_cache(no_hub, "a/damaged", own_bundle)
-    (no_hub / "models--a--damaged" / "blobs" / "transformer-diffusion_pytorch_model.safetensors").write_bytes(b"")
+    (no_hub / "models--a--damaged" / "blobs" / "transformer-diffusion_pytorch_model.safetensors").write_bytes(
+        b""
+    )
     shutil.rmtree(own_bundle / "vae")
     fill_cache(no_hub, "a/incomplete", own_bundle)
     for part in ("text_encoder", "tokenizer", "teacher", "scheduler"):
@@ -236,13 +251,17 @@ def test_list_tells_what_each_model_is(weights: Command, embedded: Path, own_bun
     }
     assert models["a/whole"]["folder"] == str(whole)
     assert models["tinyworld"]["source"] == "embedded"
-    assert models["a/whole"]["size"] == sum(file.stat().st_size for file in embedded.rglob("*") if file.is_file())
+    assert models["a/whole"]["size"] == sum(
+        file.stat().st_size for file in embedded.rglob("*") if file.is_file()
+    )
 
 
 def test_list_shows_the_main_revision(weights: Command, tiny_bundle: Path, no_hub: Path) -> None:
     main = fill_cache(no_hub, HUB_ID, tiny_bundle, commit="b" * 40)
     fill_cache(no_hub, HUB_ID, tiny_bundle, commit="c" * 40, ref=None)
-    found = [model["folder"] for model in json.loads(weights("list", "--json").out) if model["name"] == HUB_ID]
+    found = [
+        model["folder"] for model in json.loads(weights("list", "--json").out) if model["name"] == HUB_ID
+    ]
     assert found == [str(main)]
 
 
@@ -296,12 +315,26 @@ def test_pull_prints_the_folder(weights: Command, tiny_bundle: Path, monkeypatch
         "transformer/x-00001-of-2.safetensors",
         "transformer/x.safetensors.index.json",
     ]
-    needed += ["vae/x.safetensors", "text_encoder/x.safetensors", "tokenizer/spiece.model", "tokenizer/tokenizer.json"]
-    useless = ["README.md", "x.pt", "transformer/x.bin", "assets/logo.png", "original/x.safetensors", "transformer_2/x.safetensors"]
+    needed += [
+        "vae/x.safetensors",
+        "text_encoder/x.safetensors",
+        "tokenizer/spiece.model",
+        "tokenizer/tokenizer.json",
+    ]
+    useless = [
+        "README.md",
+        "x.pt",
+        "transformer/x.bin",
+        "assets/logo.png",
+        "original/x.safetensors",
+        "transformer_2/x.safetensors",
+    ]
     assert matching(options["allow_patterns"], needed + useless) == needed
 
 
-def test_pull_of_a_student_leaves_the_rest(weights: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_of_a_student_leaves_the_rest(
+    weights: Command, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = downloads(monkeypatch, tiny_bundle)
     assert weights("pull", HUB_ID, "--student").out == f"{tiny_bundle / 'transformer'}\n"
     files = [
@@ -311,12 +344,17 @@ def test_pull_of_a_student_leaves_the_rest(weights: Command, tiny_bundle: Path, 
         "transformer/config.json",
         "transformer/x.safetensors",
     ]
-    assert matching(asked[0][1]["allow_patterns"], [*files, "vae/x.safetensors", "text_encoder/config.json"]) == files
+    assert (
+        matching(asked[0][1]["allow_patterns"], [*files, "vae/x.safetensors", "text_encoder/config.json"])
+        == files
+    )
     Bundle(str(tiny_bundle), HUB_ID)
     assert asked[1] == asked[0], "--student fetches no more than that either"
 
 
-def test_pull_refuses_what_is_no_model(weights: Command, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_refuses_what_is_no_model(
+    weights: Command, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     downloads(monkeypatch, tmp_path / "nothing matched")
     refused(weights("pull", HUB_ID), "holds no model in diffusers' layout")
     shutil.rmtree(own_bundle / "transformer")
@@ -327,7 +365,9 @@ def test_pull_refuses_what_is_no_model(weights: Command, own_bundle: Path, tmp_p
     refused(weights("pull", HUB_ID), "vae missing")
 
 
-def test_pull_accepts_a_student_alone(weights: Command, own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_accepts_a_student_alone(
+    weights: Command, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.rmtree(own_bundle / "vae")
     downloads(monkeypatch, own_bundle)
     assert weights("pull", HUB_ID).out == f"{own_bundle}\n"
@@ -339,19 +379,27 @@ RESPONSE: Any = SimpleNamespace(headers={}, request=None)
 @pytest.mark.parametrize(
     ("error", "complaint"),
     [
-        (RepositoryNotFoundError("401 Client Error.\nLong story.", response=RESPONSE), "nor such a model on the hub"),
+        (
+            RepositoryNotFoundError("401 Client Error.\nLong story.", response=RESPONSE),
+            "nor such a model on the hub",
+        ),
         (
             GatedRepoError("403 Client Error.\nLong story.", response=RESPONSE),
             f"is gated: accept its terms at {constants.ENDPOINT}/",
         ),
-        (LocalEntryNotFoundError("Got: ConnectError\nLong story."), "the hub cannot be reached: check the network"),
+        (
+            LocalEntryNotFoundError("Got: ConnectError\nLong story."),
+            "the hub cannot be reached: check the network",
+        ),
         (OSError(28, "No space left on device"), "No space left on device"),
         (RuntimeError("transfer failed: [bold]why[/]\nLong story."), "(transfer failed: [bold]why[/])"),
         (ConnectionError(), "(ConnectionError)"),
     ],
     ids=["unknown", "gated", "no network", "full disk", "transfer", "silent"],
 )
-def test_a_failed_download_is_one_line(error: Exception, complaint: str, weights: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_one_line(
+    error: Exception, complaint: str, weights: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     downloads(monkeypatch, error)
     answer = weights("pull", HUB_ID)
     refused(answer, complaint)
@@ -392,7 +440,9 @@ def test_an_invalid_id_is_refused(name: str, real_hub: Path) -> None:
 # From a name to a folder
 
 
-def test_an_embedded_name_wins_over_a_folder(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedded_name_wins_over_a_folder(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "tinyworld").mkdir()
     monkeypatch.chdir(tmp_path)
     assert hub.resolve("tinyworld") == embedded
@@ -406,14 +456,19 @@ def test_a_misspelt_name_is_corrected(name: str, embedded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "wan", "/absent/model", "./absent", "~/absent", "~nobody-here/x", "a/b/c", "x" * 5000, "a\0b"]
+    "name",
+    ["", "wan", "/absent/model", "./absent", "~/absent", "~nobody-here/x", "a/b/c", "x" * 5000, "a\0b"],
 )
 def test_an_unknown_name_is_refused(name: str, embedded: Path) -> None:
-    with pytest.raises(UserError, match=r"it takes an embedded name \(tinyworld\), a folder that exists, or a hub id"):
+    with pytest.raises(
+        UserError, match=r"it takes an embedded name \(tinyworld\), a folder that exists, or a hub id"
+    ):
         hub.resolve(name)
 
 
-def test_folders_around_the_embedded_are_no_models(embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_around_the_embedded_are_no_models(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "weights" / "notes").mkdir()
     assert hub.embedded() == ["tinyworld"]
     monkeypatch.chdir(tmp_path)
@@ -436,7 +491,9 @@ def original(tmp_path: Path) -> Path:
     """A Self-Forcing checkpoint of the golden transformer (width 96, 4 heads), under Wan's names."""
     path = tmp_path / "original.pt"
     average = {name: tensor + 0.01 for name, tensor in golden_weights("transformer").items()}
-    wrap = {f"model._fsdp_wrapped_module.{name}": tensor for name, tensor in golden_weights("transformer").items()}
+    wrap = {
+        f"model._fsdp_wrapped_module.{name}": tensor for name, tensor in golden_weights("transformer").items()
+    }
     torch.save({"generator": wrap, "generator_ema": average}, path)
     return path
 
@@ -453,11 +510,16 @@ def fitting(tmp_path: Path) -> Path:
 
 def everything(folder: Path) -> dict[str, bytes]:
     """All that lies in a folder, hidden files too."""
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
 
 
 @pytest.mark.parametrize(("which", "shift"), [(None, 0.01), ("generator_ema", 0.01), ("generator", 0.0)])
-def test_originals_become_a_student(which: str | None, shift: float, weights: Command, original: Path, tmp_path: Path) -> None:
+def test_originals_become_a_student(
+    which: str | None, shift: float, weights: Command, original: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "new" / "student"
     answer = weights(
         *("convert", original, target, "--num-heads", 4, *(["--which", which] if which else [])),
@@ -479,7 +541,9 @@ def test_originals_become_a_student(which: str | None, shift: float, weights: Co
     assert len(modes) == 1, "every file is as readable as the others"
 
 
-def test_a_base_gives_everything_else(weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_base_gives_everything_else(
+    weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "whole"
     assert weights("convert", fitting, target, "--base", tiny_bundle, "--horizon", 99).code == 0
     bundle = Bundle(str(target))
@@ -494,7 +558,9 @@ def test_a_base_gives_everything_else(weights: Command, fitting: Path, tiny_bund
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
-def test_without_base_it_serves_as_student(inner: str, weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_without_base_it_serves_as_student(
+    inner: str, weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "student"
     assert weights("convert", fitting, target, "--num-heads", 2, "--chunk", 1).code == 0
     bundle = Bundle(str(tiny_bundle), str(target / inner))
@@ -504,7 +570,12 @@ def test_without_base_it_serves_as_student(inner: str, weights: Command, fitting
 
 
 def test_a_base_on_the_hub_is_copied_without_its_links(
-    weights: Command, fitting: Path, tiny_bundle: Path, no_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Command,
+    fitting: Path,
+    tiny_bundle: Path,
+    no_hub: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cached = fill_cache(no_hub, HUB_ID, tiny_bundle)
     downloads(monkeypatch, cached)
@@ -515,7 +586,9 @@ def test_a_base_on_the_hub_is_copied_without_its_links(
 
 
 def stored_dtype(folder: Path) -> set[torch.dtype]:
-    return {tensor.dtype for tensor in load_file(next((folder / "transformer").glob("*.safetensors"))).values()}
+    return {
+        tensor.dtype for tensor in load_file(next((folder / "transformer").glob("*.safetensors"))).values()
+    }
 
 
 def test_precision_is_the_sources_or_as_asked(weights: Command, fitting: Path, tmp_path: Path) -> None:
@@ -529,12 +602,22 @@ def test_precision_is_the_sources_or_as_asked(weights: Command, fitting: Path, t
         ("double", [], torch.float32),
     ):
         target = tmp_path / "out"
-        command = ("convert", tmp_path / f"{source}.safetensors", target, "--num-heads", 2, "--overwrite", *option)
+        command = (
+            "convert",
+            tmp_path / f"{source}.safetensors",
+            target,
+            "--num-heads",
+            2,
+            "--overwrite",
+            *option,
+        )
         assert weights(*command).code == 0
         assert stored_dtype(target) == {dtype}
 
 
-def test_an_earlier_conversion_is_replaced_only_if_told(weights: Command, fitting: Path, tmp_path: Path) -> None:
+def test_an_earlier_conversion_is_replaced_only_if_told(
+    weights: Command, fitting: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "out"
     command = ("convert", fitting, target, "--num-heads", 2)
     assert weights(*command).code == 0
@@ -589,15 +672,31 @@ def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], 
         (lambda path: None, [], "is not a file"),
         (_vae, [], "no Wan transformer's"),
         (_changed(lambda state: state.pop("proj_out.bias")), [], "missing: proj_out.bias"),
-        (_changed(lambda state: state.update({"img_emb.proj.weight": torch.ones(2)})), [], "unexpected: img_emb.proj.weight"),
-        (_changed(lambda state: state["proj_out.bias"].fill_(float("nan"))), [], "proj_out.bias is not finite"),
-        (_changed(lambda state: state["proj_out.bias"].fill_(1e9)), ["--dtype", "float16"], "not finite in torch.float16"),
+        (
+            _changed(lambda state: state.update({"img_emb.proj.weight": torch.ones(2)})),
+            [],
+            "unexpected: img_emb.proj.weight",
+        ),
+        (
+            _changed(lambda state: state["proj_out.bias"].fill_(float("nan"))),
+            [],
+            "proj_out.bias is not finite",
+        ),
+        (
+            _changed(lambda state: state["proj_out.bias"].fill_(1e9)),
+            ["--dtype", "float16"],
+            "not finite in torch.float16",
+        ),
         (_changed(lambda state: None), ["--num-heads", "5"], "num_heads 5"),
         (_changed(lambda state: None), ["--which", "generator"], "no part 'generator'"),
         (_changed(lambda state: None), ["--dtype", "int8"], "--dtype int8: it takes float32"),
         (_changed(lambda state: None), ["--base", "absent"], "unknown model 'absent'"),
         (_changed(lambda state: None), ["--steps", "1000;500"], "--steps 1000;500: it takes"),
-        (_changed(lambda state: None), ["--chunk", "9", "--context", "4", "--shift", "-1"], "a chunk (9); 'shift' must be above 0"),
+        (
+            _changed(lambda state: None),
+            ["--chunk", "9", "--context", "4", "--shift", "-1"],
+            "a chunk (9); 'shift' must be above 0",
+        ),
         (_changed(lambda state: None), ["--steps", "250,1000"], "'steps' must descend"),
     ],
 )
@@ -612,7 +711,9 @@ def test_what_is_wrong_is_refused_and_leaves_nothing(
     assert everything(tmp_path) == before
 
 
-def test_weights_of_another_family_than_the_base_are_refused(weights: Command, original: Path, tiny_bundle: Path) -> None:
+def test_weights_of_another_family_than_the_base_are_refused(
+    weights: Command, original: Path, tiny_bundle: Path
+) -> None:
     answer = weights("convert", original, original.with_name("out"), "--base", tiny_bundle, "--num-heads", 4)
     refused(answer, "in_channels 16, but the vae")
 

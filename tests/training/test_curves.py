@@ -116,7 +116,9 @@ def test_without_a_whole_line_there_is_nothing_to_draw(tmp_path: Path, content: 
 
 
 def test_without_a_metrics_file_the_run_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read \(No such file.*name the folder of a run"):
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl cannot be read \(No such file.*name the folder of a run"
+    ):
         plot_run(tmp_path / "nowhere")
 
 

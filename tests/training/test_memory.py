@@ -39,7 +39,15 @@ from sfpp_cli.training.costs import (
     windows_of,
 )
 from sfpp_cli.training.memory import forecast, layout_of
-from sfpp_cli.training.recipes import MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherData, TeacherRecipe, read_recipe
+from sfpp_cli.training.recipes import (
+    MatchingRecipe,
+    Pairs,
+    Recipe,
+    StudentRecipe,
+    TeacherData,
+    TeacherRecipe,
+    read_recipe,
+)
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -88,7 +96,9 @@ def sizes(wan: Path) -> Sizes:
 
 
 def read(path: Path, model: Path, **changes: str) -> Any:
-    return read_recipe(path, TeacherRecipe, StudentRecipe, MatchingRecipe, overrides={"model": str(model), **changes})
+    return read_recipe(
+        path, TeacherRecipe, StudentRecipe, MatchingRecipe, overrides={"model": str(model), **changes}
+    )
 
 
 def shipped(name: str) -> Path:
@@ -119,7 +129,12 @@ def test_wan_is_measured(sizes: Sizes, wan: Path) -> None:
     assert sizes.parameters == PARAMETERS
     assert sizes.linear == 30 * (6 * 1536**2 + 2 * 1536 * 8960)
     assert sizes.sides == 30 * (8 * (1536 + 1536) + 2 * (1536 + 8960))
-    assert (sizes.dim, sizes.ffn, sizes.latent, sizes.shape) == (1536, 8960, (16, 60, 104), Shape(30, 12, 128, 1560))
+    assert (sizes.dim, sizes.ffn, sizes.latent, sizes.shape) == (
+        1536,
+        8960,
+        (16, 60, 104),
+        Shape(30, 12, 128, 1560),
+    )
     assert sizes.shape.cache_bytes(1, 2) == 287_539_200
     assert text_parameters(Layout(str(wan))) == 5_680_910_336
 
@@ -177,7 +192,9 @@ def test_the_mean_rollout(changes: dict[str, Any], expected: float) -> None:
 
 @pytest.mark.parametrize("kind", ["uniform", "beta(1,2)"])
 @pytest.mark.parametrize("windows", [1, 2, 3])
-def test_chances_are_those_of_every_order_of_draws(windows: int, kind: Literal["uniform", "beta(1,2)"]) -> None:
+def test_chances_are_those_of_every_order_of_draws(
+    windows: int, kind: Literal["uniform", "beta(1,2)"]
+) -> None:
     weights = [1.0] * 5 if kind == "uniform" else [4.5, 3.5, 2.5, 1.5, 0.5]
     expected = [0.0] * 5
     for order in permutations(range(5), windows):
@@ -190,7 +207,9 @@ def test_chances_are_those_of_every_order_of_draws(windows: int, kind: Literal["
     assert start_chances(5, windows, kind) == pytest.approx(expected, abs=1e-6 if exact else 0.03)
 
 
-@pytest.mark.parametrize("changes", [{}, {"window": "beta(1,2)"}, {"window": "beta(1,2)", "windows_per_rollout": 2}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"window": "beta(1,2)"}, {"window": "beta(1,2)", "windows_per_rollout": 2}]
+)
 def test_chances_are_those_of_training(changes: dict[str, Any]) -> None:
     choices = dataclasses.replace(PLUS, frames=18, horizon=6, **changes)
     objective, settings = matching(choices)
@@ -212,7 +231,9 @@ def matching(choices: Choices) -> tuple[DistributionMatching, Settings]:
         lambda texts: prompts(len(texts)),
         ["a", "b"],
         schedule=FlowSchedule(5.0),
-        rolling=Rolling(settings.steps, settings.chunk, settings.context, settings.sink, 6, (CONFIG["in_channels"], *SIZE)),
+        rolling=Rolling(
+            settings.steps, settings.chunk, settings.context, settings.sink, 6, (CONFIG["in_channels"], *SIZE)
+        ),
         choices=choices,
         seed=0,
     )
@@ -228,13 +249,17 @@ class Count:
     def flop(self, frames: int, seen: int) -> float:
         return frames + 1000.0 * frames * seen
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch, model: Any, method: str, context: int | None = None) -> None:
+    def watch(
+        self, monkeypatch: pytest.MonkeyPatch, model: Any, method: str, context: int | None = None
+    ) -> None:
         inner = getattr(model, method)
 
         def counted(latents: Tensor, *rest: Any) -> Any:
             frames = latents.shape[1]
             memory = next((part for part in rest if hasattr(part, "frame")), None)
-            self.total += self.flop(frames, frames if memory is None else min(memory.frame + frames, context or 0))
+            self.total += self.flop(
+                frames, frames if memory is None else min(memory.frame + frames, context or 0)
+            )
             return inner(latents, *rest)
 
         monkeypatch.setattr(model, method, counted)
@@ -276,7 +301,8 @@ def test_a_pass_with_gradient_costs_more() -> None:
     settings = Settings(chunk=2, context=6, steps=(1000, 750, 500))
     choices = dataclasses.replace(PLUS, frames=12, horizon=6)
     forward, more = (
-        matching_flop(stand_in, stand_in, windows_of(choices, settings), choices, settings, trained) for trained in (1, 4)
+        matching_flop(stand_in, stand_in, windows_of(choices, settings), choices, settings, trained)
+        for trained in (1, 4)
     )
     assert more["critic"] == 4 * forward["critic"]
     assert (more["rollouts"], more["scores"]) == (forward["rollouts"], forward["scores"])
@@ -345,7 +371,10 @@ def test_shipped_recipes_are_forecast_and_fit_80_gb(path: Path, device: torch.de
     estimates = ("activations", "memory", "work", "formula", "encoding text", "preview")
     assert all(lines[name].startswith("~") for name in estimates)
     if device == CUDA:
-        assert max(gigabytes(lines["memory"]) + gigabytes(lines["preview"]) + gigabytes(lines["encoding text"])) < 80
+        assert (
+            max(gigabytes(lines["memory"]) + gigabytes(lines["preview"]) + gigabytes(lines["encoding text"]))
+            < 80
+        )
     assert list(wan.rglob("*.safetensors")) == []
 
 
@@ -387,7 +416,9 @@ def test_one_gpu_needs_main_memory(wan: Path) -> None:
     update = 4 * (3 * PARAMETERS + 126_892_531 + 2 * PARAMETERS + 3 * PARAMETERS) / 1e9
     assert gigabytes(lines["memory"])[1] == pytest.approx(update, abs=0.06)
     kept = told(read(path, wan, **{"training.offload": "false"}))
-    assert gigabytes(kept["memory"])[0] == pytest.approx(gigabytes(lines["memory"])[0] + 20 * PARAMETERS / 1e9, abs=0.2)
+    assert gigabytes(kept["memory"])[0] == pytest.approx(
+        gigabytes(lines["memory"])[0] + 20 * PARAMETERS / 1e9, abs=0.2
+    )
     assert gigabytes(kept["memory"])[0] > 80
     forgetful = told(read(path, wan, **{"training.gradient_checkpointing": "false"}))
     assert forgetful["activations"].endswith("without checkpointing")
@@ -413,14 +444,19 @@ def test_micro_batches_share_memory_not_work(wan: Path) -> None:
 def test_adapters_learn_alone(wan: Path, sizes: Sizes) -> None:
     lines = told(read(shipped("self-forcing-pp"), wan, lora_rank="16"), 8)
     adapters = 16 * sizes.sides
-    assert lines["student"] == f"{(PARAMETERS + adapters) / 1e6:.1f} M parameters, {adapters / 1e6:.1f} M learn"
+    assert (
+        lines["student"] == f"{(PARAMETERS + adapters) / 1e6:.1f} M parameters, {adapters / 1e6:.1f} M learn"
+    )
     assert lines["gradients"] == f"{4 * (PARAMETERS + adapters) / 8 / 1e6:.1f} MB"
 
 
 def test_odes_are_told_before_they_are_solved(wan: Path, sizes: Sizes) -> None:
     lines = told(read(shipped("ode"), wan), 8)
     flop = 96 * sizes.flop(21, 21)
-    assert lines["pairs"] == f"16000 of 96 teacher passes each, ~{flop / 1e15:.1f} PFLOP; ~{16000 * flop / 1e18:.0f} EFLOP in all"
+    assert (
+        lines["pairs"]
+        == f"16000 of 96 teacher passes each, ~{flop / 1e15:.1f} PFLOP; ~{16000 * flop / 1e18:.0f} EFLOP in all"
+    )
     assert lines["trajectories"] == "335.5 GB in runs/wan/pairs"
     assert "making pairs" in lines
     with one_line("48"):
@@ -429,7 +465,9 @@ def test_odes_are_told_before_they_are_solved(wan: Path, sizes: Sizes) -> None:
 
 @pytest.mark.parametrize("encoder", [True, False])
 def test_a_teacher_is_forecast(encoder: bool, wan: Path) -> None:
-    recipe = TeacherRecipe("flow-matching", str(wan), TeacherData("l"), Training(steps=1), train_text_encoder=encoder)
+    recipe = TeacherRecipe(
+        "flow-matching", str(wan), TeacherData("l"), Training(steps=1), train_text_encoder=encoder
+    )
     lines = told(recipe)
     assert lines["text encoder"] == f"5680.9 M parameters, {'all learn' if encoder else 'frozen'}"
     learning = PARAMETERS + (5_680_910_336 if encoder else 0)
@@ -442,7 +480,9 @@ def test_a_teacher_is_forecast(encoder: bool, wan: Path) -> None:
 
 
 @pytest.mark.parametrize(("free", "verdict"), [(80e9, "enough"), (50e9, "too little")])
-def test_a_gpu_is_asked_what_it_has_left(free: float, verdict: str, wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked_what_it_has_left(
+    free: float, verdict: str, wan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 10**11))
     recipe = read(shipped("self-forcing-pp-1gpu"), wan)
@@ -462,7 +502,9 @@ def test_a_student_that_is_here_brings_its_settings(wan: Path, tmp_path: Path) -
     (tmp_path / "student").mkdir()
     with one_line("holds no student"):
         layout_of(recipe)
-    (tmp_path / "student" / "config.json").write_text(json.dumps({**CONFIGS["transformer"], "_class_name": "CausalWanModel"}))
+    (tmp_path / "student" / "config.json").write_text(
+        json.dumps({**CONFIGS["transformer"], "_class_name": "CausalWanModel"})
+    )
     Settings(context=9).write(tmp_path / "student" / SETTINGS)
     assert layout_of(recipe).settings.context == 9
     assert told(recipe)["ring"] == f"~{9 * 287_539_200 / 1e9:.1f} GB"
@@ -478,7 +520,12 @@ def test_what_cannot_run_is_refused(wan: Path) -> None:
         told(recipe, 3)
     with one_line("offload is for a single process"):
         told(read(shipped("self-forcing-pp-1gpu"), wan), 8)
-    for changes in ({"horizon": 20}, {"frames": 100}, {"frames": 18}, {"frames": 24, "windows_per_rollout": 3}):
+    for changes in (
+        {"horizon": 20},
+        {"frames": 100},
+        {"frames": 18},
+        {"frames": 24, "windows_per_rollout": 3},
+    ):
         with one_line("do not come out in chunks of 3: change dmd.frames"):
             told(dataclasses.replace(recipe, dmd=dataclasses.replace(recipe.dmd, **changes)))
 
@@ -491,7 +538,9 @@ def test_what_cannot_run_is_refused(wan: Path) -> None:
         ("text_encoder", {"num_heads": "many"}, "text_encoder.config.json describes no model"),
     ],
 )
-def test_models_that_are_none_are_refused(part: str, change: dict[str, Any], complaint: str, own_wan: Path) -> None:
+def test_models_that_are_none_are_refused(
+    part: str, change: dict[str, Any], complaint: str, own_wan: Path
+) -> None:
     (own_wan / part / "config.json").write_text(json.dumps({**CONFIGS[part], **change}))
     with one_line(complaint):
         told(read(shipped("self-forcing-pp"), own_wan))

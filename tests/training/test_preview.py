@@ -60,7 +60,9 @@ def student() -> CausalWanModel:
         ((200, 100, 150), (0.2126 * 200 + 0.7152 * 100 + 0.0722 * 150) / 255, 0.5, 0.0),
     ],
 )
-def test_gauges_of_one_colour(color: tuple[int, int, int], luma: float, saturation: float, clipped: float) -> None:
+def test_gauges_of_one_colour(
+    color: tuple[int, int, int], luma: float, saturation: float, clipped: float
+) -> None:
     for video in (flat(color), flat(color, color, color)):
         measured = gauges(video)
         assert list(measured) == NAMES
@@ -116,13 +118,17 @@ def test_the_same_student_gives_the_same_bytes_and_another_student_others(
     assert len(list((tmp_path / "previews").iterdir())) == 3
 
 
-def test_another_previewer_of_the_same_seed_sees_the_same(tiny_bundle: Path, tmp_path: Path, student: CausalWanModel) -> None:
+def test_another_previewer_of_the_same_seed_sees_the_same(
+    tiny_bundle: Path, tmp_path: Path, student: CausalWanModel
+) -> None:
     measured = [previewer(tiny_bundle, tmp_path, seed=seed)(student, 1, write=False) for seed in (5, 5, 6)]
     assert measured[0] == measured[1]
     assert measured[0] != measured[2]
 
 
-def test_a_rank_that_does_not_write_measures_the_same(tiny_bundle: Path, tmp_path: Path, student: CausalWanModel) -> None:
+def test_a_rank_that_does_not_write_measures_the_same(
+    tiny_bundle: Path, tmp_path: Path, student: CausalWanModel
+) -> None:
     preview = previewer(tiny_bundle, tmp_path / "previews")
     silent = preview(student, 1, write=False)
     assert not (tmp_path / "previews").exists()
@@ -130,7 +136,9 @@ def test_a_rank_that_does_not_write_measures_the_same(tiny_bundle: Path, tmp_pat
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_student_stays_as_it_was(tiny_bundle: Path, tmp_path: Path, student: CausalWanModel, training: bool) -> None:
+def test_the_student_stays_as_it_was(
+    tiny_bundle: Path, tmp_path: Path, student: CausalWanModel, training: bool
+) -> None:
     before = {name: value.clone() for name, value in student.state_dict().items()}
     student.train(training).requires_grad_(True)
     random = torch.random.get_rng_state()
@@ -141,7 +149,9 @@ def test_the_student_stays_as_it_was(tiny_bundle: Path, tmp_path: Path, student:
     assert torch.equal(random, torch.random.get_rng_state())
 
 
-def test_a_student_that_fails_keeps_its_mode(tiny_bundle: Path, tmp_path: Path, student: CausalWanModel) -> None:
+def test_a_student_that_fails_keeps_its_mode(
+    tiny_bundle: Path, tmp_path: Path, student: CausalWanModel
+) -> None:
     preview = previewer(tiny_bundle, tmp_path)
     student.proj_out.weight.data = student.proj_out.weight.data[:, :1]
     with pytest.raises(RuntimeError):
@@ -151,7 +161,9 @@ def test_a_student_that_fails_keeps_its_mode(tiny_bundle: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.01, 9), (1.0, 9), (9 / 8, 9), (10 / 8, 21), (2.0, 21)])
-def test_seconds_are_rounded_up_to_whole_chunks(tiny_bundle: Path, tmp_path: Path, seconds: float, frames: int) -> None:
+def test_seconds_are_rounded_up_to_whole_chunks(
+    tiny_bundle: Path, tmp_path: Path, seconds: float, frames: int
+) -> None:
     """8 frames a second; a chunk is 3 latent frames, the first of which is one picture, the others four."""
     preview = previewer(tiny_bundle, tmp_path, seconds)
     assert (preview.frames, preview.latent_frames % 3) == (frames, 0)
@@ -164,11 +176,18 @@ def test_the_sheet_has_a_row_a_prompt(tiny_bundle: Path, tmp_path: Path, student
         assert image.size == (COLUMNS * 200 - 8 + 32, 2 * (128 + 22 + 8) - 8 + 32)
 
 
-def test_a_preview_is_what_generate_makes_of_the_prompt(sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_preview_is_what_generate_makes_of_the_prompt(
+    sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
+) -> None:
     """The weights of the bundle, previewed, give the video that `sfpp generate` makes of them with the same seed."""
     bundle = Bundle(str(tiny_bundle))
     preview = Previewer(bundle, embedded(bundle, PROMPTS[:1]), 2.0, tmp_path, CPU, 5)
     model = ("--model", str(tiny_bundle), "--device", "cpu", "--dtype", "float32")
-    assert sfpp("generate", PROMPTS[0], *model, "--seed", "5", "--frames", str(preview.frames), "-o", "v.png")[0] == 0
+    assert (
+        sfpp("generate", PROMPTS[0], *model, "--seed", "5", "--frames", str(preview.frames), "-o", "v.png")[0]
+        == 0
+    )
     generated = gauges(np.stack(list(read_frames(tmp_path / "v"))))
-    assert preview(bundle.load_student(CPU, torch.float32), 1) == {f"preview_{name}": value for name, value in generated.items()}
+    assert preview(bundle.load_student(CPU, torch.float32), 1) == {
+        f"preview_{name}": value for name, value in generated.items()
+    }

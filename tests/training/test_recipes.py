@@ -12,7 +12,14 @@ import pytest
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.training import recipes
-from sfpp_cli.training.recipes import Pairs, StudentRecipe, TeacherData, TeacherRecipe, read_recipe, write_recipe
+from sfpp_cli.training.recipes import (
+    Pairs,
+    StudentRecipe,
+    TeacherData,
+    TeacherRecipe,
+    read_recipe,
+    write_recipe,
+)
 
 SHIPPED = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 TEACHER = """
@@ -74,11 +81,15 @@ def test_recipes_are_shipped() -> None:
 
 def test_what_is_left_out_is_the_default(path: Path) -> None:
     recipe = parse(TEACHER, path)
-    assert recipe == TeacherRecipe("flow-matching", "some/model", TeacherData("runs/latents"), Training(steps=10))
+    assert recipe == TeacherRecipe(
+        "flow-matching", "some/model", TeacherData("runs/latents"), Training(steps=10)
+    )
     assert recipe.training.betas == (0.0, 0.999)
 
 
-@pytest.mark.parametrize("recipe", [STUDENT, dataclasses.replace(STUDENT, init=None)], ids=["init", "no init"])
+@pytest.mark.parametrize(
+    "recipe", [STUDENT, dataclasses.replace(STUDENT, init=None)], ids=["init", "no init"]
+)
 def test_a_written_recipe_is_read_as_the_same(recipe: StudentRecipe, path: Path) -> None:
     write_recipe(recipe, path.parent / "deep" / "er" / path.name)
     again = read_recipe(path.parent / "deep" / "er" / path.name, StudentRecipe)
@@ -145,7 +156,10 @@ def test_an_override_may_bring_what_the_file_lacks(path: Path) -> None:
         (TEACHER + "betas = [0.9, 'x']", r"'training.betas\[1\]' must be float, not 'x'"),
         ("train_text_encoder = 1\n" + TEACHER, "'train_text_encoder' must be bool, not 1"),
         ("shift = [1.0]\n" + TEACHER, "'shift' must be float"),
-        (TEACHER.replace("[training]\nsteps", "training"), "'training' must be Training, not 10|'data.training'"),
+        (
+            TEACHER.replace("[training]\nsteps", "training"),
+            "'training' must be Training, not 10|'data.training'",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(text: str, complaint: str, path: Path) -> None:
@@ -154,10 +168,19 @@ def test_what_is_wrong_is_told(text: str, complaint: str, path: Path) -> None:
 
 
 def test_all_problems_are_told_at_once(path: Path) -> None:
-    text = "sede = 1\nshift = 'x'\n" + TEACHER.replace("steps = 10", "stesp = 10\nlr = 'y'").replace("latents", "latnets")
+    text = "sede = 1\nshift = 'x'\n" + TEACHER.replace("steps = 10", "stesp = 10\nlr = 'y'").replace(
+        "latents", "latnets"
+    )
     with one_line("recipe.toml") as caught:
         parse(text, path, {"training.betas": "[1, 'z']"})
-    for problem in ("'sede'", "'shift'", "'training.stesp'", "'training.steps' is missing", "'training.lr'", "'data.latnets'"):
+    for problem in (
+        "'sede'",
+        "'shift'",
+        "'training.stesp'",
+        "'training.steps' is missing",
+        "'training.lr'",
+        "'data.latnets'",
+    ):
         assert problem in str(caught.value)
     assert "'data.latents' is missing" in str(caught.value)
     assert "'training.betas[1]'" in str(caught.value)
@@ -209,5 +232,7 @@ def test_values_out_of_range_are_named_together(tmp_path: Path) -> None:
     path.write_text(
         'objective = "ode"\nmodel = "m"\n[pairs]\nprompts = "p"\ncount = 1\nfolder = "f"\n[training]\nsteps = 0\nlr = -1.0\n'
     )
-    with pytest.raises(UserError, match=r"training: 'steps' must be 1 or more, not 0; 'lr' must be above 0, not -1.0"):
+    with pytest.raises(
+        UserError, match=r"training: 'steps' must be 1 or more, not 0; 'lr' must be above 0, not -1.0"
+    ):
         read_recipe(path, StudentRecipe)

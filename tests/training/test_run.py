@@ -84,7 +84,9 @@ count = 2
 
 @pytest.fixture(autouse=True)
 def recipes(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("a red circle bouncing over a blue background\na white square sliding on grey\n")
+    (tmp_path / "prompts.txt").write_text(
+        "a red circle bouncing over a blue background\na white square sliding on grey\n"
+    )
     (tmp_path / "student.toml").write_text(STUDENT)
     (tmp_path / "teacher.toml").write_text(TEACHER)
     (tmp_path / "matching.toml").write_text(MATCHING)
@@ -112,7 +114,10 @@ def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: 
 
 def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
-    first, second = trajectories.shard_path(tmp_path / "pairs", 0), trajectories.shard_path(tmp_path / "pairs", 1)
+    first, second = (
+        trajectories.shard_path(tmp_path / "pairs", 0),
+        trajectories.shard_path(tmp_path / "pairs", 1),
+    )
     kept, made = first.stat().st_mtime_ns, load_file(second)["trajectories"]
     second.unlink()
     assert "1 of 2 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
@@ -126,7 +131,10 @@ def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, tmp
     first, second = (trajectories.shard_path(tmp_path / "pairs", number) for number in range(2))
     kept = first.stat().st_mtime_ns
     (short,) = load_file(second)["trajectories"]
-    assert "1 of 2 shards" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only", "--set", "pairs.count=4")[2]
+    assert (
+        "1 of 2 shards"
+        in sfpp("distill", "student.toml", "--out", "run", "--pairs-only", "--set", "pairs.count=4")[2]
+    )
     assert first.stat().st_mtime_ns == kept
     grown = load_file(second)["trajectories"]
     assert len(grown) == 2
@@ -194,7 +202,14 @@ def test_matching_trains_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) ->
     seen = records(tmp_path / "run")
     assert [record["step"] for record in seen] == [1, 2, 3, 4]
     for record in seen:
-        assert record.keys() >= {"loss", "critic_loss", "grad_norm", "critic_grad_norm", "dmd_gradient", "ratio"}
+        assert record.keys() >= {
+            "loss",
+            "critic_loss",
+            "grad_norm",
+            "critic_grad_norm",
+            "dmd_gradient",
+            "ratio",
+        }
         assert record["ratio"] == pytest.approx(record["loss"] / record["critic_loss"])
     assert [step for step, record in enumerate(seen, 1) if "preview_luma" in record] == [4]
     assert 0.05 < seen[-1]["preview_luma"] < 0.95
@@ -235,24 +250,42 @@ def one_thread() -> dict[str, str]:
 
 
 def test_adapters_alone_learn_and_are_folded_in(sfpp: Sfpp, tmp_path: Path) -> None:
-    code, _, _ = sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "2", "--set", "preview.every=0")
+    code, _, _ = sfpp(
+        "train",
+        "matching.toml",
+        "--out",
+        "run",
+        "--set",
+        "lora_rank=2",
+        "--steps",
+        "2",
+        "--set",
+        "preview.every=0",
+    )
     assert code == 0
     trained = weights(tmp_path / "run/step-000002/student")
     base = weights(Path(resolve("toyworld")) / "transformer")
     assert trained.keys() == base.keys(), "a plain student again"
     moved = {key for key in base if not torch.equal(base[key].float(), trained[key])}
     assert moved
-    assert all(re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight|ffn\.net\.(0\.proj|2)\.weight", key) for key in moved)
+    assert all(
+        re.search(r"attn[12]\.to_(q|k|v|out\.0)\.weight|ffn\.net\.(0\.proj|2)\.weight", key) for key in moved
+    )
     for key in moved:
         assert torch.linalg.matrix_rank(trained[key] - base[key].float(), rtol=1e-3) <= 2
-    assert sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "3", "--resume")[0] == 0
+    assert (
+        sfpp("train", "matching.toml", "--out", "run", "--set", "lora_rank=2", "--steps", "3", "--resume")[0]
+        == 0
+    )
     assert sfpp("generate", "--student", "run/step-000003/student", "--frames", "9", "-o", "v.mp4")[0] == 0
 
 
 @pytest.mark.parametrize("recipe", ["teacher.toml", "student.toml", "matching.toml"])
 def test_a_dry_run_answers_the_plan_and_writes_nothing(recipe: str, sfpp: Sfpp, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    code, out, err = sfpp("distill" if recipe == "student.toml" else "train", recipe, "--dry-run", "--device", "cuda")
+    code, out, err = sfpp(
+        "distill" if recipe == "student.toml" else "train", recipe, "--dry-run", "--device", "cuda"
+    )
     assert code == 0
     assert re.search(r"^memory +~[0-9.]+ [kMG]B a rank", out, re.MULTILINE)
     assert "bfloat16 on cuda" in out
@@ -290,7 +323,9 @@ def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -
     assert all(window.shape == (4, 2, 2, 2) for window, _ in drawn)
     assert set(starts) == {0, 1, 2, 3, 4, 5, 6}
     assert 0.4 < sum(start > 0 for start in starts) / 200 < 0.6
-    assert all((caption == "a ball") == (start == 0) for (_, caption), start in zip(drawn, starts, strict=True))
+    assert all(
+        (caption == "a ball") == (start == 0) for (_, caption), start in zip(drawn, starts, strict=True)
+    )
 
 
 def test_overrides() -> None:

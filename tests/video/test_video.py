@@ -64,7 +64,9 @@ def mean_error(a: Frames, b: Frames) -> float:
 def stream_line(path: Path) -> str:
     """How ffmpeg describes the picture."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
-    return re.search(r"Video:.*", subprocess.run(command, capture_output=True, text=True, check=False).stderr)[0]
+    return re.search(
+        r"Video:.*", subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    )[0]
 
 
 @pytest.mark.parametrize(("extension", "codec", "tolerance"), [(".mp4", "h264", 1.5), (".webm", "vp9", 1.5)])
@@ -116,7 +118,9 @@ def test_mp4_starts_with_its_index(tmp_path: Path) -> None:
     assert 0 < data.index(b"moov") < data.index(b"mdat")
 
 
-@pytest.mark.parametrize(("extension", "width", "height"), [(".mp4", 34, 18), (".webm", 34, 18), (".gif", 33, 17)])
+@pytest.mark.parametrize(
+    ("extension", "width", "height"), [(".mp4", 34, 18), (".webm", 34, 18), (".gif", 33, 17)]
+)
 def test_odd_sizes(tmp_path: Path, extension: str, width: int, height: int) -> None:
     frames = smooth(3, 17, 33)
     back = load(save(tmp_path / f"a{extension}", frames))
@@ -148,7 +152,9 @@ def test_gif_comment_leaves_the_pictures_alone(tmp_path: Path) -> None:
 def test_metadata_of_other_programs(tmp_path: Path) -> None:
     path = tmp_path / "a.webm"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "color=s=16x16:d=0.1"]
-    subprocess.run([*command, "-metadata", "artist=a;=\\\n#b", "-metadata", "comment=no json", str(path)], check=True)
+    subprocess.run(
+        [*command, "-metadata", "artist=a;=\\\n#b", "-metadata", "comment=no json", str(path)], check=True
+    )
     tags = read_metadata(path)
     assert tags["artist"] == "a;=\\\n#b"
     assert tags["comment"] == "no json"
@@ -263,7 +269,9 @@ def shim(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on file sizes stands in for the disk: 16 blocks of 512 bytes, overrun by noise."""
-    shim(tmp_path, monkeypatch, f"trap '' XFSZ; ulimit -f 16; exec '{imageio_ffmpeg.get_ffmpeg_exe()}' \"$@\"")
+    shim(
+        tmp_path, monkeypatch, f"trap '' XFSZ; ulimit -f 16; exec '{imageio_ffmpeg.get_ffmpeg_exe()}' \"$@\""
+    )
     noise = np.random.default_rng(0).integers(0, 256, (120, 80, 144, 3), np.uint8)
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"a\.gif cannot be written \(.*File too large\)"):
@@ -342,11 +350,20 @@ def test_atomic_write(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("total", "count", "indices"),
-    [(10, 4, [0, 3, 6, 9]), (9, 3, [0, 4, 8]), (5, 1, [0]), (3, 8, [0, 1, 2]), (1, 2, [0]), (960, 2, [0, 959])],
+    [
+        (10, 4, [0, 3, 6, 9]),
+        (9, 3, [0, 4, 8]),
+        (5, 1, [0]),
+        (3, 8, [0, 1, 2]),
+        (1, 2, [0]),
+        (960, 2, [0, 959]),
+    ],
 )
 @pytest.mark.parametrize("piece", [1, 4, 1000])
 def test_sampler_picks_evenly(total: int, count: int, indices: list[int], piece: int) -> None:
-    stream = np.arange(total, dtype=np.uint16).view(np.uint8).reshape(total, 1, 1, 2).repeat(2, axis=-1)[..., :3]
+    stream = (
+        np.arange(total, dtype=np.uint16).view(np.uint8).reshape(total, 1, 1, 2).repeat(2, axis=-1)[..., :3]
+    )
     sampler = SheetSampler(total, count)
     for start in range(0, total, piece):
         sampler.write(stream[start : start + piece])

@@ -108,7 +108,9 @@ def read_frames(frames: Tensor) -> Reading:
     luma_weights = torch.tensor(LUMA_WEIGHTS).to(pixels)
     plane = _fit_background(pixels)
     luma, hue = plane[:, 0] @ luma_weights, chroma(plane[:, 0])
-    misfit = torch.cdist(hue, _named_chroma().to(hue).flatten(0, 1)).unflatten(1, (len(BACKGROUNDS), -1)).amin(2)
+    misfit = (
+        torch.cdist(hue, _named_chroma().to(hue).flatten(0, 1)).unflatten(1, (len(BACKGROUNDS), -1)).amin(2)
+    )
     brightness = torch.einsum("tchw,c->thw", pixels, luma_weights)
     return Reading(
         **_read_object(pixels, plane),
@@ -131,7 +133,9 @@ def chroma(rgb: Tensor) -> Tensor:
 def _named_chroma() -> Tensor:
     """Where the named backgrounds lie, over their tints: [backgrounds, tints, 2]."""
     tints = torch.linspace(-TINT_DEGREES, TINT_DEGREES, 9).tolist()
-    rows = [[colorsys.hls_to_rgb((hue + t) % 360 / 360, 0.4, s) for t in tints] for hue, s in BACKGROUNDS.values()]
+    rows = [
+        [colorsys.hls_to_rgb((hue + t) % 360 / 360, 0.4, s) for t in tints] for hue, s in BACKGROUNDS.values()
+    ]
     return chroma(torch.tensor(rows))
 
 
@@ -316,7 +320,9 @@ def judge_videos(videos: Sequence[Tensor], scenes: Scenes) -> dict[str, float]:
 def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
     """One video's row of `judge_videos`."""
     if len(video) < SHORTEST_CLIP:
-        raise ValueError(f"a video of {len(video)} frames is too short to judge: motion takes {SHORTEST_CLIP}")
+        raise ValueError(
+            f"a video of {len(video)} frames is too short to judge: motion takes {SHORTEST_CLIP}"
+        )
     seen = _read_blocks(video)
     clips = [clip for clip in torch.arange(len(video)).split(CLIP) if len(clip) >= SHORTEST_CLIP]
     motions = [classify_motion(seen.x[clip], seen.y[clip], seen.present[clip]) for clip in clips]
@@ -355,4 +361,6 @@ def _judge(video: Tensor, scene: Scenes) -> dict[str, float]:
 def _read_blocks(video: Tensor) -> Reading:
     """`read_frames` on a video of any length, the answer on the CPU."""
     blocks = [read_frames(block) for block in video.split(BLOCK)]
-    return Reading(*(torch.cat([getattr(block, field.name).cpu() for block in blocks]) for field in fields(Reading)))
+    return Reading(
+        *(torch.cat([getattr(block, field.name).cpu() for block in blocks]) for field in fields(Reading))
+    )

@@ -107,7 +107,9 @@ class Scenes:
         cos, sin = torch.cos(self.heading)[:, None], torch.sin(self.heading)[:, None]
         low, high = self.radius[:, None] + 0.03, 0.97 - self.radius[:, None]
         x0, y0 = low + self.x[:, None] * (high - low), low + self.y[:, None] * (high - low)
-        bouncing = torch.stack([_reflect(x0 + cos * path, low, high), _reflect(y0 + sin * path, low, high)], -1)
+        bouncing = torch.stack(
+            [_reflect(x0 + cos * path, low, high), _reflect(y0 + sin * path, low, high)], -1
+        )
 
         orbit = 0.20 + 0.10 * self.x[:, None]
         turn = torch.where(self.y[:, None] > 0.5, 1.0, -1.0)
@@ -115,7 +117,9 @@ class Scenes:
         circling = torch.stack([0.5 + orbit * torch.cos(angle), 0.5 + orbit * torch.sin(angle)], -1)
 
         swing = (high - low) / 2 * (0.8 + 0.2 * self.x[:, None])
-        sliding = torch.stack([0.5 + swing * torch.sin(self.heading[:, None] + path / swing), y0.expand_as(path)], -1)
+        sliding = torch.stack(
+            [0.5 + swing * torch.sin(self.heading[:, None] + path / swing), y0.expand_as(path)], -1
+        )
         motions = torch.stack([bouncing, circling, sliding])
         return motions[self.motion, torch.arange(len(self))].float()
 
@@ -134,7 +138,9 @@ class Scenes:
         ys, xs = pixel_grid(size)
         dx, dy, radius = self._offsets(start, count, size)
 
-        ramp = torch.cos(self.light)[:, None, None] * (xs - 0.5) + torch.sin(self.light)[:, None, None] * (ys - 0.5)
+        ramp = torch.cos(self.light)[:, None, None] * (xs - 0.5) + torch.sin(self.light)[:, None, None] * (
+            ys - 0.5
+        )
         light = 1 + LIGHT_AMPLITUDE / BACKGROUND_LUMA * 2 * ramp
         canvas = (self.background_colors()[:, :, None, None] * light[:, None])[:, None]
 

@@ -24,7 +24,15 @@ from typing import Any
 from PIL import Image
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.judge.service import BACK_ENDS, Clock, JudgeSettings, Media, NoAnswer, Service, Unusable
+from sfpp_cli.evaluation.judge.service import (
+    BACK_ENDS,
+    Clock,
+    JudgeSettings,
+    Media,
+    NoAnswer,
+    Service,
+    Unusable,
+)
 from sfpp_cli.progress import Advance
 from sfpp_cli.video.ffmpeg import Frames, SheetSampler, VideoInfo, atomic_write, probe, read_frames
 
@@ -59,7 +67,8 @@ Rating: N"""
 
 _MIME = {".mp4": "video/mp4", ".webm": "video/webm", ".mov": "video/mov"}
 _RATING = re.compile(
-    r"^[\s*_#>`-]*rating[\s*_`]*[:=][\s*_`]*(-?\d+(?:\.\d+)?)\s*(?:/\s*5)?[\s*_`.]*$", re.IGNORECASE | re.MULTILINE
+    r"^[\s*_#>`-]*rating[\s*_`]*[:=][\s*_`]*(-?\d+(?:\.\d+)?)\s*(?:/\s*5)?[\s*_`.]*$",
+    re.IGNORECASE | re.MULTILINE,
 )
 _ROW = 3
 """After this many videos in a row without a usable response, the others are not asked for."""
@@ -100,7 +109,11 @@ class Estimate:
     cost: float | None = None
 
     def __str__(self) -> str:
-        shown = [f"{count} {what}" for count, what in ((self.images, "pictures"), (self.whole_videos, "whole videos")) if count]
+        shown = [
+            f"{count} {what}"
+            for count, what in ((self.images, "pictures"), (self.whole_videos, "whole videos"))
+            if count
+        ]
         cost = "" if self.cost is None else f", cost about {self.cost:.2f}"
         return (
             f"{self.requests} to {self.requests_at_most} requests with {' and '.join(shown) or 'nothing'}, about "
@@ -126,7 +139,9 @@ def judge(
     cases = [_Case(video, settings, folder) for video in videos]
     pending = [case for case in cases if case.open]
     if pending and not yes:
-        raise UserError(f"judging would send {_estimate(pending, settings, None)}; repeat with --yes (yes=True) to send that")
+        raise UserError(
+            f"judging would send {_estimate(pending, settings, None)}; repeat with --yes (yes=True) to send that"
+        )
     service = Service(settings, clock or Clock()) if pending else None
     judgements: list[Judgement] = []
     unheard = 0
@@ -134,7 +149,9 @@ def judge(
         if service is None or not case.reload().open:
             judgements.append(case.judgement())
         elif unheard >= _ROW:
-            judgements.append(case.judgement(f"not asked, since {_ROW} videos before it got no usable response"))
+            judgements.append(
+                case.judgement(f"not asked, since {_ROW} videos before it got no usable response")
+            )
         else:
             judgements.append(_ask(case, service))
             unheard = unheard + 1 if case.sent and not case.heard else 0
@@ -184,7 +201,9 @@ class _Case:
             self.problem = str(error)
             return
         if folder:
-            identity = json.dumps({**self.record["asked"], "video": self.record["video"]["sha256"]}, sort_keys=True)
+            identity = json.dumps(
+                {**self.record["asked"], "video": self.record["video"]["sha256"]}, sort_keys=True
+            )
             self.file = folder / f"{sha256(identity.encode()).hexdigest()[:32]}.json"
             self.reload()
 
@@ -196,7 +215,11 @@ class _Case:
     def _request(self) -> dict[str, Any]:
         """What is kept beside the responses. `asked` decides, with the video's content, whether an answer can be reused."""
         settings = self.settings
-        seen = "video" if self.mime else {"frames": settings.frames, "side": settings.side, "quality": settings.quality}
+        seen = (
+            "video"
+            if self.mime
+            else {"frames": settings.frames, "side": settings.side, "quality": settings.quality}
+        )
         return {
             "asked": {
                 "protocol": PROTOCOL,
@@ -219,7 +242,9 @@ class _Case:
                 responses = json.loads(self.file.read_bytes())["responses"]
                 self.record["responses"] = [{**response} for response in responses]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{self.file} is not a judge's record (damaged?): remove it to ask again") from error
+                raise UserError(
+                    f"{self.file} is not a judge's record (damaged?): remove it to ask again"
+                ) from error
         return self
 
     def save(self) -> None:
@@ -263,7 +288,15 @@ class _Case:
         rating, reasoning, wrong = self._read()
         if rating is None and missing is None:
             missing = f"{wrong} (answer {len(self.answers)} of {self.settings.asks}); remove {self.file} to ask again"
-        return Judgement(str(self.path), prompt, rating, reasoning, None if rating is not None else missing, kept, self.sent)
+        return Judgement(
+            str(self.path),
+            prompt,
+            rating,
+            reasoning,
+            None if rating is not None else missing,
+            kept,
+            self.sent,
+        )
 
 
 def _ask(case: _Case, service: Service) -> Judgement:
@@ -335,13 +368,21 @@ def _jpeg(frame: Frames, settings: JudgeSettings) -> bytes:
 _TOKENS_A_TILE, _TILE, _LETTERS_A_TOKEN, _TOKENS_OUT = 258, 512, 4, 2000
 
 
-def _estimate(cases: Sequence[_Case], settings: JudgeSettings, prices: tuple[float, float] | None) -> Estimate:
+def _estimate(
+    cases: Sequence[_Case], settings: JudgeSettings, prices: tuple[float, float] | None
+) -> Estimate:
     """Of open cases; the same question about the same content is asked once."""
-    distinct = list({case.file or (case.record["video"]["sha256"], case.question): case for case in cases}.values())
+    distinct = list(
+        {case.file or (case.record["video"]["sha256"], case.question): case for case in cases}.values()
+    )
     images = [0 if case.mime else min(settings.frames, case.info.frames) for case in distinct]
     tokens = [
         len(case.question) / _LETTERS_A_TOKEN
-        + (_TOKENS_A_TILE * ceil(case.info.seconds) if case.mime else count * _picture_tokens(case.info, settings))
+        + (
+            _TOKENS_A_TILE * ceil(case.info.seconds)
+            if case.mime
+            else count * _picture_tokens(case.info, settings)
+        )
         for case, count in zip(distinct, images, strict=True)
     ]
     tokens_in, tokens_out = round(sum(tokens)), _TOKENS_OUT * len(distinct)

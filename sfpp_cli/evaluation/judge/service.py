@@ -100,7 +100,10 @@ def _chat_body(settings: JudgeSettings, question: str, media: Media) -> dict[str
     for label, mime, data in media:
         content += [
             {"type": "text", "text": label},
-            {"type": "image_url", "image_url": {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}},
+            {
+                "type": "image_url",
+                "image_url": {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"},
+            },
         ]
     content.append({"type": "text", "text": question})
     warmth = {} if settings.temperature is None else {"temperature": settings.temperature}
@@ -121,7 +124,9 @@ def _gemini_body(settings: JudgeSettings, question: str, media: Media) -> dict[s
         parts += [{"text": label}] if label else []
         parts.append({"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}})
     parts.append({"text": question})
-    warmth = {} if settings.temperature is None else {"generationConfig": {"temperature": settings.temperature}}
+    warmth = (
+        {} if settings.temperature is None else {"generationConfig": {"temperature": settings.temperature}}
+    )
     return {"contents": [{"role": "user", "parts": parts}], **warmth}
 
 
@@ -130,13 +135,18 @@ def _gemini_text(body: Any) -> str:
         return _said("", body.get("promptFeedback", {}).get("blockReason"))
     candidate = body["candidates"][0]
     parts = candidate.get("content", {}).get("parts", [])
-    return _said("".join(part.get("text", "") for part in parts if not part.get("thought")), candidate.get("finishReason"))
+    return _said(
+        "".join(part.get("text", "") for part in parts if not part.get("thought")),
+        candidate.get("finishReason"),
+    )
 
 
 def _said(text: str, ending: object) -> str:
     if not text.strip():
         raise Unusable(f"an empty answer ({ending or 'no reason given'})")
-    return text.encode(errors="replace").decode()  # JSON can smuggle in halves of surrogate pairs, which no file takes
+    return text.encode(
+        errors="replace"
+    ).decode()  # JSON can smuggle in halves of surrogate pairs, which no file takes
 
 
 BACK_ENDS = {
@@ -165,7 +175,10 @@ def _rules(settings: JudgeSettings) -> list[tuple[str, str, bool]]:
     """(field, what it takes, whether it does)."""
     known = settings.back_end in BACK_ENDS
     at_least_one = [(name, "1 or more", getattr(settings, name) >= 1) for name in ("frames", "side", "asks")]
-    above_zero = [(name, "above 0", getattr(settings, name) > 0) for name in ("requests_per_minute", "timeout", "longest_wait")]
+    above_zero = [
+        (name, "above 0", getattr(settings, name) > 0)
+        for name in ("requests_per_minute", "timeout", "longest_wait")
+    ]
     return [
         ("back_end", f"one of {', '.join(BACK_ENDS)}", known),
         ("model", "given, for this back end has no default", not known or bool(settings.judge_model)),
@@ -183,7 +196,9 @@ def _rules(settings: JudgeSettings) -> list[tuple[str, str, bool]]:
 
 def _is_address(text: str) -> bool:
     try:
-        return bool(re.match("https?://", text) and urlsplit(text).hostname and not re.search(r"[@?#\s]", text))
+        return bool(
+            re.match("https?://", text) and urlsplit(text).hostname and not re.search(r"[@?#\s]", text)
+        )
     except ValueError:  # half a pair of brackets
         return False
 
@@ -226,8 +241,14 @@ class Service:
             raise UserError(f"{variable} is not set: put the key of {address.hostname} into the environment")
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{variable} holds characters that no key has: set it again")
-        if self._key and address.scheme == "http" and address.hostname not in ("localhost", "127.0.0.1", "::1"):
-            raise UserError(f"the key would travel in clear to {address.hostname}: use https, or unset {variable} if it needs none")
+        if (
+            self._key
+            and address.scheme == "http"
+            and address.hostname not in ("localhost", "127.0.0.1", "::1")
+        ):
+            raise UserError(
+                f"the key would travel in clear to {address.hostname}: use https, or unset {variable} if it needs none"
+            )
 
     def post(self, body: bytes, keep: Callable[[dict[str, Any]], None]) -> None:
         """Send until there is a response of status 200; `keep` gets each response.
@@ -267,7 +288,9 @@ class Service:
             with answer:
                 data = answer.read(_LONGEST_BODY)
             promised = answer.headers.get("Content-Length", "")
-            if promised.isdigit() and len(data) < min(int(promised), _LONGEST_BODY):  # `read` with a limit does not notice
+            if promised.isdigit() and len(data) < min(
+                int(promised), _LONGEST_BODY
+            ):  # `read` with a limit does not notice
                 raise http.client.IncompleteRead(data, int(promised) - len(data))
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
@@ -277,7 +300,9 @@ class Service:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             parsed = text
-        return {"status": _status(answer.status, parsed), "body": parsed}, _told_to_wait(answer.headers.get("Retry-After"), text)
+        return {"status": _status(answer.status, parsed), "body": parsed}, _told_to_wait(
+            answer.headers.get("Retry-After"), text
+        )
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
@@ -285,11 +310,17 @@ class Service:
     def _refuse(self, status: int | None, said: str) -> None:
         """UserError for what no patience mends."""
         if status in (401, 402, 403) or "API_KEY_INVALID" in said or "insufficient_quota" in said:
-            raise UserError(f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} and what its account may spend")
+            raise UserError(
+                f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} and what its account may spend"
+            )
         if status == 404:
-            raise UserError(f"{said}; check the judge's model ({self.settings.judge_model}) and address ({self.settings.url})")
+            raise UserError(
+                f"{said}; check the judge's model ({self.settings.judge_model}) and address ({self.settings.url})"
+            )
         if status and 300 <= status < 400:
-            raise UserError(f"{said}; the address {self.settings.url} leads elsewhere: give the one it leads to")
+            raise UserError(
+                f"{said}; the address {self.settings.url} leads elsewhere: give the one it leads to"
+            )
 
 
 def _status(status: int, body: Any) -> int:

@@ -146,7 +146,11 @@ def _reversing(pictures: NDArray[Any], floor: float, threshold: float) -> NDArra
         gone = total[lag:] - total[:-lag]
         undone = 1 - _differences(pictures, lag)[lag:] / np.maximum(gone, 1e-9)
         back = ((undone > threshold) & (gone > 2 * floor)).astype(np.float64)
-        often = np.convolve(back, np.ones(2 * lag) / (2 * lag), mode="same") if len(back) >= 2 * lag else np.zeros(len(back))
+        often = (
+            np.convolve(back, np.ones(2 * lag) / (2 * lag), mode="same")
+            if len(back) >= 2 * lag
+            else np.zeros(len(back))
+        )
         for start in np.flatnonzero((back > 0) & (often > 0.8)):
             found[start + 1 : start + lag + 1] |= steps[start + 1 : start + lag + 1] > floor
     return found

@@ -17,7 +17,9 @@ def luma_of(frame: Frames) -> Frames:
     return np.asarray(cv2.transform(frame, _REC_709), np.uint8)
 
 
-def exposure(frame: Frames, luma: Frames, clipped_luma: float = 0.98, crushed_luma: float = 0.02) -> dict[str, float]:
+def exposure(
+    frame: Frames, luma: Frames, clipped_luma: float = 0.98, crushed_luma: float = 0.02
+) -> dict[str, float]:
     """The gauges of one frame [H, W, 3] and its luma [H, W] (metrics.md, section 6).
 
     `luma`: mean. `contrast`: standard deviation of luma. `clipped`, `crushed`: share of pixels with luma above and below the two

@@ -52,7 +52,9 @@ def versions() -> dict[str, str]:
     }
 
 
-def measure(path: str | Path, parameters: Parameters | None = None, advance: Report | None = None) -> dict[str, Any]:
+def measure(
+    path: str | Path, parameters: Parameters | None = None, advance: Report | None = None
+) -> dict[str, Any]:
     """Everything that is known of one video (`videos[i]` of SCHEMA.md, without prompt, seed and system).
 
     `path` is a video file or a directory of PNG frames. `advance` is told the share of the work done. One picture, the flow's
@@ -97,7 +99,9 @@ class _Scan:
             raise UserError(f"{path} changes its size at frame {len(self)}; cut it there")
         self._first = frame if self._first is None else self._first
         luma = luma_of(frame)
-        self._exposure.append(exposure(frame, luma, self.parameters.clipped_luma, self.parameters.crushed_luma))
+        self._exposure.append(
+            exposure(frame, luma, self.parameters.clipped_luma, self.parameters.crushed_luma)
+        )
         self.flow.update(luma)
         self.to_first.append(distance(self._first, frame))
         self._miniatures.append(miniature(frame))
@@ -118,7 +122,14 @@ class _Scan:
 def _norepeat(path: Path, scan: _Scan, report: Report) -> dict[str, Any]:
     """NoRepeat (metrics.md, section 1) with the P and n it was taken at; all null where the video is too short for them."""
     window = norepeat_window(len(scan), scan.fps, scan.parameters)
-    names = ("norepeat", "norepeat_distance", "norepeat_rms", "norepeat_offset", "norepeat_position", "norepeat_halfwidth")
+    names = (
+        "norepeat",
+        "norepeat_distance",
+        "norepeat_rms",
+        "norepeat_offset",
+        "norepeat_position",
+        "norepeat_halfwidth",
+    )
     if window is None:
         return dict.fromkeys((*names, "norepeat_threshold"))
     offset = best_offset(scan.to_first, *window)
@@ -165,7 +176,9 @@ def _assemble(path: Path, scan: _Scan, norepeat: dict[str, Any]) -> dict[str, An
             **_similarity_metrics(similarity, fps),
             **results.border_metrics(curves, parameters),
         },
-        "curves": {name: results.shorten(values, fps, parameters.curve_points) for name, values in curves.items()},
+        "curves": {
+            name: results.shorten(values, fps, parameters.curve_points) for name, values in curves.items()
+        },
         "clips": results.clips(curves, fps, dynamic, parameters),
         "verdicts": verdicts(Evidence(curves, changes, similarity, scan.size, fps, parameters)),
     }

@@ -74,9 +74,17 @@ class FlowMeter:
     def update(self, luma: Frames) -> None:
         """The next picture, uint8 [H, W]."""
         index = len(self)
-        small = luma if self.working_size == self.size else cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA)
+        small = (
+            luma
+            if self.working_size == self.size
+            else cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA)
+        )
         self._recent.append(np.asarray(small, np.uint8))
-        flow = self._flow(self._recent[-2], self._recent[-1]) if index else np.full((1, 1, 2), np.nan, np.float32)
+        flow = (
+            self._flow(self._recent[-2], self._recent[-1])
+            if index
+            else np.full((1, 1, 2), np.nan, np.float32)
+        )
         top = fastest(flow)
         self.mean.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64)))
         self.top.append(top)
@@ -86,7 +94,11 @@ class FlowMeter:
             self._clips.append([])
         in_grid, in_clip = index and index % self.stride == 0, place and place % self.stride == 0
         if in_grid or in_clip:
-            strided = top if self.stride == 1 else fastest(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
+            strided = (
+                top
+                if self.stride == 1
+                else fastest(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
+            )
             if in_grid:
                 self._grid.append(strided)
             if in_clip:
@@ -150,4 +162,6 @@ def spikes(values: Curve, fps: float, ratio: float, floor: float) -> NDArray[np.
 def rolling_median(values: Curve, window: int) -> Curve:
     """Median of the `window` values around each, the ends repeated."""
     padded = np.pad(values, window // 2, mode="edge")
-    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)[: len(values)], np.float64)
+    return np.asarray(
+        np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)[: len(values)], np.float64
+    )

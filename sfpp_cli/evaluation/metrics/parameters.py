@@ -113,7 +113,14 @@ class Parameters:
     """Curves in a result are averaged into at most so many points."""
 
     def __post_init__(self) -> None:
-        positive = ("reference_seconds", "clip_seconds", "flow_short_side", "flow_window", "chunk_period", "curve_points")
+        positive = (
+            "reference_seconds",
+            "clip_seconds",
+            "flow_short_side",
+            "flow_window",
+            "chunk_period",
+            "curve_points",
+        )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be positive")

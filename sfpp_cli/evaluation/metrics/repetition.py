@@ -123,7 +123,9 @@ def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> S
     )
 
 
-def _at(centred: Miniatures, alike: NDArray[np.float32], offset: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+def _at(
+    centred: Miniatures, alike: NDArray[np.float32], offset: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Squared distances at one offset, and what they have to be below to count as the same, each [T - offset]."""
     squared = _squared_distances(centred, offset)
     return squared, np.minimum(alike[offset:], alike[:-offset])
@@ -169,7 +171,9 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
     return np.where(moving, (parameters.repeat_ratio * activity) ** 2, 0.0).astype(np.float32)
 
 
-def _scan(centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _scan(
+    centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For every offset of the range: how many frames are the same, and the sum of squared distances. One band of rows at a time."""
     low, high = found
     span, count = high - low + 1, len(centred)
@@ -181,11 +185,15 @@ def _scan(centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int
         others = slice(start + low, min(rows.stop + high, count))
         width = size + span
         square = np.full((size, width), np.inf, np.float32)
-        square[:, : others.stop - others.start] = norms[rows, None] + norms[others] - 2 * centred[rows] @ centred[others].T
+        square[:, : others.stop - others.start] = (
+            norms[rows, None] + norms[others] - 2 * centred[rows] @ centred[others].T
+        )
         limits = np.zeros(width, np.float32)
         limits[: others.stop - others.start] = alike[others]
         step = square.strides
-        diagonal = np.lib.stride_tricks.as_strided(square, (size, span), (step[0] + step[1], step[1]), writeable=False)
+        diagonal = np.lib.stride_tricks.as_strided(
+            square, (size, span), (step[0] + step[1], step[1]), writeable=False
+        )
         limit = np.minimum(np.lib.stride_tricks.sliding_window_view(limits, span)[:size], alike[rows, None])
         matches += (diagonal < limit).sum(0)
         squares += np.where(np.isfinite(diagonal), diagonal, 0).sum(0, dtype=np.float64)

@@ -14,7 +14,17 @@ from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import reference_frames
 
 _DIGITS = 6
-MEANS = ("luma", "clipped", "crushed", "contrast", "saturation", "sharpness", "flow_mean", "flow_top5", "flow_variance")
+MEANS = (
+    "luma",
+    "clipped",
+    "crushed",
+    "contrast",
+    "saturation",
+    "sharpness",
+    "flow_mean",
+    "flow_top5",
+    "flow_variance",
+)
 """Curves whose means are metrics, of the video and of each clip."""
 
 
@@ -23,14 +33,21 @@ def means(curves: Mapping[str, Curve]) -> dict[str, float | None]:
     return {name: mean(curves[name]) for name in MEANS}
 
 
-def changes_since_reference(curves: Mapping[str, Curve], fps: float, parameters: Parameters) -> dict[str, float | None]:
+def changes_since_reference(
+    curves: Mapping[str, Curve], fps: float, parameters: Parameters
+) -> dict[str, float | None]:
     """`luma_drift` etc.: the mean of the last seconds minus that of the reference, of the same length."""
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
     names = ("luma", "clipped", "crushed", "contrast", "saturation", "sharpness", "flow_mean")
-    return {f"{name}_drift": _difference(mean(curves[name][-count:]), mean(curves[name][:count])) for name in names}
+    return {
+        f"{name}_drift": _difference(mean(curves[name][-count:]), mean(curves[name][:count]))
+        for name in names
+    }
 
 
-def spike_metrics(curves: Mapping[str, Curve], size: tuple[int, int], fps: float, parameters: Parameters) -> dict[str, Any]:
+def spike_metrics(
+    curves: Mapping[str, Curve], size: tuple[int, int], fps: float, parameters: Parameters
+) -> dict[str, Any]:
     """The largest windowed variance of the flow, and how many spikes it has."""
     found = spikes(curves["flow_mean"], fps, parameters.flow_spike, min(size) / 256)
     return {"flow_variance_max": float(np.max(curves["flow_variance"])), "flow_spikes": int(found.sum())}
@@ -44,10 +61,14 @@ def border_metrics(curves: Mapping[str, Curve], parameters: Parameters) -> dict[
     return {f"border_{name}_ratio": border_ratio(step, borders) for name, step in steps.items()}
 
 
-def clips(curves: Mapping[str, Curve], fps: float, dynamic: list[bool], parameters: Parameters) -> list[dict[str, Any]]:
+def clips(
+    curves: Mapping[str, Curve], fps: float, dynamic: list[bool], parameters: Parameters
+) -> list[dict[str, Any]]:
     """VBench-Long's clips: `start_frame`, `end_frame` (not in it), seconds, the means of each, and whether it is dynamic."""
     rows = []
-    for (start, end), moves in zip(clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds), dynamic, strict=True):
+    for (start, end), moves in zip(
+        clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds), dynamic, strict=True
+    ):
         part = slice(start, end)
         rows.append(
             {

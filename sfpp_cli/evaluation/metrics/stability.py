@@ -41,7 +41,10 @@ def local_stability(curves: Mapping[str, Curve], fps: float, parameters: Paramet
     luma to white or black; the rise of clipped and of crushed pixels; contrast and sharpness in octaves.
     """
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
-    now = {name: smooth(curves[name], max(1, round(fps))) for name in ("luma", "clipped", "crushed", "contrast", "sharpness")}
+    now = {
+        name: smooth(curves[name], max(1, round(fps)))
+        for name in ("luma", "clipped", "crushed", "contrast", "sharpness")
+    }
     base = {name: float(np.mean(curves[name][:count])) for name in now}
     white, black = way(now["luma"], base["luma"])
     lost = np.maximum(now["clipped"] - base["clipped"], now["crushed"] - base["crushed"])

@@ -69,7 +69,11 @@ def verdicts(evidence: Evidence) -> dict[str, dict[str, Any]]:
 
 
 def _verdict(evidence: Evidence, onset: int | None, **numbers: Any) -> dict[str, Any]:
-    return {"fired": onset is not None, "onset_seconds": None if onset is None else round(onset / evidence.fps, 3), **numbers}
+    return {
+        "fired": onset is not None,
+        "onset_seconds": None if onset is None else round(onset / evidence.fps, 3),
+        **numbers,
+    }
 
 
 # --- exposure ---------------------------------------------------------------------------------------------------------------
@@ -85,7 +89,9 @@ def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str,
     bad = (gone > parameters.exposure_way) | (risen > parameters.exposure_clipped)
     first = _first_run(bad, round(parameters.exposure_sustain_seconds * evidence.fps))
     if first is not None:
-        calm = np.flatnonzero((gone[:first] < parameters.exposure_calm) & (risen[:first] < parameters.exposure_clipped / 5))
+        calm = np.flatnonzero(
+            (gone[:first] < parameters.exposure_calm) & (risen[:first] < parameters.exposure_clipped / 5)
+        )
         first = int(calm[-1]) + 1 if calm.size else 0
     return _verdict(
         evidence,
@@ -117,7 +123,11 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
     The pace of a second is its third quartile: the pop of a key frame does not lift it, pictures shown twice do not lower it.
     """
     parameters = evidence.parameters
-    pace = _rolling_quantile(evidence.curves["flow_top5"], evidence.second, 0.75) * evidence.fps / min(evidence.size)
+    pace = (
+        _rolling_quantile(evidence.curves["flow_top5"], evidence.second, 0.75)
+        * evidence.fps
+        / min(evidence.size)
+    )
     usual = float(np.median(pace[evidence.reference]))
     contrast = smooth(evidence.curves["contrast"], evidence.second)
     visible = contrast > parameters.stagnation_contrast * float(np.mean(contrast[evidence.reference]))
@@ -144,7 +154,9 @@ def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     consists of, the first round included."""
     similarity, parameters = evidence.similarity, evidence.parameters
     if similarity is None:
-        return _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0), np.zeros(evidence.frames, np.bool_)
+        return _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0), np.zeros(
+            evidence.frames, np.bool_
+        )
     steady = similarity.repeats & (smooth(similarity.repeats.astype(np.float64), evidence.second) > 0.7)
     repeated = float(steady.sum() / evidence.fps)
     fired = repeated >= parameters.repeat_seconds
@@ -167,7 +179,9 @@ def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And which frames [T] are
     part of it."""
     parameters, changes = evidence.parameters, evidence.changes
-    places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(np.int64)
+    places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(
+        np.int64
+    )
     pauses = np.flatnonzero(np.diff(places) > parameters.flicker_pause_seconds * evidence.fps)
     rows = np.split(places, pauses + 1)
     long = [row for row in rows if row.size >= parameters.flicker_events]
@@ -219,4 +233,6 @@ def _rolling_quantile(values: Curve, window: int, quantile: float) -> Curve:
     """Quantile of the `window` values around each; the first value, which has no frame before it, is taken from the second."""
     filled = np.where(np.isfinite(values), values, np.nan_to_num(values[1:2]).sum())
     padded = np.pad(filled, (window // 2, window - 1 - window // 2), mode="edge")
-    return np.asarray(np.quantile(np.lib.stride_tricks.sliding_window_view(padded, window), quantile, axis=1), np.float64)
+    return np.asarray(
+        np.quantile(np.lib.stride_tricks.sliding_window_view(padded, window), quantile, axis=1), np.float64
+    )

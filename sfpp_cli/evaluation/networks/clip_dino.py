@@ -77,7 +77,9 @@ class Preprocessing:
         if self.crop is not None:
             image = _centre(image, *self.crop)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() * self.scale
-        mean, std = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std)
+        )
         return ((pixels - mean) / std).float()
 
 
@@ -97,7 +99,9 @@ def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, 
     if not isinstance(resize, int):
         return resize[1], resize[0]
     width, height = size
-    return (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+    return (
+        (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
+    )
 
 
 def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
@@ -156,7 +160,9 @@ def _load_clip(found: ModelFolder, device: torch.device) -> dict[str, Any]:
     @torch.no_grad()
     def text(prompt: str) -> tuple[Tensor, bool]:
         tokens = tokenizer([prompt], truncation=True, max_length=longest, return_tensors="pt").to(device)
-        hidden = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
+        hidden = model.text_model(
+            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+        ).pooler_output
         cut = len(tokenizer(prompt, verbose=False).input_ids) > longest
         return normalize(model.text_projection(hidden)[0].cpu().double(), dim=-1), cut
 
@@ -190,7 +196,10 @@ def _load_dino(found: ModelFolder, device: torch.device) -> dict[str, Any]:
     return {"dino": Features(found.name, Preprocessing.read(folder), image, device)}
 
 
-_LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {"clip": _load_clip, "dino": _load_dino}
+_LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {
+    "clip": _load_clip,
+    "dino": _load_dino,
+}
 
 
 def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> Any:
@@ -200,15 +209,21 @@ def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> 
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder} holds no readable config.json; fetch the whole model") from error
     if found != model_type:
-        raise UserError(f"{folder} holds a model of type '{found}', but '{model_type}' is needed; give another")
+        raise UserError(
+            f"{folder} holds a model of type '{found}', but '{model_type}' is needed; give another"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{folder} holds no .safetensors; pickled weights are not read: fetch a revision or a model that has them")
+        raise UserError(
+            f"{folder} holds no .safetensors; pickled weights are not read: fetch a revision or a model that has them"
+        )
     try:
         model, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded ({str(error).split(chr(10))[0]}); fetch it again") from error
+        raise UserError(
+            f"{folder} cannot be loaded ({str(error).split(chr(10))[0]}); fetch it again"
+        ) from error
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise UserError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}; fetch it again")
     return model.to(device).eval()
@@ -232,7 +247,9 @@ def model_metrics(
     only where its model is loaded, and always `parameters`.
     """
     chosen = [_chosen(clip, frames_a_clip) for clip in clips]
-    readers = {name: features for name, features in (("clip", models.clip), ("dino", models.dino)) if features}
+    readers = {
+        name: features for name, features in (("clip", models.clip), ("dino", models.dino)) if features
+    }
     seen = _features(path, {index for clip in chosen for index in clip}, readers)
     results: dict[str, Any] = {}
     if models.text and prompt:
@@ -242,7 +259,10 @@ def model_metrics(
         if name in readers:
             results[metric] = _consistencies(seen[name], chosen)
     names = {name: features.name for name, features in readers.items()}
-    return {**results, "parameters": {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE}}
+    return {
+        **results,
+        "parameters": {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE},
+    }
 
 
 def _chosen(clip: tuple[int, int], count: int | None) -> list[int]:
@@ -257,7 +277,9 @@ def _features(path: Path, wanted: set[int], readers: Mapping[str, Features]) -> 
     frames = _numbered(path, wanted) if readers else iter(())
     while batch := list(islice(frames, BATCH)):
         for name, reader in readers.items():
-            seen[name].update(zip((index for index, _ in batch), reader([frame for _, frame in batch]), strict=True))
+            seen[name].update(
+                zip((index for index, _ in batch), reader([frame for _, frame in batch]), strict=True)
+            )
     return seen
 
 
@@ -268,7 +290,9 @@ def _numbered(path: Path, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
         if index in wanted:
             yield index, frame
     if index < max(wanted, default=-1):
-        raise UserError(f"{path} has {index + 1} frames, but its clips go on to {max(wanted) + 1}; it may be cut short")
+        raise UserError(
+            f"{path} has {index + 1} frames, but its clips go on to {max(wanted) + 1}; it may be cut short"
+        )
 
 
 def _alignment(prompt: Tensor, seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -293,4 +317,6 @@ def consistency(features: Sequence[Tensor]) -> float | None:
     if len(features) < 2:
         return None
     pairs = pairwise(features)
-    return fmean((max(0.0, float(now @ before)) + max(0.0, float(now @ features[0]))) / 2 for before, now in pairs)
+    return fmean(
+        (max(0.0, float(now @ before)) + max(0.0, float(now @ features[0]))) / 2 for before, now in pairs
+    )

@@ -78,12 +78,17 @@ def load_raft(weights: str, device: torch.device) -> Raft:
         ) from error
     network = raft_large()
     try:
-        network.load_state_dict(_published(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else _of_file(Path(weights)))
+        network.load_state_dict(
+            _published(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else _of_file(Path(weights))
+        )
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{weights} holds other weights than those of torchvision's raft_large: give a file of its C_T_V1"
         ) from error
-    parameters = {"weights": str(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else weights, "iterations": ITERATIONS}
+    parameters = {
+        "weights": str(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else weights,
+        "iterations": ITERATIONS,
+    }
     versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
     return Raft(network.to(device).eval(), device, {**parameters, **versions})
 
@@ -138,7 +143,9 @@ def dynamic_clips(
     if wanted - top.keys():
         raise UserError(f"{path} ends before its clips do; it may have changed since it was measured")
     kept = [len(range(start, end, step)) for start, end in clips]
-    return [is_dynamic(np.array([top[i] for i in clip]), n, size) for clip, n in zip(seconds, kept, strict=True)]
+    return [
+        is_dynamic(np.array([top[i] for i in clip]), n, size) for clip, n in zip(seconds, kept, strict=True)
+    ]
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

@@ -47,14 +47,18 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
     for place, second in enumerate(ticks(0, end, 5)):
         unit = "" if place else " s"
-        parts.append(f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{second:g}{unit}</text>')
+        parts.append(
+            f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{second:g}{unit}</text>'
+        )
     parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>')
     parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
     for band in panel.systems.values():
         style = f"s{band.color % len(COLORS)}" + (" dashed" if band.color // len(COLORS) % 2 else "")
         seconds = [x(second) for second in panel.seconds]
         if band.videos > 1:
-            parts.append(f'<path class="band {style}" d="{_area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])}"/>')
+            parts.append(
+                f'<path class="band {style}" d="{_area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])}"/>'
+            )
         parts.append(f'<path class="line {style}" d="{_line(seconds, [y(v) for v in band.mean])}"/>')
     for row, (second, text) in enumerate(marks):
         parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
@@ -117,7 +121,9 @@ def write_png(panels: Sequence[Drift], path: Path) -> None:
     if len(names) > 1:
         lines = [figure.axes[0].plot([], [], **_style(color))[0] for color in names.values()]
         labels = [f" {name}" for name in names]  # a name that starts with "_" would be left out
-        legend = figure.legend(lines, labels, loc="outside upper left", ncols=min(len(names), columns), fontsize=9, frameon=False)
+        legend = figure.legend(
+            lines, labels, loc="outside upper left", ncols=min(len(names), columns), fontsize=9, frameon=False
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
     picture = io.BytesIO()
@@ -141,7 +147,9 @@ def _draw(axes: Axes, panel: Drift) -> None:
     for band in panel.systems.values():
         style = _style(band.color)
         if band.videos > 1:
-            axes.fill_between(panel.seconds, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(
+                panel.seconds, band.low, band.high, color=style["color"], alpha=0.15, linewidth=0
+            )
         axes.plot(panel.seconds, band.mean, **style)
     axes.set_xlim(0, panel.longest)
     axes.set_ylim(*panel.limits)

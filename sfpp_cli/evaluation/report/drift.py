@@ -64,20 +64,35 @@ class Drift:
     def ends(self) -> dict[str, tuple[str, str]]:
         """First and last figure of every system, as people read them."""
         decimals = places([end for band in self.systems.values() for end in (band.first, band.last)])
-        return {name: (number(band.first, decimals), number(band.last, decimals)) for name, band in self.systems.items()}
+        return {
+            name: (number(band.first, decimals), number(band.last, decimals))
+            for name, band in self.systems.items()
+        }
 
     @property
     def limits(self) -> tuple[float, float]:
         """The axis of values: from zero where nothing is negative, so that a small drift looks small."""
         values = np.concatenate(
-            [self.usual, *(part for band in self.systems.values() for part in (band.low, band.high, band.mean))]
+            [
+                self.usual,
+                *(part for band in self.systems.values() for part in (band.low, band.high, band.mean)),
+            ]
         )
         low, high = float(np.nanmin(values)), max(float(np.nanmax(values)), label(self.name).top)
-        return (0.0, 1.05 * high or 1.0) if low >= 0 else (low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
+        return (
+            (0.0, 1.05 * high or 1.0)
+            if low >= 0
+            else (low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
+        )
 
 
 def drifts(
-    systems: Mapping[str, Sequence[Video]], reference: float, *, names: Sequence[str] = (), bins: int = BINS, color: int = 0
+    systems: Mapping[str, Sequence[Video]],
+    reference: float,
+    *,
+    names: Sequence[str] = (),
+    bins: int = BINS,
+    color: int = 0,
 ) -> list[Drift]:
     """A panel for each curve that the systems' videos have (or for those of `names`), the known ones first.
 
@@ -87,7 +102,9 @@ def drifts(
     curves = {name: None for video in everything for name in video.get("curves") or {}}
     order = [name for name in LABELS if name in curves] + [name for name in curves if name not in LABELS]
     longest = max((float(video.get("seconds") or 0) for video in everything), default=0.0)
-    panels = (_drift(systems, name, reference, longest, bins, color) for name in order if not names or name in names)
+    panels = (
+        _drift(systems, name, reference, longest, bins, color) for name in order if not names or name in names
+    )
     return [panel for panel in panels if panel is not None]
 
 
@@ -96,7 +113,8 @@ def _drift(
 ) -> Drift | None:
     """None where no video has a finite value of this curve."""
     samples = {
-        system: [curve for video in videos if (curve := _samples(video, name)) is not None] for system, videos in systems.items()
+        system: [curve for video in videos if (curve := _samples(video, name)) is not None]
+        for system, videos in systems.items()
     }
     curves = [curve for members in samples.values() for curve in members]
     if not curves:

@@ -55,4 +55,6 @@ def _still(frame: Frames, percent: int, seconds: float) -> Still:
     image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=QUALITY)
-    return Still(percent, seconds, *image.size, f"data:image/jpeg;base64,{b64encode(encoded.getvalue()).decode()}")
+    return Still(
+        percent, seconds, *image.size, f"data:image/jpeg;base64,{b64encode(encoded.getvalue()).decode()}"
+    )

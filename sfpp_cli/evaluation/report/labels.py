@@ -43,9 +43,13 @@ LABELS = {
     "flow_variance_max": Label("Motion, largest variance", "of the mean flow in 8 frames"),
     "flow_spikes": Label("Motion spikes", "count"),
     "picture_change": Label("Picture change", "RMS from frame to frame"),
-    "dynamic_degree_dis": Label("Dynamic degree (DIS)", "share of clips; VBench's rule on DIS flow, not on RAFT's"),
+    "dynamic_degree_dis": Label(
+        "Dynamic degree (DIS)", "share of clips; VBench's rule on DIS flow, not on RAFT's"
+    ),
     "dynamic_degree_dis_whole": Label("Dynamic degree (DIS), whole video", minor=True),
-    "dynamic_degree_raft": Label("Dynamic degree (RAFT)", "share of clips; VBench's rule on the flow of torchvision's RAFT"),
+    "dynamic_degree_raft": Label(
+        "Dynamic degree (RAFT)", "share of clips; VBench's rule on the flow of torchvision's RAFT"
+    ),
     "norepeat": Label("NoRepeat", "RIFLEx, 0 or 100"),
     "norepeat_distance": Label("NoRepeat, distance", "RIFLEx's d", minor=True),
     "norepeat_rms": Label("NoRepeat, distance as RMS", "0 to 1", minor=True),

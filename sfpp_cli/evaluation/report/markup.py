@@ -36,7 +36,9 @@ def listing(facts: Mapping[str, str]) -> str:
 
 def html(value: object) -> str:
     """Text as HTML, in attributes too; control characters, which HTML forbids, become U+FFFD."""
-    return escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
+    return escape(
+        re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", str(value)), quote=True
+    )
 
 
 def written(value: object) -> str:
@@ -51,7 +53,11 @@ def written(value: object) -> str:
 
 
 def fired_verdicts(video: Video) -> dict[str, Mapping[str, Any]]:
-    return {name: video["verdicts"][name] for name in verdict_names([video]) if video["verdicts"][name].get("fired")}
+    return {
+        name: video["verdicts"][name]
+        for name in verdict_names([video])
+        if video["verdicts"][name].get("fired")
+    }
 
 
 def verdict_names(holders: Sequence[Mapping[str, Any]]) -> list[str]:

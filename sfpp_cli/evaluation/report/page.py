@@ -43,7 +43,9 @@ REFERENCE = 5.0
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self' file:"
 
 
-def write_report(result: Mapping[str, Any], out: Path, filmstrips: Mapping[str, Sequence[Frames]] | None = None) -> Path:
+def write_report(
+    result: Mapping[str, Any], out: Path, filmstrips: Mapping[str, Sequence[Frames]] | None = None
+) -> Path:
     """Write `report.html`, `results.json` and (where there are curves) `drift.png` into the folder `out`; returns the page's path.
 
     `result` has the schema `sfpp-evaluation/1`; `results.json` is the same with `comparison` (schema `sfpp-comparison/1`) added,
@@ -60,7 +62,9 @@ def write_report(result: Mapping[str, Any], out: Path, filmstrips: Mapping[str, 
         write_png(panels, out / "drift.png")
     given = filmstrips or {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # the work is ffmpeg's
-        strips = list(pool.map(lambda video: strip_and_poster(video, given.get(str(video.get("path")))), videos))
+        strips = list(
+            pool.map(lambda video: strip_and_poster(video, given.get(str(video.get("path")))), videos)
+        )
     page = _page(result, systems, compared, panels, strips, out)
     atomic_write(out / "report.html", page.encode("utf-8", "replace"))
     return out / "report.html"
@@ -81,13 +85,19 @@ def _page(
     colors = {name: place for place, name in enumerate(systems)}
     sections = [
         ("systems", "Systems", means_table(compared, colors) + "".join(paired_differences(compared))),
-        ("drift", "Drift over time", drift_section(panels, systems, onset_marks(videos[0]) if len(videos) == 1 else {})),
+        (
+            "drift",
+            "Drift over time",
+            drift_section(panels, systems, onset_marks(videos[0]) if len(videos) == 1 else {}),
+        ),
         ("videos", "Videos", video_cards(videos, strips, colors, _reference(result), out)),
         ("problems", "Failed and skipped", _problems(result)),
         ("reproduce", "To reproduce", _reproduce(result, bool(panels))),
     ]
     title = _title(videos, systems)
-    style = resources.files("sfpp_cli").joinpath("evaluation", "report", "report.css").read_text(encoding="utf-8")
+    style = (
+        resources.files("sfpp_cli").joinpath("evaluation", "report", "report.css").read_text(encoding="utf-8")
+    )
     links = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections)
     body = "".join(
         f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{heading}</h2>{content}</section>\n'
@@ -135,9 +145,12 @@ def _lead(result: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
         silent = sum(not fired_verdicts(video) for video in judged)
         whole = {0: "Every video shows a failure signature", len(judged): "No failure signature fired"}
         share = f"No failure signature in {silent} of {plural(len(judged), 'video')}"
-        said.append((whole.get(silent, share) if len(judged) > 1 or silent else "A failure signature fired") + ".")
+        said.append(
+            (whole.get(silent, share) if len(judged) > 1 or silent else "A failure signature fired") + "."
+        )
         tallies = [
-            _said(name, [system["verdicts"].get(name) for system in compared["systems"].values()]) for name in verdict_names(videos)
+            _said(name, [system["verdicts"].get(name) for system in compared["systems"].values()])
+            for name in verdict_names(videos)
         ]
         if any(tallies):
             said.append(f"Fired: {', '.join(filter(None, tallies))}.")
@@ -183,17 +196,19 @@ def _reproduce(result: Mapping[str, Any], drawn: bool) -> str:
     ran = f'<pre tabindex="0" aria-label="Command line">{html(line)}</pre>' if line else ""
     rows = []
     for place, video in enumerate(result.get("videos") or [], start=1):
-        seed, prompt, system = (DASH if video.get(key) is None else html(video[key]) for key in ("seed", "prompt", "system"))
+        seed, prompt, system = (
+            DASH if video.get(key) is None else html(video[key]) for key in ("seed", "prompt", "system")
+        )
         path = f'<a href="#video-{place}">{html(video.get("path"))}</a>'
         words = f'<td class="words">{system}</td><td>{seed}</td><td class="words" dir="auto">{prompt}</td>'
         rows.append(f'<tr><th scope="row">{path}</th>{words}</tr>')
     head = "".join(f'<th scope="col">{text}</th>' for text in ("File", "System", "Seed", "Prompt"))
     prompts = f'<table class="prompts"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    folded = (
-        f"<details><summary>Prompts and seeds of {plural(len(rows), 'video')}</summary>{scroll_box('Prompts', prompts)}</details>"
-    )
+    folded = f"<details><summary>Prompts and seeds of {plural(len(rows), 'video')}</summary>{scroll_box('Prompts', prompts)}</details>"
     schema = html(result.get("schema", "no schema"))
-    files = '<a href="results.json">results.json</a>' + (' and <a href="drift.png">drift.png</a>' if drawn else "")
+    files = '<a href="results.json">results.json</a>' + (
+        ' and <a href="drift.png">drift.png</a>' if drawn else ""
+    )
     return (
         f'{ran}<p class="note">All numbers, with curves and values per clip: {files} ({schema}).</p>'
         f"{_facts('version', result.get('versions'))}{_facts('parameter', result.get('parameters'))}"
@@ -203,7 +218,10 @@ def _reproduce(result: Mapping[str, Any], drawn: bool) -> str:
 
 def _facts(title: str, facts: Mapping[str, Any] | None) -> str:
     """Exactly, as JSON has them."""
-    shown = {key: html(value if isinstance(value, str) else json.dumps(plain(value))) for key, value in (facts or {}).items()}
+    shown = {
+        key: html(value if isinstance(value, str) else json.dumps(plain(value)))
+        for key, value in (facts or {}).items()
+    }
     return (
         f"<details><summary>{plural(len(shown), title)}</summary>{listing(shown)}</details>"
         if shown

@@ -12,7 +12,9 @@ from sfpp_cli.evaluation.report.markup import ARROW, VERDICTS, fired_verdicts, h
 
 
 def drift_section(
-    panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]], marks: Mapping[str, list[tuple[float, str]]]
+    panels: Sequence[Drift],
+    systems: Mapping[str, Sequence[Video]],
+    marks: Mapping[str, list[tuple[float, str]]],
 ) -> str:
     if not panels:
         return "<p>There are no curves.</p>"
@@ -26,7 +28,9 @@ def drift_section(
     if max(lengths) - min(lengths) > 0.5:
         said += f" From {min(lengths):.0f} s on, shorter videos have ended and the mean is over the rest."
     said += f" Below each: the mean of the first and of the last {span}."
-    figures = "".join(panel_figure(panel, marks.get(panel.name, []), names=len(systems) > 1) for panel in panels)
+    figures = "".join(
+        panel_figure(panel, marks.get(panel.name, []), names=len(systems) > 1) for panel in panels
+    )
     return f'<p class="note">{said} <a href="drift.png">As one picture</a>.</p><div class="panels">{figures}</div>'
 
 
@@ -34,7 +38,11 @@ def panel_figure(panel: Drift, marks: Sequence[tuple[float, str]], names: bool) 
     known = label(panel.name)
     ends = []
     for name, (first, last) in panel.ends.items():
-        who = f"{swatch(panel.systems[name].color)}<span>{html(name)}</span>" if names else "<span>first and last seconds</span>"
+        who = (
+            f"{swatch(panel.systems[name].color)}<span>{html(name)}</span>"
+            if names
+            else "<span>first and last seconds</span>"
+        )
         ends.append(f"<li>{who}<b>{first} {ARROW} {last}</b></li>")
     return (
         f'<figure class="panel"><figcaption><b>{html(known.title)}</b><small>{html(known.unit)}</small></figcaption>'

@@ -33,20 +33,33 @@ def means_table(compared: Mapping[str, Any], colors: Mapping[str, int]) -> str:
         for name, entry in systems.items()
     )
     metrics = ordered({name for entry in systems.values() for name in entry["metrics"]})
-    rows = {minor: [_means(name, systems, colors) for name in metrics if label(name).minor == minor] for minor in (False, True)}
+    rows = {
+        minor: [_means(name, systems, colors) for name in metrics if label(name).minor == minor]
+        for minor in (False, True)
+    }
     verdicts = [_tallies(name, systems) for name in verdict_names(list(systems.values()))]
-    main = _group("Failure signatures fired", verdicts, len(systems)) + _group("Means", rows[False], len(systems))
+    main = _group("Failure signatures fired", verdicts, len(systems)) + _group(
+        "Means", rows[False], len(systems)
+    )
     start = f'<table class="systems"><thead><tr><td></td>{head}</tr></thead>'
     more = f"{start}{_group('Further means', rows[True], len(systems))}</table>"
     level = f"{100 * compared['level']:g}"
     clusters = [entry["clusters"] for system in systems.values() for entry in system["metrics"].values()]
-    few = f" Below {FEW} prompts such intervals are narrower than they should be." if any(1 < n < FEW for n in clusters) else ""
+    few = (
+        f" Below {FEW} prompts such intervals are narrower than they should be."
+        if any(1 < n < FEW for n in clusters)
+        else ""
+    )
     caption = (
         f"Mean over videos, with its {level} % interval ({compared['method']}; {compared['resamples']:,} resamples, "
         f"seed {compared['seed']}).{few} Onsets are medians over the videos that fired."
     )
     folded = f"<details><summary>{plural(len(rows[True]), 'further mean')}</summary>{scroll_box('Further means', more)}</details>"
-    return scroll_box("Systems", f"{start}{main}</table>") + f'<p class="note">{caption}</p>' + (folded if rows[True] else "")
+    return (
+        scroll_box("Systems", f"{start}{main}</table>")
+        + f'<p class="note">{caption}</p>'
+        + (folded if rows[True] else "")
+    )
 
 
 def _group(title: str, rows: Sequence[str], columns: int) -> str:
@@ -67,14 +80,24 @@ def _tallies(verdict: str, systems: Mapping[str, Any]) -> str:
 
 def _means(metric: str, systems: Mapping[str, Any], colors: Mapping[str, int]) -> str:
     entries = {name: entry["metrics"].get(metric) for name, entry in systems.items()}
-    ends = [x for entry in entries.values() if entry for x in (entry["mean"], entry["low"], entry["high"]) if x is not None]
+    ends = [
+        x
+        for entry in entries.values()
+        if entry
+        for x in (entry["mean"], entry["low"], entry["high"])
+        if x is not None
+    ]
     cells, decimals = [], places(ends)
     for name, entry in entries.items():
         if entry is None:
             cells.append(f"<td>{DASH}</td>")
             continue
         interval = low_to_high(entry, decimals)
-        partly = f", {entry['count']} of {systems[name]['videos']}" if entry["count"] < systems[name]["videos"] else ""
+        partly = (
+            f", {entry['count']} of {systems[name]['videos']}"
+            if entry["count"] < systems[name]["videos"]
+            else ""
+        )
         whisker = _whisker(entry, min(ends), max(ends), colors[name]) if len(systems) > 1 else ""
         cells.append(f"<td>{number(entry['mean'], decimals)}<small>{interval}{partly}</small>{whisker}</td>")
     return f"<tr>{row_head(metric)}{''.join(cells)}</tr>"

@@ -39,7 +39,11 @@ PLAYABLE = (".mp4", ".m4v", ".mov", ".webm", ".ogv")
 
 
 def video_cards(
-    videos: Sequence[Video], strips: Sequence[tuple[str, str]], colors: Mapping[str, int], reference: float, out: Path
+    videos: Sequence[Video],
+    strips: Sequence[tuple[str, str]],
+    colors: Mapping[str, int],
+    reference: float,
+    out: Path,
 ) -> str:
     if not videos:
         return "<p>No video could be measured.</p>"
@@ -47,8 +51,22 @@ def video_cards(
     shown = []
     for place, (video, strip) in enumerate(zip(videos, strips, strict=True), start=1):
         name = systems[id(video)]
-        panels = drifts({name: [video]}, reference, names=CURVES, bins=80, color=colors[name]) if len(videos) > 1 else []
-        shown.append(_video(place, video, strip, panels, html(name) if video.get("system") else "", out, len(videos) <= OPEN))
+        panels = (
+            drifts({name: [video]}, reference, names=CURVES, bins=80, color=colors[name])
+            if len(videos) > 1
+            else []
+        )
+        shown.append(
+            _video(
+                place,
+                video,
+                strip,
+                panels,
+                html(name) if video.get("system") else "",
+                out,
+                len(videos) <= OPEN,
+            )
+        )
     fired = sum(bool(fired_verdicts(video)) for video in videos)
     choice = ""
     if 0 < fired < len(videos):
@@ -57,7 +75,13 @@ def video_cards(
 
 
 def _video(
-    place: int, video: Video, strip: tuple[str, str], panels: Sequence[Drift], system: str, out: Path, unfolded: bool
+    place: int,
+    video: Video,
+    strip: tuple[str, str],
+    panels: Sequence[Drift],
+    system: str,
+    out: Path,
+    unfolded: bool,
 ) -> str:
     path = Path(str(video.get("path", "")))
     about = [system, f"seed {html(video['seed'])}" if video.get("seed") is not None else "", _format(video)]
@@ -98,7 +122,11 @@ def _player(video: Video, path: Path, out: Path, place: int, poster: str) -> str
         away = f'<p class="note">The file lies outside this folder ({html(relative)}); the link holds while both stay in place.</p>'
     if path.suffix.lower() not in PLAYABLE:
         return f'<p><a href="{href}">Open {html(path.name)}</a></p>{away}'
-    size = f' width="{int(video["width"])}" height="{int(video["height"])}"' if video.get("width") and video.get("height") else ""
+    size = (
+        f' width="{int(video["width"])}" height="{int(video["height"])}"'
+        if video.get("width") and video.get("height")
+        else ""
+    )
     look = f'{size} poster="{poster}"' if poster else size
     return f'<video controls preload="none" src="{href}"{look} aria-label="Video {place}: {html(path.name)}"></video>{away}'
 
@@ -120,15 +148,30 @@ def _at(verdict: Mapping[str, Any]) -> str:
 def _numbers(video: Video) -> tuple[str, str]:
     """Its metrics, and folded away the minor ones with what each verdict says beyond fired or not."""
     metrics = video.get("metrics") or {}
-    titles = {minor: [name for name in ordered(metrics) if label(name).minor == minor] for minor in (False, True)}
-    main, minor = (listing({label(name).title: written(metrics[name]) for name in titles[part]}) for part in (False, True))
+    titles = {
+        minor: [name for name in ordered(metrics) if label(name).minor == minor] for minor in (False, True)
+    }
+    main, minor = (
+        listing({label(name).title: written(metrics[name]) for name in titles[part]})
+        for part in (False, True)
+    )
     rows = []
     for name in verdict_names([video]):
-        rest = {key: value for key, value in video["verdicts"][name].items() if key not in ("fired", "onset_seconds")}
+        rest = {
+            key: value
+            for key, value in video["verdicts"][name].items()
+            if key not in ("fired", "onset_seconds")
+        }
         said = ", ".join(f"{html(key.replace('_', ' '))} {written(value)}" for key, value in rest.items())
-        rows.append(f'<tr><th scope="row">{html(verdict_title(name))}</th><td class="words">{said}</td></tr>' if rest else "")
+        rows.append(
+            f'<tr><th scope="row">{html(verdict_title(name))}</th><td class="words">{said}</td></tr>'
+            if rest
+            else ""
+        )
     evidence = scroll_box("What the verdicts rest on", f"<table>{''.join(rows)}</table>") if any(rows) else ""
-    folded = f"<details><summary>More numbers, and what the verdicts rest on</summary>{minor}{evidence}</details>"
+    folded = (
+        f"<details><summary>More numbers, and what the verdicts rest on</summary>{minor}{evidence}</details>"
+    )
     return main, folded if minor or evidence else ""
 
 
@@ -144,4 +187,6 @@ def strip_and_poster(video: Video, given: Sequence[Frames] | None) -> tuple[str,
         shown.append(f"<li>{image}<span>{still.percent} %</span> {still.seconds:.1f} s</li>")
     if not shown:
         return "", ""
-    return f'<ol class="strip" aria-label="Frames from the first to the last">{"".join(shown)}</ol>', stills[0].source
+    return f'<ol class="strip" aria-label="Frames from the first to the last">{"".join(shown)}</ol>', stills[
+        0
+    ].source
