@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfpp_cli.evaluation.compare import Summary, summarise
-from sfpp_cli.training.curves import COLORS, DPI, GRID, INK
+from sfpp_cli.figures import COLORS, DPI, GRID, INK
 from sfpp_cli.video.ffmpeg import atomic_write
 
 Row = Mapping[str, Any]

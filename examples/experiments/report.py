@@ -14,7 +14,7 @@ from study import ENDS
 
 from sfpp_cli.evaluation.compare import Summary, differences, summarise
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
-from sfpp_cli.training.curves import COLORS, GRID, INK
+from sfpp_cli.figures import COLORS, GRID, INK
 from sfpp_cli.video.ffmpeg import contact_sheet, probe, read_frames
 
 Rows = Sequence[Mapping[str, Any]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -11,11 +10,10 @@ from pathlib import Path
 from statistics import median
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.figures import COLORS, figure_of, style_axes, write_png
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,10 @@ FAMILIES = (
 )
 """In the order of their panels. A figure of no family has a panel to itself, behind these."""
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-COLUMNS, PANEL, DPI = 3, (4.6, 2.9), 120
-"""Panels in a row; inches; dots an inch."""
 WINDOW = 101
 """Most values a running median sees; in a short run it is a twentieth of it."""
 FEW = 40
 """Up to so many values are marked one by one."""
-INK, GRID = "#333333", "#e2e2e2"
 
 Series = tuple[list[float], list[float]]
 """Steps and values; a figure need not be there at every step."""
@@ -60,17 +54,13 @@ def plot_run(run: Path) -> Path:
     """
     series = read_series(run / "metrics.jsonl")
     panels = _panels(list(series))
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI, layout="constrained")
+    figure, rows, columns = figure_of(len(panels))
     shared: Axes | None = None
     for place, (family, names) in enumerate(panels, start=1):
         shared = figure.add_subplot(rows, columns, place, sharex=shared)
         _draw(shared, family, {name: series[name] for name in names})
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI)  # Agg, without pyplot and its state
     path = run / "curves.png"
-    atomic_write(path, picture.getvalue())
+    write_png(figure, path)
     return path
 
 
@@ -136,14 +126,8 @@ def _draw(axes: Axes, family: Family, series: dict[str, Series]) -> None:
         axes.set_yscale("log")
     elif min(everything) >= 0:
         axes.set_ylim(0, 1.05 * max(everything) or 1)
-    axes.set_title(family.title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.set_xlabel("step", fontsize=9, color=INK)
-    axes.set_ylabel(family.unit, fontsize=9, color=INK)
-    axes.tick_params(labelsize=8, colors=INK)
+    style_axes(axes, family.title, "step", family.unit)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(fontsize=8, frameon=False)
 

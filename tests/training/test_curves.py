@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.training.curves import COLORS, COLUMNS, DPI, PANEL, plot_run, read_series, running_median
+from sfpp_cli.figures import COLORS, COLUMNS, DPI, PANEL
+from sfpp_cli.training.curves import plot_run, read_series, running_median
 
 EVERYTHING = {
     "loss": 0.5,

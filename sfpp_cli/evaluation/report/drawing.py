@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -11,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import label
-from sfpp_cli.training.curves import COLORS, COLUMNS, DPI, GRID, INK, PANEL
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.figures import COLORS, GRID, INK, figure_of, style_axes, write_png
 
 # --- SVG --------------------------------------------------------------------------------------------------------------------
 
@@ -110,11 +107,9 @@ def _area(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) ->
 # --- PNG --------------------------------------------------------------------------------------------------------------------
 
 
-def write_png(panels: Sequence[Drift], path: Path) -> None:
-    """All panels in one picture, by matplotlib's Agg without pyplot and its state."""
-    columns = min(COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), dpi=DPI, layout="constrained")
+def write_panels(panels: Sequence[Drift], path: Path) -> None:
+    """All panels as one PNG picture."""
+    figure, rows, columns = figure_of(len(panels))
     for place, panel in enumerate(panels, start=1):
         _draw(figure.add_subplot(rows, columns, place), panel)
     names = {name: band.color for panel in panels for name, band in panel.systems.items()}
@@ -126,11 +121,9 @@ def write_png(panels: Sequence[Drift], path: Path) -> None:
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-    picture = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a system's name may be in a script that the font lacks
-        figure.savefig(picture, format="png", dpi=DPI)
-    atomic_write(path, picture.getvalue())
+        write_png(figure, path)
 
 
 def _style(color: int) -> dict[str, Any]:
@@ -154,10 +147,4 @@ def _draw(axes: Axes, panel: Drift) -> None:
     axes.set_xlim(0, panel.longest)
     axes.set_ylim(*panel.limits)
     known = label(panel.name)
-    axes.set_title(known.title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    axes.set_xlabel("seconds", fontsize=9, color=INK)
-    axes.set_ylabel(known.unit, fontsize=8, color=INK)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, known.title, "seconds", known.unit)

@@ -13,7 +13,7 @@ import numpy as np
 from sfpp_cli.evaluation.compare import Video
 from sfpp_cli.evaluation.json_text import plain
 from sfpp_cli.evaluation.report.labels import LABELS, label, number
-from sfpp_cli.training.curves import COLORS
+from sfpp_cli.figures import COLORS
 
 VERDICTS = {
     "over_exposure": ("Over-exposure", ("luma",)),

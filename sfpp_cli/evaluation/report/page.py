@@ -18,7 +18,7 @@ from typing import Any
 
 from sfpp_cli.evaluation.compare import Video, compare, finite, group
 from sfpp_cli.evaluation.json_text import json_text, plain
-from sfpp_cli.evaluation.report.drawing import write_png
+from sfpp_cli.evaluation.report.drawing import write_panels
 from sfpp_cli.evaluation.report.drift import Drift, drifts
 from sfpp_cli.evaluation.report.labels import places
 from sfpp_cli.evaluation.report.markup import (
@@ -59,7 +59,7 @@ def write_report(
     atomic_write(out / "results.json", json_text(plain({**result, "comparison": compared})) + "\n")
     panels = drifts(systems, _reference(result))
     if panels:
-        write_png(panels, out / "drift.png")
+        write_panels(panels, out / "drift.png")
     given = filmstrips or {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # the work is ffmpeg's
         strips = list(
