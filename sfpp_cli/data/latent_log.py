@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 
 
 class LatentLog:
@@ -33,7 +33,7 @@ class LatentLog:
                 file.truncate(self.file.stat().st_size // self.record * self.record)
         except OSError as error:
             raise UserError(
-                f"{folder} cannot be written ({error.strerror}): free some space or choose another --out"
+                f"{folder} cannot be written ({reason(error)}): free some space or choose another --out"
             ) from error
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class LatentLog:
                 file.write(chunk.float().cpu().contiguous().numpy().tobytes())
         except OSError as error:
             raise UserError(
-                f"{self.file} cannot be written ({error.strerror}): free some space, then continue with --resume"
+                f"{self.file} cannot be written ({reason(error)}): free some space, then continue with --resume"
             ) from error
 
     def chunks(self, count: int | None = None) -> Iterator[Tensor]:

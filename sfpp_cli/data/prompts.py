@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import difflib
 import hashlib
 import json
 import re
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason, suggest
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give the path of a prompt file"
-        ) from error
+        raise UserError(f"{path} cannot be read ({reason(error)}); give the path of a prompt file") from error
 
     lines: list[PromptLine] = []
     problems: list[str] = []
@@ -139,10 +136,7 @@ def _claim(line: PromptLine, owners: dict[PureWindowsPath, int]) -> None:
 
 
 def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, _RULES, n=1)
-    return f"unknown key {key!r}, " + (
-        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_RULES)}"
-    )
+    return f"unknown key '{key}'" + (suggest(key, _RULES) or f" (known: {', '.join(_RULES)})")
 
 
 def _is_text(value: object) -> bool:

@@ -26,6 +26,7 @@ from sfpp_cli.core.rollout import rollout
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, synchronize, used_megabytes
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import atomic_write, remove_leftovers
 from sfpp_cli.models.bundle import Bundle, Settings, fingerprint
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
@@ -34,10 +35,8 @@ from sfpp_cli.video.ffmpeg import (
     Frames,
     SheetSampler,
     VideoWriter,
-    atomic_write,
     contact_sheet,
     output_path,
-    remove_leftovers,
 )
 
 SHEET_FRAMES = 24

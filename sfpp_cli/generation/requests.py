@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfpp_cli.data.prompts import PromptLine, read_prompts, slug
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.generation.generator import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.video.ffmpeg import EXTENSIONS, output_path
@@ -173,5 +173,5 @@ def _writable(folder: Path) -> None:
             probe.write(os.urandom(4096))
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder} ({error.strerror}): choose another folder, or make room"
+            f"cannot write to {folder} ({reason(error)}): choose another folder, or make room"
         ) from error

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, headers, read_config, weight_files
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import SETTINGS, Settings
@@ -98,7 +98,7 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # a config that makes no sense can fail in any way there is
-        raise UserError(f"{folder} cannot be loaded ({_reason(error)}): fetch or convert it again") from error
+        raise UserError(f"{folder} cannot be loaded ({reason(error)}): fetch or convert it again") from error
     keys = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     wrong = sorted(key if isinstance(key, str) else key[0] for key in keys)
     if wrong:
@@ -112,9 +112,4 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # as above
-        raise UserError(f"{folder} cannot be loaded ({_reason(error)}): fetch or convert it again") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of what a library has to say."""
-    return str(error).strip().split("\n")[0].split(". ")[0].rstrip(".: ") or type(error).__name__
+        raise UserError(f"{folder} cannot be loaded ({reason(error)}): fetch or convert it again") from error

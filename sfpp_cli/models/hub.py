@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.models.settings import SETTINGS
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -58,7 +57,8 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
             f"{name} is a file, but a model is a folder: make one of original weights with `sfpp weights convert`"
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"unknown model '{name}': {_suggestion(name)}")
+        takes = f": it takes an embedded name ({', '.join(embedded()) or 'none here'}), a folder that exists, or a hub id"
+        raise UserError(f"unknown model '{name}'" + (suggest(name, embedded()) or f"{takes} (owner/name)"))
     return _download(name, STUDENT_FILES if student else MODEL_FILES, offline)
 
 
@@ -81,14 +81,6 @@ def cached() -> Iterator[tuple[str, Path]]:
             yield repo.repo_id, newest.snapshot_path
 
 
-def _suggestion(name: str) -> str:
-    known = embedded()
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"it takes an embedded name ({', '.join(known) or 'none here'}), a folder that exists, or a hub id (owner/name)"
-
-
 def _download(name: str, patterns: list[str], offline: bool) -> Path:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
@@ -109,10 +101,9 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
         raise UserError(_absence(name, offline)) from error
     except (
         Exception
-    ) as error:  # the network, the hub's transfer library and the disk each fail in their own way
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+    ) as error:  # the network, the hub's transfer library and the disk fail each in its own way
         raise UserError(
-            f"'{name}' could not be fetched from the hub ({reason}): try again, it continues where it stopped"
+            f"'{name}' could not be fetched from the hub ({reason(error)}): try again, it continues where it stopped"
         ) from error
     if not folder.is_dir():
         raise UserError(

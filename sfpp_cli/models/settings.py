@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -11,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, suggest
+from sfpp_cli.files import atomic_write
 
 SETTINGS = "sfpp.json"
 TIMESTEPS = 1000
@@ -65,7 +65,7 @@ class Settings:
         return settings
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        atomic_write(path, json.dumps(asdict(self), indent=2) + "\n")
 
     def _out_of_range(self) -> list[str]:
         values = asdict(self)
@@ -98,7 +98,4 @@ def _misfit(key: str, value: object, hints: Mapping[str, Any]) -> str:
     if key in hints:
         kind = "a list of int" if get_origin(hints[key]) is tuple else hints[key].__name__
         return f"'{key}' must be {kind}, not {value!r}"
-    near = difflib.get_close_matches(key, hints, n=1)
-    return f"unknown key '{key}'" + (
-        f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(hints)})"
-    )
+    return f"unknown key '{key}'" + (suggest(key, hints) or f" (known: {', '.join(hints)})")

@@ -7,7 +7,6 @@ is told to leave out whatever differs from run to run, so that the same frames g
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -28,7 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.files import atomic_write as atomic_write
+from sfpp_cli.files import put_in_place, scratch_folder, writing
 
 Frames = NDArray[np.uint8]
 
@@ -66,7 +67,7 @@ def output_path(path: Path) -> Path:
         raise UserError(
             f"{path}: unknown kind of video {path.suffix!r}; end the name in {', '.join(EXTENSIONS)}"
         )
-    with _writing(path):
+    with writing(path):
         if path.suffix.lower() != ".png":
             if path.is_dir():
                 raise UserError(f"{path} is a directory; choose the name of a file")
@@ -88,12 +89,6 @@ def output_path(path: Path) -> Path:
     return directory
 
 
-def remove_leftovers(path: Path) -> None:
-    """Clear away what a killed process left of its unfinished `path`."""
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 class VideoWriter:
     """Frames on their way into a video file, or for `.png` into a directory of frames (see `output_path`).
 
@@ -109,9 +104,9 @@ class VideoWriter:
         self.path = output_path(path)
         self.size = size
         self.frames = 0
-        with ExitStack() as undo, _writing(self.path):
+        with ExitStack() as undo, writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.part-", dir=self.path.parent))
+            self._scratch = scratch_folder(self.path)
             undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self._part = self._scratch / self.path.name
             sink = _PngSink if path.suffix.lower() == ".png" else _FfmpegSink
@@ -125,7 +120,7 @@ class VideoWriter:
             raise ValueError(
                 f"expected uint8 [T, {height}, {width}, 3], got {frames.dtype} {list(frames.shape)}"
             )
-        with _writing(self.path):
+        with writing(self.path):
             self._sink.write(frames)
         self.frames += len(frames)
 
@@ -134,11 +129,9 @@ class VideoWriter:
         try:
             if not self.frames:
                 raise ValueError(f"{self.path}: a video needs at least one frame")
-            with _writing(self.path):
+            with writing(self.path):
                 self._sink.close()
-                if self.path.is_dir():  # a full directory cannot be replaced in one step
-                    self.path.rename(self._scratch / f"{self.path.name}.old")
-                os.replace(self._part, self.path)
+                put_in_place(self._part, self.path)
         finally:
             self.abort()
 
@@ -264,19 +257,6 @@ def _insert_gif_comment(file: Path, comment: str) -> None:
         )
         shutil.copyfileobj(source, sink)
     os.replace(whole, file)
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Write a small file under a hidden name and rename it; text as UTF-8. UserError where that fails."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(data.encode() if isinstance(data, str) else data)
-            os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -510,15 +490,5 @@ def reading(path: Path) -> Iterator[None]:
         if "matches no streams" in str(error):
             raise UserError(f"{path} has no video stream; give the path of a video") from error
         raise UserError(
-            f"{path} cannot be read as a video ({error.strerror or error}); it may be damaged or cut short"
-        ) from error
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}); check its directory's permissions and free space"
+            f"{path} cannot be read as a video ({reason(error)}); it may be damaged or cut short"
         ) from error

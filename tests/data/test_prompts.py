@@ -57,9 +57,9 @@ def test_jsonl_file(tmp_path: Path) -> None:
         ({"prompt": " \t"}, "prompt must be text that is not empty"),
         ({"prompt": 3}, "prompt must be text that is not empty"),
         ({"prompt": "half an emoji \ud83d"}, "prompt must be text that is not empty"),
-        ({"prompt": "a", "promt": "b"}, "unknown key 'promt', did you mean 'prompt'?"),
-        ({"prompt": "a", "second": 1}, "unknown key 'second', did you mean 'seconds'?"),
-        ({"prompt": "a", "zzz": 1}, "unknown key 'zzz', known are prompt, seed, seconds, out"),
+        ({"prompt": "a", "promt": "b"}, "unknown key 'promt'; did you mean 'prompt'?"),
+        ({"prompt": "a", "second": 1}, "unknown key 'second'; did you mean 'seconds'?"),
+        ({"prompt": "a", "zzz": 1}, "unknown key 'zzz' (known: prompt, seed, seconds, out)"),
         *(
             ({"prompt": "a", "seed": seed}, "seed must be a whole number from 0 to 2^63 - 1")
             for seed in (True, -1, 1.0, "1", 2**63, [])
@@ -118,7 +118,7 @@ def test_bad_json(tmp_path: Path, line: str, expected: str) -> None:
 def test_all_bad_lines_are_reported_at_once(tmp_path: Path) -> None:
     data = b'{"seed": -1, "sed": 2}\n{"prompt": "fine", "out": "a.mp4"}\n\n{"prompt": "\xff"}\n{\n{"prompt": "b", "out": "./A.mp4"}'
     assert complaint(written(tmp_path, "a.jsonl", data)) == (
-        "line 1: unknown key 'sed', did you mean 'seed'?, seed must be a whole number from 0 to 2^63 - 1, no prompt; "
+        "line 1: unknown key 'sed'; did you mean 'seed'?, seed must be a whole number from 0 to 2^63 - 1, no prompt; "
         "line 4: not UTF-8 text; "
         "line 5: broken JSON, Expecting property name enclosed in double quotes at column 2; "
         "line 6: out './A.mp4' is taken by line 2"

@@ -416,7 +416,7 @@ def test_settings_left_out_are_wans(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"contxt": 21}, "unknown key 'contxt', did you mean 'context'"),
+        ({"contxt": 21}, "unknown key 'contxt'; did you mean 'context'"),
         ({"zzz": 1}, r"unknown key 'zzz' \(known: chunk, "),
         ({"fps": "16"}, "'fps' must be int, not '16'"),
         ({"fps": 16.0}, "'fps' must be int, not 16.0"),

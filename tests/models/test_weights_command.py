@@ -451,7 +451,7 @@ def test_an_embedded_name_wins_over_a_folder(
 
 @pytest.mark.parametrize("name", ["tinywold", "TinyWorld", "tiny-world"])
 def test_a_misspelt_name_is_corrected(name: str, embedded: Path) -> None:
-    with pytest.raises(UserError, match=f"unknown model '{name}': did you mean 'tinyworld'"):
+    with pytest.raises(UserError, match=f"unknown model '{name}'; did you mean 'tinyworld'"):
         hub.resolve(name)
 
 

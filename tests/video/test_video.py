@@ -19,7 +19,6 @@ from sfpp_cli.video.ffmpeg import (
     SheetSampler,
     VideoInfo,
     VideoWriter,
-    atomic_write,
     contact_sheet,
     output_path,
     probe,
@@ -254,8 +253,6 @@ def test_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/a\.mp4 cannot be written \(.+\); check"):
         VideoWriter(tmp_path / "file" / "a.mp4", (64, 48), 16)
-    with pytest.raises(UserError, match=r"file/a\.json cannot be written"):
-        atomic_write(tmp_path / "file" / "a.json", "{}")
 
 
 def shim(directory: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -338,14 +335,6 @@ def test_reading_may_stop_early(tmp_path: Path) -> None:
     frames = read_frames(save(tmp_path / "a.gif", smooth(30)))
     assert next(frames).shape == (48, 64, 3)
     frames.close()
-
-
-def test_atomic_write(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "a.json"
-    for data, expected in (("é", "é".encode()), (b"\x00", b"\x00")):
-        atomic_write(path, data)
-        assert path.read_bytes() == expected
-    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
