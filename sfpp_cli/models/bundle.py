@@ -36,7 +36,8 @@ class Bundle(Layout):
         if kind not in STUDENTS:
             found = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
             raise UserError(
-                f"{self.student} is {found}, not a causal student: name causal weights with --student"
+                f"{self.student} is {found}, not a causal student: name causal weights with --student, "
+                "or make them with `sfpp weights convert`"
             )
         student: CausalWanModel = _load(CausalWanModel, self.student, dtype).to(device)
         return student
@@ -59,7 +60,10 @@ class Bundle(Layout):
 
     def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
         """The text encoder; `layerwise` keeps it in main memory and brings one layer at a time to the device."""
-        model = _load(UMT5EncoderModel, self.folder / "text_encoder", dtype, ignore_mismatched_sizes=True)
+        # Wan's config calls the encoder's embedding untied, but its file holds one for both names, and transformers
+        # before 5.3 left the other at random (huggingface/transformers#43992).
+        options = {"ignore_mismatched_sizes": True, "tie_word_embeddings": True}
+        model = _load(UMT5EncoderModel, self.folder / "text_encoder", dtype, **options)
         encoder = TextEncoder(_tokenizer(self.folder / "tokenizer"), model, self.settings.text_length)
         encoder.place(device, layerwise=layerwise and device.type != "cpu")
         return encoder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -183,3 +184,14 @@ def test_layer_by_layer_is_the_same(device: str, encoder: TextEncoder, tiny_bund
     embedded = frugal(PROMPTS)
     assert embedded.device.type == device
     torch.testing.assert_close(embedded.cpu(), encoder(PROMPTS), atol=1e-5, rtol=0)
+
+
+def test_an_embedding_that_the_config_calls_untied_is_loaded_all_the_same(
+    own_bundle: Path, encoder: TextEncoder
+) -> None:
+    """As in Wan's own text encoder; transformers 5.0 to 5.2 left the encoder's embedding at random."""
+    path = own_bundle / "text_encoder" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    untied = Bundle(str(own_bundle)).load_text(CPU, torch.float32)
+    assert torch.equal(untied(["a red circle"]), encoder(["a red circle"]))
