@@ -1,4 +1,5 @@
-"""How a long video holds up: exposure, motion, repetition and their verdicts, from any video file, without weights or network.
+"""How a long video holds up: exposure, motion, repetition and their verdicts, from any video file, without
+weights or network.
 
 In a notebook:
 
@@ -6,8 +7,8 @@ In a notebook:
     report = evaluate(["a.mp4", "b.webm"], parameters=Parameters(reference_seconds=5))
     report["videos"][0]["metrics"], report["videos"][0]["verdicts"]["over_exposure"]
 
-`SCHEMA.md` describes the result. A plain script that measures several videos needs the usual `if __name__ == "__main__":`, since
-they are measured in processes of their own. Nothing here imports torch.
+`SCHEMA.md` describes the result. A plain script that measures several videos needs the usual `if __name__ ==
+"__main__":`, since they are measured in processes of their own. Nothing here imports torch.
 """
 
 from sfpp_cli.evaluation.metrics.measure import measure

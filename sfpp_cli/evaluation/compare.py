@@ -1,7 +1,8 @@
 """Systems side by side: means with bootstrap intervals, and paired differences where prompts match.
 
-The unit that is resampled is the prompt, not the video: several seeds of one prompt resemble each other, and counting them as
-independent would make every interval too narrow. Videos whose prompt is unknown count as one prompt each.
+The unit that is resampled is the prompt, not the video: several seeds of one prompt resemble each other, and
+counting them as independent would make every interval too narrow. Videos whose prompt is unknown count as one
+prompt each.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ def summarise(
 ) -> Summary:
     """The mean of finite `values` and the percentile bootstrap interval of that mean.
 
-    `clusters` labels each value (its prompt); whole clusters are drawn with replacement, and a sample's mean is over all values
-    of the clusters drawn. Without labels each value is its own. ValueError where there is nothing to average.
-    Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    `clusters` labels each value (its prompt); whole clusters are drawn with replacement, and a sample's mean
+    is over all values of the clusters drawn. Without labels each value is its own. ValueError where there is
+    nothing to average. Efron & Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
     data = np.asarray(values, dtype=np.float64)
     labels = range(data.size) if clusters is None else clusters

@@ -43,12 +43,14 @@ def evaluate(
     cache: Path | None = None,
     watch: Watch | None = None,
 ) -> dict[str, Any]:
-    """Measure videos; the result is described in SCHEMA.md, its `videos` and `failed` are in the order of `paths`.
+    """Measure videos; the result is described in SCHEMA.md, its `videos` and `failed` are in the order of
+    `paths`.
 
-    Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one for each path, fills what
-    is missing. `workers` processes (default: one a core, as far as there are videos) share the work; one works in this process.
-    `cache` is a directory of results by content, parameters and versions. `watch` sees one stage of `PERCENT` units a video.
-    ValueError if `prompts` are not as many as `paths`.
+    Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one for
+    each path, fills what is missing. `workers` processes (default: one a core, as far as there are videos)
+    share the work; one works in this process. `cache` is a directory of results by content, parameters and
+    versions. `watch` sees one stage of `PERCENT` units a video. ValueError if `prompts` are not as many as
+    `paths`.
     """
     if prompts is not None and len(prompts) != len(paths):
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
@@ -148,7 +150,7 @@ def _outcome(file: Path, parameters: Parameters, report: Callable[[float], None]
         return str(error)
 
 
-# --- worker processes -------------------------------------------------------------------------------------------------------
+# --- worker processes -----------------------------------------------------------------------------------
 
 
 class _Stopped(Exception):

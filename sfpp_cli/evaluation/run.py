@@ -228,7 +228,8 @@ def _cache_folder() -> Path:
 def _load_models(wishes: Wishes) -> tuple[LoadedModels | None, Raft | None, list[str]]:
     """CLIP and DINOv2 where they are here, RAFT where it is asked for, and a line for each that is skipped.
 
-    Before anything is measured, since what is asked for may turn out not to work. Imports torch only where one of them runs.
+    Before anything is measured, since what is asked for may turn out not to work. Imports torch only where
+    one of them runs.
     """
     found, skipped = find_models(wishes.clip, wishes.dino)
     if not found and wishes.raft is None and wishes.device is None:

@@ -1,4 +1,5 @@
-"""Videos laid out for VBench and VBench-Long (github.com/Vchitect/VBench), with the commands to run in a checkout of it.
+"""Videos laid out for VBench and VBench-Long (github.com/Vchitect/VBench), with the commands to run in a
+checkout of it.
 
 What the tools ask for, as read in their code (metrics.md, section 3):
 - VBench-Long groups clips by what stands before the first underscore of a file name, so names have none;
@@ -36,12 +37,14 @@ _LONGEST_NAME = 200
 
 
 def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | None = None) -> list[str]:
-    """Put `videos` under `out` as both tools expect them and return the commands to run, which `run.sh` holds too.
+    """Put `videos` under `out` as both tools expect them and return the commands to run, which `run.sh` holds
+    too.
 
-    `out` gets `videos/NAME-0.mp4` (hard links, or copies where linking is impossible), `sources.json` {name: path}, and, if every
-    video has one of `prompts` (in the order of the videos), `prompts.json` {name: prompt}. Without them the prompt-dependent
-    dimension is left out, which a comment among the commands says. Laying out the same videos again changes nothing.
-    UserError, before anything is written: no videos, not `.mp4`, two of one name, or other videos in `out` already.
+    `out` gets `videos/NAME-0.mp4` (hard links, or copies where linking is impossible), `sources.json` {name:
+    path}, and, if every video has one of `prompts` (in the order of the videos), `prompts.json` {name:
+    prompt}. Without them the prompt-dependent dimension is left out, which a comment among the commands says.
+    Laying out the same videos again changes nothing. UserError, before anything is written: no videos, not
+    `.mp4`, two of one name, or other videos in `out` already.
     """
     named = _name(videos)
     texts = list(prompts) if prompts is not None else [None] * len(videos)

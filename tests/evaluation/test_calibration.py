@@ -28,7 +28,7 @@ HOPS, AHEAD = (33, 45, 57, 93, 129, 213), 16
 """Where the object of `hops` jumps, after a video of the embedded model; and by how many frames of its path."""
 
 
-# --- contents ---------------------------------------------------------------------------------------------------------------
+# --- contents -------------------------------------------------------------------------------------------
 
 
 def texture(size: tuple[int, int], seed: int, grain: float) -> Picture:
@@ -78,8 +78,8 @@ def toy(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
 def hops(
     frames: int, fps: float, size: tuple[int, int], seed: int, borders: Collection[int] = HOPS
 ) -> Stream:
-    """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model draws it: a glitch, yet
-    neither flicker nor another scene."""
+    """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model draws
+    it: a glitch, yet neither flicker nor another scene."""
     stream = toy(frames + AHEAD * len(borders), fps, size, seed)
     for index in range(frames):
         yield next(islice(stream, AHEAD if index in borders else 0, None))
@@ -88,7 +88,7 @@ def hops(
 CONTENTS: dict[str, Content] = {"ball": ball, "pan": pan, "toy": toy, "hops": hops}
 
 
-# --- faults -----------------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------------
 
 
 def fade(target: float, share: float = 1.0) -> Callable[[Stream, float], Stream]:

@@ -159,7 +159,7 @@ def ask(
     )
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------------------------
 
 
 def test_chat_completions_with_frames(
@@ -262,7 +262,7 @@ def test_no_key_is_sent_to_a_server_that_needs_none(
     assert "authorization" not in server.requests[0][1]
 
 
-# --- spending ---------------------------------------------------------------------------------------------------------------
+# --- spending -------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_sent_without_yes(
@@ -335,7 +335,7 @@ def test_the_score_is_out_of_the_best_rating() -> None:
     assert visual_stability(verdicts[3:]) == {"score": None, "rated": 0, "missing": 1}
 
 
-# --- failures ---------------------------------------------------------------------------------------------------------------
+# --- failures -------------------------------------------------------------------------------------------
 
 
 def test_too_many_requests_waits_as_told(
@@ -614,7 +614,7 @@ def test_damaged_records_are_named(
         ask(film, settings, tmp_path)
 
 
-# --- settings and keys ------------------------------------------------------------------------------------------------------
+# --- settings and keys ----------------------------------------------------------------------------------
 
 
 def test_settings_name_all_problems_at_once() -> None:

@@ -37,7 +37,7 @@ from sfpp_cli.evaluation.metrics.stability import local_stability, reference_fra
 from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
 from sfpp_cli.video.ffmpeg import Frames, VideoWriter
 
-# --- exposure ---------------------------------------------------------------------------------------------------------------
+# --- exposure -------------------------------------------------------------------------------------------
 
 
 def test_exposure_of_a_picture_that_is_half_black_and_half_white() -> None:
@@ -71,7 +71,7 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     assert found["sharpness"] == pytest.approx((40**2 + 4 * 10**2) / 81)
 
 
-# --- motion -----------------------------------------------------------------------------------------------------------------
+# --- motion ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def drifting(count: int, shift: int, size: tuple[int, int] = (64, 48), grain: fl
     )
 
 
-# --- repetition -------------------------------------------------------------------------------------------------------------
+# --- repetition -----------------------------------------------------------------------------------------
 
 
 def flat(*levels: int) -> list[Frames]:
@@ -260,7 +260,7 @@ def test_what_does_not_move_does_not_repeat() -> None:
     assert not found.repeats.any()
 
 
-# --- borders ----------------------------------------------------------------------------------------------------------------
+# --- borders --------------------------------------------------------------------------------------------
 
 
 def test_chunks_begin_at_9_21_33() -> None:
@@ -333,7 +333,7 @@ def test_a_cut_stands_alone_among_cuts_not_among_jumps_of_an_object() -> None:
     assert not jumping(Jump(69, 70, 0.0))["scene_change"]["fired"]
 
 
-# --- the rest ---------------------------------------------------------------------------------------------------------------
+# --- the rest -------------------------------------------------------------------------------------------
 
 
 def test_the_way_to_white_and_to_black() -> None:

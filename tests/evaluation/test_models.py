@@ -102,7 +102,7 @@ def loaded(clip: Path, dino: Path) -> LoadedModels:
     return models
 
 
-# --- preparation ------------------------------------------------------------------------------------------------------------
+# --- preparation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(24, 36), (36, 24), (48, 85), (20, 20), (17, 90)])
@@ -150,7 +150,7 @@ def test_preparation_that_cannot_be_understood(tmp_path: Path, text: str) -> Non
         Preprocessing.read(tmp_path)
 
 
-# --- the rule ---------------------------------------------------------------------------------------------------------------
+# --- the rule -------------------------------------------------------------------------------------------
 
 
 def test_consistency_by_hand() -> None:
@@ -164,7 +164,7 @@ def test_consistency_by_hand() -> None:
     assert consistency([]) is None
 
 
-# --- whole videos -----------------------------------------------------------------------------------------------------------
+# --- whole videos ---------------------------------------------------------------------------------------
 
 
 def unit(features: Tensor) -> np.ndarray[Any, Any]:
@@ -263,7 +263,7 @@ def test_clips_beyond_the_end(loaded: LoadedModels, video: Path) -> None:
         model_metrics(video, PROMPT, [(0, 12)], loaded)
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------
 
 
 def test_absent_models_are_skipped_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_what_cannot_be_measured(tmp_path: Path) -> None:
         dynamic_clips(fits, [(0, 9)], FPS, (121, 200), Raft(KnownFlow(), CPU, {}))
 
 
-# --- torchvision ------------------------------------------------------------------------------------------------------------
+# --- torchvision ----------------------------------------------------------------------------------------
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -258,7 +258,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
 
 
 def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
-    video = entry("\udcff\x00\x1b.mp4", prompt="\ud800 \x07 \u202e", system="_$x^$ \u96e8")
+    video = entry("\udcff\x00\x1b.mp4", prompt="\ud800 \x07 \u202e", system="_$x^$ \u96e8 \x0b")
     path = write_report(result(video, entry("other.mp4", system="other")), tmp_path)
     page = Page(path)
     check(page)

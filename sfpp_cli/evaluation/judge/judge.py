@@ -1,10 +1,12 @@
 """Visual Stability: a video language model watches the video, reasons, and rates its exposure from 0 to 5.
 
-The protocol of Self-Forcing++ (arXiv 2510.02283, section 3.4) in our own words: the judge knows the prompt, writes its reasoning
-first and a whole number last, and style excuses nothing that the prompt did not ask for. The paper's judge was Gemini 2.5 Pro on
-the whole video; any other judge, or one that sees frames only, gives numbers of its own kind, so results name model and input.
+The protocol of Self-Forcing++ (arXiv 2510.02283, section 3.4) in our own words: the judge knows the prompt,
+writes its reasoning first and a whole number last, and style excuses nothing that the prompt did not ask for.
+The paper's judge was Gemini 2.5 Pro on the whole video; any other judge, or one that sees frames only, gives
+numbers of its own kind, so results name model and input.
 
-Everything that comes back is kept, one JSON file a question, before it is read: what was paid for once is never paid for again.
+Everything that comes back is kept, one JSON file a question, before it is read: what was paid for once is
+never paid for again.
 """
 
 from __future__ import annotations
@@ -74,12 +76,13 @@ _ROW = 3
 """After this many videos in a row without a usable response, the others are not asked for."""
 
 
-# --- what people see --------------------------------------------------------------------------------------------------------
+# --- what people see ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One video's verdict: `rating` 0..5 with its `reasoning`, or None and in `missing` why. `kept`: the file of raw responses.
+    """One video's verdict: `rating` 0..5 with its `reasoning`, or None and in `missing` why. `kept`: the file
+    of raw responses.
 
     `requests` counts what was sent for it this time: 0 for an answer that was kept already.
     """
@@ -95,9 +98,11 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What judging will take, roughly. Tokens of pictures are counted as 258 for each started 512 x 512 pixels (video: a second).
+    """What judging will take, roughly. Tokens of pictures are counted as 258 for each started 512 x 512
+    pixels (video: a second).
 
-    `requests` if every first answer is usable, `requests_at_most` if none is; `cost` is for the former, in the prices' currency.
+    `requests` if every first answer is usable, `requests_at_most` if none is; `cost` is for the former, in
+    the prices' currency.
     """
 
     requests: int
@@ -130,11 +135,12 @@ def judge(
     yes: bool = False,
     clock: Clock | None = None,
 ) -> list[Judgement]:
-    """A verdict for each of `videos` ({"path", "prompt"}), in order; raw responses are kept in `folder` and reused.
+    """A verdict for each of `videos` ({"path", "prompt"}), in order; raw responses are kept in `folder` and
+    reused.
 
-    Nothing is sent without `yes`: UserError with the estimate if anything would have to be. A video that cannot be read, has no
-    prompt, or gets no usable answer is reported as missing. UserError also where every further request would fail alike (key
-    refused, quota spent, unknown model); answers so far are kept.
+    Nothing is sent without `yes`: UserError with the estimate if anything would have to be. A video that
+    cannot be read, has no prompt, or gets no usable answer is reported as missing. UserError also where every
+    further request would fail alike (key refused, quota spent, unknown model); answers so far are kept.
     """
     cases = [_Case(video, settings, folder) for video in videos]
     pending = [case for case in cases if case.open]
@@ -177,7 +183,7 @@ def visual_stability(judgements: Sequence[Judgement]) -> dict[str, Any]:
     return {"score": score, "rated": len(ratings), "missing": len(judgements) - len(ratings)}
 
 
-# --- one video and what was answered about it -------------------------------------------------------------------------------
+# --- one video and what was answered about it -----------------------------------------------------------
 
 
 class _Case:
@@ -338,7 +344,7 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------------
 
 
 def _inline_type(path: Path, settings: JudgeSettings) -> str | None:

@@ -1,7 +1,8 @@
-"""The two services that a video-LLM judge can be asked through: what goes over the wire, how patiently, and how answers come back.
+"""The two services that a video-LLM judge can be asked through: what goes over the wire, how patiently, and
+how answers come back.
 
-OpenAI-compatible chat completions take pictures; Gemini's generateContent takes pictures or a whole video. Keys come from the
-environment, travel in a header, and are never written down.
+OpenAI-compatible chat completions take pictures; Gemini's generateContent takes pictures or a whole video.
+Keys come from the environment, travel in a header, and are never written down.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ Media = list[tuple[str, str, bytes]]
 class JudgeSettings:
     """Whom to ask, what to show and how patiently. UserError names all that is wrong at once.
 
-    `back_end`: "gemini" (generateContent, the whole video where it fits) or "openai" (any chat-completions endpoint, frames as
-    pictures). `frames` are spread evenly, first and last included; `side` is their longer side in pixels. Videos of up to
-    `inline_bytes` go whole to Gemini, whose limit is 20 MB after base64. `asks` is how often an unusable answer is asked for in
-    all, `retries` how often a failed request is repeated, `timeout` and `longest_wait` are in seconds.
+    `back_end`: "gemini" (generateContent, the whole video where it fits) or "openai" (any chat-completions
+    endpoint, frames as pictures). `frames` are spread evenly, first and last included; `side` is their longer
+    side in pixels. Videos of up to `inline_bytes` go whole to Gemini, whose limit is 20 MB after base64.
+    `asks` is how often an unusable answer is asked for in all, `retries` how often a failed request is
+    repeated, `timeout` and `longest_wait` are in seconds.
     """
 
     back_end: str = "gemini"
@@ -78,7 +80,7 @@ class Clock:
     chance: Callable[[], float] = field(default_factory=lambda: random.Random().random)
 
 
-# --- the two protocols ------------------------------------------------------------------------------------------------------
+# --- the two protocols ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
-# --- the wire ---------------------------------------------------------------------------------------------------------------
+# --- the wire -------------------------------------------------------------------------------------------
 
 
 class Unusable(Exception):

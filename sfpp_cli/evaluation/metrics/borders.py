@@ -27,10 +27,12 @@ _TINY, _NEW = 1e-3, 0.3
 
 @dataclass(frozen=True)
 class Jump:
-    """A sudden change: its first frame, the frame after it is over, and how far apart the pictures around it are, 0..1.
+    """A sudden change: its first frame, the frame after it is over, and how far apart the pictures around it
+    are, 0..1.
 
-    `size` is the RMS difference over RGB of the median cell of the miniatures: half of the picture changes by at least this much.
-    An object that is suddenly elsewhere leaves the median as it was, whatever its contrast; another scene does not.
+    `size` is the RMS difference over RGB of the median cell of the miniatures: half of the picture changes by
+    at least this much. An object that is suddenly elsewhere leaves the median as it was, whatever its
+    contrast; another scene does not.
     """
 
     start: int
@@ -40,8 +42,8 @@ class Jump:
 
 @dataclass(frozen=True)
 class Changes:
-    """`picture` [T]: RMS difference of each miniature to the one before, 0..1, first 0. `reversing` [T]: part of an oscillation
-    within a few frames. `jumps`: what stands out, in order."""
+    """`picture` [T]: RMS difference of each miniature to the one before, 0..1, first 0. `reversing` [T]: part
+    of an oscillation within a few frames. `jumps`: what stands out, in order."""
 
     picture: Curve
     reversing: NDArray[np.bool_]
@@ -51,12 +53,14 @@ class Changes:
 def find_changes(
     miniatures: Frames, luma: Curve, shift: Curve, size: tuple[int, int], fps: float, parameters: Parameters
 ) -> Changes:
-    """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], mean luma [T] in 0..1 and mean flow vectors [T, 2].
+    """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], mean luma [T] in 0..1 and mean
+    flow vectors [T, 2].
 
-    A frame is sudden if its difference to the one before stands out from those of the second around it: in the picture; in the
-    brightness of the median cell, which a moving object hardly touches, so that a faint flicker of the whole picture shows there;
-    or in how the mean flow changes, where a jerk of the whole picture shows even while the camera moves. Flow over plain ground is
-    a guess that turns with an encoder's noise, so a jerk counts only if the picture, too, changes visibly more than usual.
+    A frame is sudden if its difference to the one before stands out from those of the second around it: in
+    the picture; in the brightness of the median cell, which a moving object hardly touches, so that a faint
+    flicker of the whole picture shows there; or in how the mean flow changes, where a jerk of the whole
+    picture shows even while the camera moves. Flow over plain ground is a guess that turns with an encoder's
+    noise, so a jerk counts only if the picture, too, changes visibly more than usual.
     """
     picture, steps = _differences(miniatures, 1), _median_steps(miniatures)
     jerks = np.hypot(*np.diff(np.nan_to_num(shift), axis=0, prepend=0).T) / min(size)
@@ -79,7 +83,8 @@ def border_frames(frames: int, first: int = 9, period: int = 12) -> NDArray[np.b
 
 
 def border_ratio(changes: Curve, borders: NDArray[np.bool_]) -> float | None:
-    """Mean change at chunk borders over mean change inside chunks, 1 for a video without borders; None if nothing changes inside.
+    """Mean change at chunk borders over mean change inside chunks, 1 for a video without borders; None if
+    nothing changes inside.
 
     `changes` [T] are non-negative and belong to the step from the frame before; the first is not looked at.
     """
@@ -109,8 +114,8 @@ def _median_steps(miniatures: Frames) -> Curve:
 
 
 def _usual(changes: Curve, new: NDArray[np.bool_], window: int) -> Curve:
-    """Median of the changes around each; of those to `new` pictures alone, if every second or third is new, as in 12 frames a
-    second stored as 24."""
+    """Median of the changes around each; of those to `new` pictures alone, if every second or third is new,
+    as in 12 frames a second stored as 24."""
     around, new_around = _around(changes, window), _around(new, window) == 1
     usual = _median(around)
     stored_twice = new_around.sum(1) > _NEW * np.isfinite(around).sum(1)
@@ -135,10 +140,12 @@ def _median(views: Curve) -> Curve:
 
 
 def _reversing(pictures: NDArray[Any], floor: float, threshold: float) -> NDArray[np.bool_]:
-    """Frames within a stretch of 2, 4 or 6 after which the picture [cells] is back where it was, though it went far.
+    """Frames within a stretch of 2, 4 or 6 after which the picture [cells] is back where it was, though it
+    went far.
 
-    This is how flicker with a period of up to three frames shows, where every change is large and none stands out. It has to hold
-    from nearly every frame of two such stretches: an object that bounces off a wall comes back, too, but once.
+    This is how flicker with a period of up to three frames shows, where every change is large and none stands
+    out. It has to hold from nearly every frame of two such stretches: an object that bounces off a wall comes
+    back, too, but once.
     """
     steps = _differences(pictures, 1)
     total, found = np.cumsum(steps), np.zeros(len(steps), np.bool_)

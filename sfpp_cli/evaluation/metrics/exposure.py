@@ -22,9 +22,9 @@ def exposure(
 ) -> dict[str, float]:
     """The gauges of one frame [H, W, 3] and its luma [H, W] (metrics.md, section 6).
 
-    `luma`: mean. `contrast`: standard deviation of luma. `clipped`, `crushed`: share of pixels with luma above and below the two
-    limits. `saturation`: mean of (max - min) / max over RGB. All of these in 0..1. `sharpness`: variance of the 3 x 3 Laplacian of
-    luma in 0..255, at the video's own size.
+    `luma`: mean. `contrast`: standard deviation of luma. `clipped`, `crushed`: share of pixels with luma
+    above and below the two limits. `saturation`: mean of (max - min) / max over RGB. All of these in 0..1.
+    `sharpness`: variance of the 3 x 3 Laplacian of luma in 0..255, at the video's own size.
     """
     share = _histogram(luma)
     mean = float(share @ _LEVELS)

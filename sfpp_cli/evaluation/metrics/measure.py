@@ -57,9 +57,10 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that is known of one video (`videos[i]` of SCHEMA.md, without prompt, seed and system).
 
-    `path` is a video file or a directory of PNG frames. `advance` is told the share of the work done. One picture, the flow's
-    working pictures of a clip, a miniature and a dozen numbers a frame are held, whatever the length. OpenCV runs on one thread,
-    since DIS answers slightly differently on more. UserError, one line, if the video cannot be measured.
+    `path` is a video file or a directory of PNG frames. `advance` is told the share of the work done. One
+    picture, the flow's working pictures of a clip, a miniature and a dozen numbers a frame are held, whatever
+    the length. OpenCV runs on one thread, since DIS answers slightly differently on more. UserError, one
+    line, if the video cannot be measured.
     """
     path, parameters = Path(path), parameters or Parameters()
     info, report = inspect(path), advance or (lambda share: None)

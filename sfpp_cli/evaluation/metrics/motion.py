@@ -15,10 +15,11 @@ Curve = NDArray[np.float64]
 
 
 def clip_ranges(frames: int, fps: float, seconds: int = 2) -> list[tuple[int, int]]:
-    """First frame and end of VBench-Long's clips: whole ones in a row, and for a remainder one more that ends with the video.
+    """First frame and end of VBench-Long's clips: whole ones in a row, and for a remainder one more that ends
+    with the video.
 
-    81 frames at 16 fps: (0, 32), (32, 64), (49, 81). A video shorter than a clip is one clip. The rate is cut to an integer, as
-    there (utils.split_video_into_clips).
+    81 frames at 16 fps: (0, 32), (32, 64), (49, 81). A video shorter than a clip is one clip. The rate is cut
+    to an integer, as there (utils.split_video_into_clips).
     """
     length = clip_frames(fps, seconds)
     if frames <= length:
@@ -40,8 +41,9 @@ def stride(fps: float) -> int:
 def is_dynamic(top: NDArray[np.float64], kept: int, size: tuple[int, int]) -> bool:
     """VBench's rule (vbench/dynamic_degree.py): of `kept` frames enough pairs move.
 
-    `top` holds for each pair the mean of the fastest 5 % in pixels, `size` is (W, H). The threshold is 6 px at a short side of 256;
-    round(4 n / 16) pairs are enough. Where that rounds to none (n <= 2) one is asked for, else a still picture would be dynamic.
+    `top` holds for each pair the mean of the fastest 5 % in pixels, `size` is (W, H). The threshold is 6 px
+    at a short side of 256; round(4 n / 16) pairs are enough. Where that rounds to none (n <= 2) one is asked
+    for, else a still picture would be dynamic.
     """
     threshold = 6.0 * min(size) / 256
     return int((top > threshold).sum()) >= max(1, round(4 * kept / 16))
@@ -50,10 +52,9 @@ def is_dynamic(top: NDArray[np.float64], kept: int, size: tuple[int, int]) -> bo
 class FlowMeter:
     """Flow of a stream of luma pictures: against the frame before, and along VBench's grids.
 
-    `mean` and `top` (the mean of the largest 5 %) get a value a frame, in pixels of the video a frame, and `shift` the mean vector,
-    (x, y); the first frame's are NaN.
-    It holds no more than one clip of downscaled pictures: the last clip of a video overlaps the one before, and where it begins is
-    known only at the end.
+    `mean` and `top` (the mean of the largest 5 %) get a value a frame, in pixels of the video a frame, and
+    `shift` the mean vector, (x, y); the first frame's are NaN. It holds no more than one clip of downscaled
+    pictures: the last clip of a video overlaps the one before, and where it begins is known only at the end.
     """
 
     def __init__(self, size: tuple[int, int], fps: float, short_side: int, clip_seconds: int) -> None:

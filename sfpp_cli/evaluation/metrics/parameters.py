@@ -23,8 +23,8 @@ class Parameters:
     crushed_luma: float = 0.02
     """Pixels beyond these are clipped highlights and crushed shadows."""
     exposure_way: float = 0.4
-    """Over-exposed (darkened): mean luma has gone this share of the way from the reference to white (to black). Pans and passing
-    objects stay below a quarter; drift to white ends near one."""
+    """Over-exposed (darkened): mean luma has gone this share of the way from the reference to white (to
+    black). Pans and passing objects stay below a quarter; drift to white ends near one."""
     exposure_clipped: float = 0.25
     """Or: this much more of the picture than in the reference is clipped (crushed). A quarter of the picture without detail."""
     exposure_calm: float = 0.08
@@ -34,18 +34,18 @@ class Parameters:
 
     # --- motion
     flow_short_side: int = 256
-    """Flow is computed on pictures of at most this short side, by area averaging; magnitudes are in pixels of the video. VBench
-    states its motion threshold for this very size."""
+    """Flow is computed on pictures of at most this short side, by area averaging; magnitudes are in pixels of
+    the video. VBench states its motion threshold for this very size."""
     flow_window: int = 8
     """Frames over which the variance of the flow's magnitude is taken (Self-Forcing++, section 3.3)."""
     flow_spike: float = 3.0
     """A spike is a frame with this many times the median flow of the second around it, and at least a pixel at 256 more."""
     stagnation_ratio: float = 0.2
-    """Motion has died when the fastest 5 % move at less than this share of the reference's pace. Sliding objects that slow down at
-    their turning points stay above within a second."""
+    """Motion has died when the fastest 5 % move at less than this share of the reference's pace. Sliding
+    objects that slow down at their turning points stay above within a second."""
     stagnation_speed: float = 0.05
-    """And at less than this many short sides a second: a quarter of the pace that VBench calls dynamic, so that a fast start does
-    not make an ordinary pace look dead."""
+    """And at less than this many short sides a second: a quarter of the pace that VBench calls dynamic, so
+    that a fast start does not make an ordinary pace look dead."""
     still_speed: float = 0.005
     """A video slower than this from the first second is stagnant from the first second; the noise of an encoder is below it."""
     stagnation_seconds: float = 3.0
@@ -55,16 +55,16 @@ class Parameters:
 
     # --- repetition
     repeat_min_frames: int = 81
-    """Shortest offset looked for: 21 latent frames, what one training window of the teacher spans. (Shorter loops show at a
-    multiple of their period.) A short video uses a quarter of its length."""
+    """Shortest offset looked for: 21 latent frames, what one training window of the teacher spans. (Shorter
+    loops show at a multiple of their period.) A short video uses a quarter of its length."""
     repeat_max_seconds: float = 120.0
     """Longest offset looked for, besides half the video: keeps the cost of an hour linear."""
     norepeat_position: int | None = None
     norepeat_halfwidth: int | None = None
     """NoRepeat's P and n in frames. RIFLEx does not publish n, and P is of models with a RoPE period; None spans the above."""
     repeat_ratio: float = 0.25
-    """Two moments are the same when their pictures differ by less than this share of what changes within a second around either:
-    an encoder's noise is below, objects that merely pass the same place are above."""
+    """Two moments are the same when their pictures differ by less than this share of what changes within a
+    second around either: an encoder's noise is below, objects that merely pass the same place are above."""
     repeat_activity: float = 0.004
     """Where less than this changes within a second nothing moves, so nothing can repeat: a frozen picture is not a loop."""
     repeat_seconds: float = 3.0
@@ -77,23 +77,27 @@ class Parameters:
     jump_picture: float = 0.012
     jump_luma: float = 0.006
     jump_flow: float = 0.01
-    """Smallest sudden change of the picture (RMS of its 16 x 16 miniature) and of its brightness (median cell): 3 and 1.5 levels of
-    255, above what key frames and palettes do. And of the mean flow, in short sides a frame: 5 pixels at 480, a visible jerk."""
+    """Smallest sudden change of the picture (RMS of its 16 x 16 miniature) and of its brightness (median
+    cell): 3 and 1.5 levels of 255, above what key frames and palettes do. And of the mean flow, in short
+    sides a frame: 5 pixels at 480, a visible jerk."""
     jump_jerk: float = 0.008
-    """And by how much more than usual the picture has to change with a jerk: 2 levels. A background with little detail changes by 3
-    when it is moved; encoders, which send the flow over plain ground anywhere, change it by 1.5 at most."""
+    """And by how much more than usual the picture has to change with a jerk: 2 levels. A background with
+    little detail changes by 3 when it is moved; encoders, which send the flow over plain ground anywhere,
+    change it by 1.5 at most."""
     jump_ratio: float = 3.5
     """A sudden change is this many times the usual one of the second around it."""
     reversal: float = 0.75
-    """Pictures that go forth and back from frame to frame: how much of the way is undone within 2, 4 or 6 frames. Motion mostly
-    stays below a half, and so does noise."""
+    """Pictures that go forth and back from frame to frame: how much of the way is undone within 2, 4 or 6
+    frames. Motion mostly stays below a half, and so does noise."""
     flicker_events: int = 5
     flicker_pause_seconds: float = 1.0
-    """So many sudden changes in a row, with no longer pause between two of them, are flicker: jumps at border after border, which
-    come at 0.75 s. An object that a model draws elsewhere now and then leaves borders out."""
+    """So many sudden changes in a row, with no longer pause between two of them, are flicker: jumps at border
+    after border, which come at 0.75 s. An object that a model draws elsewhere now and then leaves borders
+    out."""
     cut_picture: float = 0.045
-    """A hard cut changes half of the picture by at least this: 11 levels of 255. Jolts of a fast pan and a decoder's odd first
-    frames stay below 10; scenes over backgrounds of another colour differ by 38 and more."""
+    """A hard cut changes half of the picture by at least this: 11 levels of 255. Jolts of a fast pan and a
+    decoder's odd first frames stay below 10; scenes over backgrounds of another colour differ by 38 and
+    more."""
     cut_alone_seconds: float = 2.0
     """A cut stands alone: no other change of that size is this near. Cuts in quicker succession are a flash, or flicker."""
     cut_scene_seconds: float = 0.5

@@ -1,9 +1,11 @@
-"""Does a video repeat itself? NoRepeat as RIFLEx defines it, and self-similarity over all frames, which a long video needs.
+"""Does a video repeat itself? NoRepeat as RIFLEx defines it, and self-similarity over all frames, which a
+long video needs.
 
-NoRepeat compares full pictures at one offset, which is known only when all frames have been compared to the first. So it takes two
-passes: the first keeps a single picture, the second decodes the file from two positions at once and holds two. Self-similarity
-compares every frame to every other within reach; it works on miniatures of 16 x 16 RGB cells, 768 bytes a frame (2.9 MB for four
-minutes), a band of the matrix of differences at a time.
+NoRepeat compares full pictures at one offset, which is known only when all frames have been compared to the
+first. So it takes two passes: the first keeps a single picture, the second decodes the file from two
+positions at once and holds two. Self-similarity compares every frame to every other within reach; it works on
+miniatures of 16 x 16 RGB cells, 768 bytes a frame (2.9 MB for four minutes), a band of the matrix of
+differences at a time.
 """
 
 from __future__ import annotations
@@ -86,9 +88,10 @@ def miniature(frame: Frames) -> Frames:
 class Similarity:
     """How well a video matches itself at its best offset.
 
-    `rms`: root mean square difference of the miniatures at the offset, 0..1. `share`: how much of the compared, moving time is the
-    same there. `repeats` [T]: whether a frame is the same as the one `period` before it, within a moving stretch; the period is the
-    offset or, where that holds several rounds of a shorter loop, an equal part of it.
+    `rms`: root mean square difference of the miniatures at the offset, 0..1. `share`: how much of the
+    compared, moving time is the same there. `repeats` [T]: whether a frame is the same as the one `period`
+    before it, within a moving stretch; the period is the offset or, where that holds several rounds of a
+    shorter loop, an equal part of it.
     """
 
     offset: int

@@ -37,8 +37,9 @@ def way(luma: Curve, base: Curve | float) -> tuple[Curve, Curve]:
 def local_stability(curves: Mapping[str, Curve], fps: float, parameters: Parameters) -> Curve:
     """The score [T] of each frame: 100 x (1 - the worst departure of the second around it).
 
-    Departures from the mean of the reference, each 0 up to the first of its two limits and 1 from the second on: the way of mean
-    luma to white or black; the rise of clipped and of crushed pixels; contrast and sharpness in octaves.
+    Departures from the mean of the reference, each 0 up to the first of its two limits and 1 from the second
+    on: the way of mean luma to white or black; the rise of clipped and of crushed pixels; contrast and
+    sharpness in octaves.
     """
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
     now = {

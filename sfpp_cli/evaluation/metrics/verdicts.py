@@ -1,7 +1,9 @@
-"""The six signatures of failure (method.md, section 7), each with the second at which it starts and the numbers it was decided by.
+"""The six signatures of failure (method.md, section 7), each with the second at which it starts and the
+numbers it was decided by.
 
-All are judged against the video's own beginning. None can know intent: a fade that a prompt asks for is a drift to these rules, and
-motion that returns exactly, such as a wheel with a whole number of frames to a turn, is a loop.
+All are judged against the video's own beginning. None can know intent: a fade that a prompt asks for is a
+drift to these rules, and motion that returns exactly, such as a wheel with a whole number of frames to a
+turn, is a loop.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def _verdict(evidence: Evidence, onset: int | None, **numbers: Any) -> dict[str,
     }
 
 
-# --- exposure ---------------------------------------------------------------------------------------------------------------
+# --- exposure -------------------------------------------------------------------------------------------
 
 
 def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str, Any]:
@@ -114,13 +116,15 @@ def _steps(evidence: Evidence, cuts: list[Jump]) -> Curve:
     return steps
 
 
-# --- motion -----------------------------------------------------------------------------------------------------------------
+# --- motion ---------------------------------------------------------------------------------------------
 
 
 def _stagnation(evidence: Evidence) -> dict[str, Any]:
-    """Motion dies: the fastest 5 % have lost the reference's pace, or never moved. Judged only where something can be seen.
+    """Motion dies: the fastest 5 % have lost the reference's pace, or never moved. Judged only where
+    something can be seen.
 
-    The pace of a second is its third quartile: the pop of a key frame does not lift it, pictures shown twice do not lower it.
+    The pace of a second is its third quartile: the pop of a key frame does not lift it, pictures shown twice
+    do not lower it.
     """
     parameters = evidence.parameters
     pace = (
@@ -146,12 +150,12 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
     )
 
 
-# --- repetition -------------------------------------------------------------------------------------------------------------
+# --- repetition -----------------------------------------------------------------------------------------
 
 
 def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
-    """A loop: for some seconds nearly every moving frame is the same as the one a period earlier. And which frames [T] the loop
-    consists of, the first round included."""
+    """A loop: for some seconds nearly every moving frame is the same as the one a period earlier. And which
+    frames [T] the loop consists of, the first round included."""
     similarity, parameters = evidence.similarity, evidence.parameters
     if similarity is None:
         return _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0), np.zeros(
@@ -172,12 +176,12 @@ def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     return verdict, (steady | first_round) & fired
 
 
-# --- sudden changes ---------------------------------------------------------------------------------------------------------
+# --- sudden changes -------------------------------------------------------------------------------------
 
 
 def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
-    """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And which frames [T] are
-    part of it."""
+    """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And
+    which frames [T] are part of it."""
     parameters, changes = evidence.parameters, evidence.changes
     places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(
         np.int64
@@ -217,7 +221,7 @@ def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
     ]
 
 
-# --- runs -------------------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------------
 
 
 def _first_run(mask: Mask, length: int) -> int | None:

@@ -1,8 +1,10 @@
-"""Metrics by models that the user has: CLIP text alignment, subject and background consistency. Nothing is downloaded.
+"""Metrics by models that the user has: CLIP text alignment, subject and background consistency. Nothing is
+downloaded.
 
-Consistency follows VBench-Long's rule, within clips and from clip to clip, and not its models: VBench takes DINO within clips and
-DreamSim for backgrounds, and maps the clip-to-clip score through a table of quantiles, which is not applied here. So these numbers
-compare videos measured here with each other; VBench's own come from VBench (see `vbench.py`).
+Consistency follows VBench-Long's rule, within clips and from clip to clip, and not its models: VBench takes
+DINO within clips and DreamSim for backgrounds, and maps the clip-to-clip score through a table of quantiles,
+which is not applied here. So these numbers compare videos measured here with each other; VBench's own come
+from VBench (see `vbench.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ _RULE = (
 class Preprocessing:
     """From a frame to a network's input, as the model's `preprocessor_config.json` says.
 
-    `resize`: the shorter side, or (height, width), in pixels; `crop`: (height, width) of the centre; None skips a step.
+    `resize`: the shorter side, or (height, width), in pixels; `crop`: (height, width) of the centre; None
+    skips a step.
     """
 
     resize: int | tuple[int, int] | None
@@ -136,7 +139,8 @@ class LoadedModels:
 
 
 def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
-    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that is skipped since it cannot be loaded.
+    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that is skipped since it cannot
+    be loaded.
 
     Only safetensors are read, in float32; weights that do not fill the network are refused.
     """
@@ -229,7 +233,7 @@ def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> 
     return model.to(device).eval()
 
 
-# --- measuring --------------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------------
 
 
 def model_metrics(
@@ -241,10 +245,10 @@ def model_metrics(
 ) -> dict[str, Any]:
     """What the loaded models say of a video, cut into `clips` [start, end) in frames.
 
-    Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as VBench does). Gives
-    `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and `clips`), `subject_consistency` and
-    `background_consistency` (`in_clip`, `clip_to_clip`, their `mean`, and `clips`; None where there is nothing to compare), each
-    only where its model is loaded, and always `parameters`.
+    Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as VBench
+    does). Gives `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and `clips`),
+    `subject_consistency` and `background_consistency` (`in_clip`, `clip_to_clip`, their `mean`, and `clips`;
+    None where there is nothing to compare), each only where its model is loaded, and always `parameters`.
     """
     chosen = [_chosen(clip, frames_a_clip) for clip in clips]
     readers = {
@@ -310,7 +314,8 @@ def _consistencies(seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -
 
 
 def consistency(features: Sequence[Tensor]) -> float | None:
-    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None for fewer than two.
+    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None for
+    fewer than two.
 
     The rule of VBench's subject and background consistency, and of VBench-Long's first frames of clips.
     """

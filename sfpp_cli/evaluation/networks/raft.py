@@ -1,8 +1,10 @@
-"""VBench's dynamic degree on RAFT's flow, by torchvision's port of it, which the user installs beside the torch there is.
+"""VBench's dynamic degree on RAFT's flow, by torchvision's port of it, which the user installs beside the
+torch there is.
 
-VBench takes raft-things: the authors' weights after FlyingChairs and FlyingThings3D. torchvision publishes those very weights,
-converted, as `Raft_Large_Weights.C_T_V1`. vbench/dynamic_degree.py: 20 iterations between frames of native size, both sides padded
-to a multiple of 8 by repeating the border, half of it on either side; the fastest 5 % are taken on the padded flow.
+VBench takes raft-things: the authors' weights after FlyingChairs and FlyingThings3D. torchvision publishes
+those very weights, converted, as `Raft_Large_Weights.C_T_V1`. vbench/dynamic_degree.py: 20 iterations between
+frames of native size, both sides padded to a multiple of 8 by repeating the border, half of it on either
+side; the fastest 5 % are taken on the padded flow.
 """
 
 from __future__ import annotations
@@ -35,8 +37,9 @@ SHORTEST_SIDE = 128
 
 @dataclass(frozen=True)
 class Raft:
-    """Flow from one frame to the next, and what it depends on. `network` is torchvision's RAFT: two pictures [1, 3, H, W] in -1..1
-    and `num_flow_updates` -> that many flows [1, 2, H, W] in pixels, the last of which counts.
+    """Flow from one frame to the next, and what it depends on. `network` is torchvision's RAFT: two pictures
+    [1, 3, H, W] in -1..1 and `num_flow_updates` -> that many flows [1, 2, H, W] in pixels, the last of which
+    counts.
     """
 
     network: Callable[..., Sequence[Tensor]]
@@ -61,8 +64,9 @@ def padding(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def load_raft(weights: str, device: torch.device) -> Raft:
-    """torchvision's `raft_large` with the weights of a file, or with those that torchvision publishes (`PUBLISHED`, 21 MB, fetched
-    once into torch's hub cache). UserError where torchvision or the weights are absent or do not fit.
+    """torchvision's `raft_large` with the weights of a file, or with those that torchvision publishes
+    (`PUBLISHED`, 21 MB, fetched once into torch's hub cache). UserError where torchvision or the weights are
+    absent or do not fit.
     """
     try:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
@@ -123,10 +127,12 @@ def dynamic_clips(
     flow: Callable[[Frames, Frames], NDArray[np.float32]],
     advance: Callable[[int], None] = lambda frames: None,
 ) -> list[bool]:
-    """Whether each clip [start, end) of a video of `size` (W, H) moves by VBench's rule (`is_dynamic`), on this flow.
+    """Whether each clip [start, end) of a video of `size` (W, H) moves by VBench's rule (`is_dynamic`), on
+    this flow.
 
-    The video is read once; two frames and those between them are held. A pair that two clips share is looked at once. `advance` is
-    told the frames read. UserError for a side that RAFT cannot take, and where the video ends before its clips do.
+    The video is read once; two frames and those between them are held. A pair that two clips share is looked
+    at once. `advance` is told the frames read. UserError for a side that RAFT cannot take, and where the
+    video ends before its clips do.
     """
     _check_size(path, size)
     step = stride(fps)

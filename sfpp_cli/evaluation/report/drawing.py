@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import escape
 from matplotlib.axes import Axes
 
 from sfpp_cli.evaluation.report.drift import Drift
-from sfpp_cli.evaluation.report.labels import label
+from sfpp_cli.evaluation.report.labels import label, printable
 from sfpp_cli.figures import COLORS, GRID, INK, figure_of, style_axes, write_png
 
-# --- SVG --------------------------------------------------------------------------------------------------------------------
+# --- SVG ------------------------------------------------------------------------------------------------
 
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
@@ -24,11 +24,12 @@ _LINE = 12
 
 
 def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
-    """A panel as an `<svg>` element; the page's style sheet colours it (classes `grid`, `usual`, `s0`..`s5`, `mark`, ...).
+    """A panel as an `<svg>` element. `marks`: seconds with what begins there, drawn as upright lines.
 
-    `marks` are seconds with what begins there, drawn as upright lines.
+    The page's style sheet colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others.
     """
-    (bottom, top), end = panel.limits, panel.longest
+    bottom, top = panel.limits
+    end = panel.longest
     head = _TOP + _LINE * len(marks)
 
     def x(second: float) -> float:
@@ -37,7 +38,8 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
     def y(value: float) -> float:
         return HEIGHT - _BOTTOM - (HEIGHT - _BOTTOM - head) * (value - bottom) / (top - bottom)
 
-    right, floor = WIDTH - _RIGHT, HEIGHT - _BOTTOM
+    right = WIDTH - _RIGHT
+    floor = HEIGHT - _BOTTOM
     parts = [_rect("usual", _LEFT, y(panel.usual[1]), right, y(panel.usual[0]))]
     for value in ticks(bottom, top):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{right}"/>')
@@ -50,23 +52,29 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
     parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>')
     parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
     for band in panel.systems.values():
-        style = f"s{band.color % len(COLORS)}" + (" dashed" if band.color // len(COLORS) % 2 else "")
+        style = color_class(band.color)
         seconds = [x(second) for second in panel.seconds]
         if band.videos > 1:
-            parts.append(
-                f'<path class="band {style}" d="{_area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])}"/>'
-            )
+            area = _area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])
+            parts.append(f'<path class="band {style}" d="{area}"/>')
         parts.append(f'<path class="line {style}" d="{_line(seconds, [y(v) for v in band.mean])}"/>')
     for row, (second, text) in enumerate(marks):
         parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
-    described = escape(describe(panel, marks), quote=True)
+    described = escape(printable(describe(panel, marks)))
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+
+
+def color_class(color: int) -> str:
+    """The style sheet's classes for a system of this number; beyond the number of colours, dashed."""
+    dashed = color // len(COLORS) % 2
+    return f"s{color % len(COLORS)}" + (" dashed" if dashed else "")
 
 
 def describe(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
     """The panel in words, for those who do not see it."""
     known = label(panel.name)
-    start = f"{known.title}{f' ({known.unit})' if known.unit else ''} over {panel.longest:.0f} seconds"
+    unit = f" ({known.unit})" if known.unit else ""
+    start = f"{known.title}{unit} over {panel.longest:.0f} seconds"
     ends = [f"{name}: {first} at first, {last} at the end" for name, (first, last) in panel.ends.items()]
     onsets = [f"{text} from second {second:.1f}" for second, text in marks]
     return ". ".join([start, *ends, *onsets]) + "."
@@ -77,21 +85,23 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     exact = (high - low) / most
     power = 10.0 ** math.floor(math.log10(exact))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= exact * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [round(place * step, 12) for place in range(first, last + 1)]
 
 
 def _rect(style: str, left: float, top: float, right: float, bottom: float) -> str:
-    height = max(bottom - top, 1.0)
-    return f'<rect class="{style}" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{height:.1f}"/>'
+    size = f'width="{right - left:.1f}" height="{max(bottom - top, 1.0):.1f}"'
+    return f'<rect class="{style}" x="{left:.1f}" y="{top:.1f}" {size}/>'
 
 
 def _mark(x: float, top: float, floor: float, text: str) -> list[str]:
     """An upright line with its words on the side that has room."""
     side, anchor = (-4, "end") if x > WIDTH / 2 else (4, "start")
+    place = f'x="{x + side:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}"'
     return [
         f'<path class="mark" d="M{x:.1f} {top - 4:.1f}V{floor}"/>',
-        f'<text class="mark" x="{x + side:.1f}" y="{top + 4:.1f}" text-anchor="{anchor}">{escape(text)}</text>',
+        f'<text class="mark" {place}>{escape(printable(text))}</text>',
     ]
 
 
@@ -104,7 +114,7 @@ def _area(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) ->
     return _line([*xs, *reversed(xs)], [*lows, *reversed(highs)]) + "Z"
 
 
-# --- PNG --------------------------------------------------------------------------------------------------------------------
+# --- PNG ------------------------------------------------------------------------------------------------
 
 
 def write_panels(panels: Sequence[Drift], path: Path) -> None:

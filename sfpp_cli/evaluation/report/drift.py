@@ -1,7 +1,8 @@
 """Drift over time: what a panel shows of one curve.
 
-For every system the mean over its videos and the band that holds the middle 80 % of them, against the grey band of the reference:
-where 90 % of all values of the first seconds lie. A curve that leaves the grey has drifted.
+For every system the mean over its videos and the band that holds the middle 80 % of them, against the grey
+band of the reference: where 90 % of all values of the first seconds lie. A curve that leaves the grey has
+drifted.
 """
 
 from __future__ import annotations
@@ -18,42 +19,44 @@ from sfpp_cli.evaluation.report.labels import LABELS, label, number, places
 
 Array = NDArray[np.float64]
 
-
 BINS = 160
 """Most points of a drawn curve."""
-SPREAD, USUAL = (10, 90), (5, 95)
-"""Percentiles: of the videos at one time, for the band around a mean; of the first seconds' values, for the reference."""
+SPREAD = (10, 90)
+"""Percentiles of the videos at one time: the band around a mean."""
+USUAL = (5, 95)
+"""Percentiles of the values of the first seconds: the grey band of the reference."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """One system on one panel: per point the mean and the middle of its videos (NaN where none has a value).
-
-    `first` and `last` are the mean over videos of what each shows in its first and last reference seconds. `color` numbers the
-    system.
-    """
+    """One system on one panel. Arrays have a value for each point, NaN where no video has one."""
 
     mean: Array
     low: Array
     high: Array
+    """The band that holds the middle of the videos."""
     videos: int
+    """How many videos have the curve."""
     first: float
     last: float
+    """Means over the videos of their first and last reference seconds."""
     color: int
+    """The system's number among all systems."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A panel: the curve's name, the points' seconds, a band for each system that has the curve, the grey band's low and high.
-
-    `reference` seconds at the beginning are what the rest is held against; of a video shorter than three times this, a third.
-    """
+    """A panel: one curve of all systems."""
 
     name: str
     seconds: Array
+    """Where the points are, in seconds."""
     systems: dict[str, Band]
+    """The systems that have the curve."""
     usual: tuple[float, float]
+    """Lower and upper end of the grey band."""
     reference: float
+    """Seconds at the beginning that the rest is held against; in a short video a third of it."""
 
     @property
     def longest(self) -> float:
@@ -72,18 +75,14 @@ class Drift:
     @property
     def limits(self) -> tuple[float, float]:
         """The axis of values: from zero where nothing is negative, so that a small drift looks small."""
-        values = np.concatenate(
-            [
-                self.usual,
-                *(part for band in self.systems.values() for part in (band.low, band.high, band.mean)),
-            ]
-        )
-        low, high = float(np.nanmin(values)), max(float(np.nanmax(values)), label(self.name).top)
-        return (
-            (0.0, 1.05 * high or 1.0)
-            if low >= 0
-            else (low - 0.05 * (high - low), high + 0.05 * (high - low) or 1.0)
-        )
+        drawn = [part for band in self.systems.values() for part in (band.low, band.high, band.mean)]
+        values = np.concatenate([self.usual, *drawn])
+        low = float(np.nanmin(values))
+        high = max(float(np.nanmax(values)), label(self.name).top)
+        if low >= 0:
+            return 0.0, 1.05 * high or 1.0
+        margin = 0.05 * (high - low)
+        return low - margin, high + margin or 1.0
 
 
 def drifts(
@@ -96,7 +95,8 @@ def drifts(
 ) -> list[Drift]:
     """A panel for each curve that the systems' videos have (or for those of `names`), the known ones first.
 
-    All share an axis of time, as long as the longest video; `reference` is in seconds; systems are coloured from `color` on.
+    All share an axis of time, as long as the longest video. `reference` is in seconds, `bins` is how many
+    points a curve has at most, and systems are numbered from `color` on.
     """
     everything = [video for videos in systems.values() for video in videos]
     curves = {name: None for video in everything for name in video.get("curves") or {}}
@@ -153,7 +153,7 @@ def _band(curves: Sequence[tuple[Array, Array]], centres: Array, reference: floa
 
 
 def _end(curve: tuple[Array, Array], reference: float, late: bool = False) -> Array:
-    """The values of the first (or last) `reference` seconds, of a third in a short video; at least one value."""
+    """The values of the first (or last) `reference` seconds, at least one; in a short video, of a third."""
     seconds, values = curve
     span = min(reference, seconds[-1] / 3)
     chosen = values[seconds >= seconds[-1] - span] if late else values[seconds < span]
@@ -161,7 +161,7 @@ def _end(curve: tuple[Array, Array], reference: float, late: bool = False) -> Ar
 
 
 def _on_grid(seconds: Array, values: Array, centres: Array) -> Array:
-    """The mean of the values around each centre; between values that lie further apart, a straight line; NaN outside them all."""
+    """The mean of the values around each centre, a straight line between sparse ones, NaN outside them."""
     width = 2 * centres[0]
     place = np.clip((seconds / width).astype(int), 0, len(centres) - 1)
     count = np.bincount(place, minlength=len(centres))

@@ -13,23 +13,32 @@ from PIL import Image
 from sfpp_cli.evaluation.compare import Video
 from sfpp_cli.video.ffmpeg import Frames, SheetSampler, read_frames
 
-STRIP, THUMB, QUALITY = 5, 192, 82
-"""Pictures of a film strip; pixels of the longer side at most; JPEG's quality."""
+STRIP = 5
+"""Pictures of a film strip."""
+THUMB = 192
+"""Pixels of a picture's longer side, at most."""
+QUALITY = 82
+"""Of the JPEG."""
 
 
 @dataclass(frozen=True)
 class Still:
-    """A picture of a film strip: how far into the video, its size in pixels, and itself as a data URI."""
+    """A picture of a film strip."""
 
     percent: int
     seconds: float
+    """How far into the video."""
     width: int
     height: int
     source: str
+    """The picture itself, as a data URI."""
 
 
 def filmstrip(video: Video, frames: Sequence[Frames] | None = None) -> list[Still]:
-    """A video's frames at 0, 25, 50, 75 and 100 %; decoded from its path unless `frames` has them. UserError if that fails."""
+    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them.
+
+    UserError where they cannot be decoded.
+    """
     sampler = SheetSampler(int(video.get("frames") or 0), STRIP)
     if frames is None:
         frames = _sampled(sampler, Path(str(video.get("path"))))
@@ -55,6 +64,5 @@ def _still(frame: Frames, percent: int, seconds: float) -> Still:
     image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=QUALITY)
-    return Still(
-        percent, seconds, *image.size, f"data:image/jpeg;base64,{b64encode(encoded.getvalue()).decode()}"
-    )
+    source = f"data:image/jpeg;base64,{b64encode(encoded.getvalue()).decode()}"
+    return Still(percent, seconds, *image.size, source)

@@ -1,23 +1,37 @@
-"""How names and figures read: titles, units, digits."""
+"""How names and numbers read: titles, units, digits."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sfpp_cli.evaluation.compare import Video
+from sfpp_cli.evaluation.json_text import plain
+
+DASH = "\N{EN DASH}"
+"""Stands where there is no value."""
+
+
+# --- names ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Label:
-    """How people read a name: a title, and the unit or what else keeps it from being misread. An axis reaches at least `top`.
-
-    `minor` metrics are shown folded away: those that a curve or another number tells better.
-    """
+    """How a metric or curve is presented."""
 
     title: str
     unit: str = ""
+    """The unit, or whatever else keeps the number from being misread."""
     top: float = 0.0
+    """An axis reaches at least this value, so that a negligible curve looks negligible."""
     minor: bool = False
+    """Shown folded away, since a curve or another number says it better."""
 
 
 _FLOW = "pixels a frame"
@@ -68,13 +82,52 @@ LABELS = {
 
 
 def label(name: str) -> Label:
-    """How a curve or metric is shown."""
+    """How a curve or metric is presented."""
     words = name.replace("_", " ").strip() or name
     return LABELS.get(name) or Label(words[:1].upper() + words[1:])
 
 
+def ordered(metrics: Iterable[str]) -> list[str]:
+    """Known metrics in the order of `LABELS`, then the others by name."""
+    places = {name: place for place, name in enumerate(LABELS)}
+    return sorted(metrics, key=lambda name: (places.get(name, len(places)), name))
+
+
+VERDICTS = {
+    "over_exposure": ("Over-exposure", ("luma",)),
+    "darkening": ("Darkening", ("luma",)),
+    "stagnation": ("Stagnation", ("flow_mean",)),
+    "repetition": ("Repetition", ()),
+    "flicker": ("Flicker", ("luma", "flow_mean")),
+    "scene_change": ("Scene change", ("flow_mean", "luma")),
+}
+"""The title of each verdict, and the curves on which its onset is marked."""
+
+
+def verdict_title(name: str) -> str:
+    return VERDICTS[name][0] if name in VERDICTS else label(name).title
+
+
+def verdict_names(holders: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the verdicts that any of them has, the known ones first."""
+    names = {name: None for holder in holders for name in holder.get("verdicts") or {}}
+    return [name for name in VERDICTS if name in names] + [name for name in names if name not in VERDICTS]
+
+
+def fired_verdicts(video: Video) -> dict[str, Mapping[str, Any]]:
+    """The verdicts that fired, by name, in the order of `verdict_names`."""
+    return {
+        name: video["verdicts"][name]
+        for name in verdict_names([video])
+        if video["verdicts"][name].get("fired")
+    }
+
+
+# --- numbers --------------------------------------------------------------------------------------------
+
+
 def places(values: Sequence[float]) -> int:
-    """Decimals that show three digits of the largest of them (100.0 counts as three); none where all are whole."""
+    """Decimals that show three digits of the largest value (100.0 counts as three); none if all are whole."""
     known = [value for value in values if math.isfinite(value)]
     largest = max(map(abs, known), default=0.0)
     if not largest or all(value == int(value) for value in known):
@@ -83,12 +136,40 @@ def places(values: Sequence[float]) -> int:
 
 
 def number(value: float, decimals: int | None = None) -> str:
-    """A figure for people: so many decimals, or three digits that count."""
+    """A number with `decimals` decimals, by default with three significant digits."""
     if not math.isfinite(value):
-        return "\N{EN DASH}"
+        return DASH
     if not value:
         return "0"
     if decimals is None and 0 < abs(value) < 1e-5:
         return f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
     decimals = places([value]) if decimals is None else decimals
+    # adding 0.0 turns a rounded "-0.0" into "0.0"
     return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def signed(value: float, decimals: int) -> str:
+    """The same with a plus sign before what is positive."""
+    sign = "+" if round(value, decimals) > 0 else ""
+    return sign + number(value, decimals)
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 video`, `2 videos`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def written(value: object) -> str:
+    """Any JSON value as people read it, a number with three significant digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return DASH
+    if isinstance(value, float | np.floating):
+        return number(float(value))
+    return str(value) if isinstance(value, str | int) else json.dumps(plain(value), ensure_ascii=False)
+
+
+def printable(text: str) -> str:
+    """The text without control characters, which HTML and SVG forbid."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", text)
