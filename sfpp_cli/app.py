@@ -45,7 +45,8 @@ def main() -> None:
     try:
         app(prog_name="sfpp")  # also under `python -m sfpp_cli` and torchrun
     except UserError as problem:
-        error(str(problem))
+        for line in str(problem).splitlines():
+            error(line)
         sys.exit(2)
     except Interrupted as interruption:
         error(str(interruption))

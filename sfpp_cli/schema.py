@@ -1,7 +1,7 @@
 """What files may hold: checked by pydantic, all faults told at once and in plain words. Loads no torch.
 
-A schema is a frozen dataclass of pydantic's with `STRICT` as its configuration. A validator of a field raises
-ValueError("must ..."), since the key is put before it; a validator of the whole writes its own sentence.
+A schema is a frozen dataclass of pydantic's with `STRICT` as its configuration. A validator raises
+ValueError: the key is put before a message that begins with "must"; any other is taken for a whole sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Keys = tuple[str | int, ...]
 """Where a value stands: ("training", "betas", 1)."""
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-"""No unknown keys, no numbers in quotes, no infinity; docstrings of fields describe them in the JSON schema."""
+"""No unknown keys, no numbers in quotes, no infinity; fields are described by the docstrings below them."""
 
 _PLAIN = {
     "Input should be": "must be",
@@ -78,7 +78,7 @@ def validate(schema: TypeAdapter[T], values: str | Mapping[str, Any]) -> T:
 
 
 def line_of(text: str, keys: Keys) -> int | None:
-    """The line (from 1) of TOML, or of JSON with a key a line, that sets a value or opens a table; or None."""
+    """The line, from 1, on which TOML, or JSON with a key a line, sets a value or opens a table; or None."""
     names = [str(key) for key in keys if isinstance(key, str)]
     table: list[str] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -99,7 +99,7 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, Any]) -> Fault:
     name = _dotted(keys)
     match detail["type"]:
         case "json_invalid":
-            text = f"broken JSON: {detail['ctx']['error']}"
+            text = f"broken JSON: {detail['ctx']['error']}".replace(" at line 1 column", " at column")
         case "missing":
             text = f"'{name}' is missing"
         case "unexpected_keyword_argument":
@@ -111,9 +111,11 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, Any]) -> Fault:
             keys = (tree["discriminator"]["propertyName"],)
             text = f"'{keys[0]}' must be one of {tags}, not {_shown(detail['input'].get(keys[0]))}"
         case "value_error":
-            about_table = f"{name}: " if keys else ""
-            about = about_table if isinstance(detail["input"], dict) else f"'{name}' "
-            text = about + str(detail["ctx"]["error"])
+            text = str(detail["ctx"]["error"])
+            if text.startswith("must"):
+                text = f"'{name}' {text}"
+            elif isinstance(detail["input"], dict) and keys:
+                text = f"{name}: {text}"
         case kind:
             text = detail["msg"]
             for theirs, ours in _PLAIN.items():

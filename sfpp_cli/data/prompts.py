@@ -1,70 +1,109 @@
-"""Batch prompt files, checked whole before anything starts, and file names made of prompts."""
+"""Prompt files, checked whole before anything starts, and file names made of prompts. Loads no torch."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import re
-import sys
 import unicodedata
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
+from typing import Annotated
 
-from sfpp_cli.errors import UserError, reason, suggest
+from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.schema import STRICT, Faults, validate
 
 
-@dataclass(frozen=True)
+def _words(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be text that is not empty")
+    return text.strip()
+
+
+def _path_inside(text: str) -> str:
+    path = PureWindowsPath(text)  # knows both kinds of slash, and drives
+    if not path.name.strip() or path.anchor or ".." in path.parts or "\0" in text:
+        raise ValueError("must be a relative path that stays inside the output folder")
+    return text
+
+
+@dataclass(frozen=True, config=STRICT)
 class PromptLine:
-    """One video to make: `seconds` is its length, `out` a path inside the output directory, `line` its place in the file."""
+    """One video to make, as a line of a prompt file asks for it; None where it says nothing."""
 
-    prompt: str
-    seed: int | None = None
-    seconds: float | None = None
-    out: str | None = None
-    line: int = 0
+    prompt: Annotated[str, AfterValidator(_words)]
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Its length."""
+    out: Annotated[str, AfterValidator(_path_inside)] | None = None
+    """Its file, as a path inside the output folder."""
+
+
+_SCHEMA = TypeAdapter(PromptLine)
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """The videos that a UTF-8 prompt file asks for, in order.
 
-    `.txt`: a prompt a line; blank lines and lines that start with `#` are skipped. `.jsonl`: an object a line with `prompt` and,
-    as wanted, `seed`, `seconds` and `out`; null means not given. UserError names all bad lines at once.
+    `.txt`: a prompt a line; blank lines and lines that start with `#` are skipped. `.jsonl`: an object a line
+    with `prompt` and, as wanted, `seed`, `seconds` and `out`. UserError names all faults, a line a fault.
     """
     parse = {".txt": _parse_text, ".jsonl": _parse_json}.get(path.suffix.lower())
     if parse is None:
-        raise UserError(f"{path}: unknown kind of prompt file {path.suffix!r}; use .txt or .jsonl")
+        raise UserError(f"{path}: unknown kind of prompt file '{path.suffix}'; use .txt or .jsonl")
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); give the path of a prompt file") from error
 
-    lines: list[PromptLine] = []
-    problems: list[str] = []
-    owners: dict[PureWindowsPath, int] = {}
+    lines: dict[int, PromptLine] = {}
+    faults: list[tuple[int, str]] = []
     for number, raw in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         try:
-            line = parse(raw.decode().strip(), number)
-            if line:
-                _claim(line, owners)
-                lines.append(line)
+            line = parse(raw.decode().strip())
         except UnicodeDecodeError:
-            problems.append(f"line {number}: not UTF-8 text")
-        except _BadLine as error:
-            problems.append(f"line {number}: {error}")
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}")
+            faults.append((number, "not UTF-8 text"))
+        except Faults as found:
+            faults += [(number, fault.text) for fault in found.faults]
+        else:
+            if line is not None:
+                lines[number] = line
+    faults += _shared_names(lines)
+    if faults:
+        raise UserError("\n".join(f"{path}:{number}: {text}" for number, text in sorted(faults)))
     if not lines:
         raise UserError(f"{path} holds no prompts; write one a line")
-    return lines
+    return list(lines.values())
+
+
+def _shared_names(lines: Mapping[int, PromptLine]) -> Iterator[tuple[int, str]]:
+    """Second videos of a name; as Windows compares names, so that a file made on Linux works everywhere."""
+    owners: dict[PureWindowsPath, int] = {}
+    for number, line in lines.items():
+        if line.out is None:
+            continue
+        owner = owners.setdefault(PureWindowsPath(line.out), number)
+        if owner != number:
+            yield number, f"'out' '{line.out}' is taken by line {owner}"
+
+
+def _parse_text(text: str) -> PromptLine | None:
+    return PromptLine(text) if text and not text.startswith("#") else None
+
+
+def _parse_json(text: str) -> PromptLine | None:
+    return validate(_SCHEMA, text) if text else None
 
 
 def slug(prompt: str, limit: int = 60) -> str:
-    """A file name, without extension, that is safe everywhere: lower-case ASCII letters, digits and single hyphens between them.
+    """A file name, without extension, that is safe everywhere: lower-case ASCII letters, digits, hyphens.
 
-    Accents are dropped, letters without a Latin form too; a prompt of nothing else becomes `prompt-` and a hash. At most `limit`
-    characters, cut between words where possible; 16 or more. No underscores: VBench's tools split names there.
+    Accents are dropped, letters without a Latin form too; a prompt of nothing else becomes `prompt-` and a
+    hash. At most `limit` characters (16 or more), cut between words where possible. No underscores: VBench's
+    tools split names there.
     """
     text = unicodedata.normalize("NFKD", prompt).casefold()
     words = "".join(_name_part(character) for character in text).split()
@@ -84,84 +123,3 @@ def _name_part(character: str) -> str:
     if character.isascii() and character.isalnum():
         return character
     return "" if character.isalnum() or unicodedata.combining(character) or character in "'\u2019" else " "
-
-
-class _BadLine(Exception):
-    """All that is wrong with one line."""
-
-
-def _parse_text(text: str, number: int) -> PromptLine | None:
-    return PromptLine(text, line=number) if text and not text.startswith("#") else None
-
-
-def _parse_json(text: str, number: int) -> PromptLine | None:
-    if not text:
-        return None
-    try:
-        record = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise _BadLine(f"broken JSON, {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise _BadLine("JSON that is too large to read") from error
-    if not isinstance(record, dict):
-        raise _BadLine('not an object such as {"prompt": "..."}')
-    given = {key: value for key, value in record.items() if value is not None}
-    problems = [_unknown(key) for key in given if key not in _RULES]
-    problems += [
-        f"{key} must be {what}"
-        for key, (holds, what) in _RULES.items()
-        if key in given and not holds(given[key])
-    ]
-    if "prompt" not in given:
-        problems.append("no prompt")
-    if problems:
-        raise _BadLine(", ".join(problems))
-    seconds = given.get("seconds")
-    return PromptLine(
-        prompt=given["prompt"].strip(),
-        seed=given.get("seed"),
-        seconds=None if seconds is None else float(seconds),
-        out=given.get("out"),
-        line=number,
-    )
-
-
-def _claim(line: PromptLine, owners: dict[PureWindowsPath, int]) -> None:
-    """Refuse a second video of the same name; as Windows compares names, so that a file made on Linux works everywhere."""
-    if (
-        line.out is not None
-        and (owner := owners.setdefault(PureWindowsPath(line.out), line.line)) != line.line
-    ):
-        raise _BadLine(f"out {line.out!r} is taken by line {owner}")
-
-
-def _unknown(key: str) -> str:
-    return f"unknown key '{key}'" + (suggest(key, _RULES) or f" (known: {', '.join(_RULES)})")
-
-
-def _is_text(value: object) -> bool:
-    """Not blank, and free of halves of surrogate pairs, which JSON can smuggle in and no tokenizer takes."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_seed(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_duration(value: object) -> bool:
-    return type(value) in (int, float) and 0 < value <= sys.float_info.max  # type: ignore[operator]
-
-
-def _stays_inside(value: object) -> bool:
-    if not isinstance(value, str) or not _is_text(value) or "\0" in value:
-        return False
-    path = PureWindowsPath(value)  # knows both kinds of slash, and drives
-    return bool(path.name) and not path.anchor and ".." not in path.parts
-
-
-_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "prompt": (_is_text, "text that is not empty"),
-    "seed": (_is_seed, "a whole number from 0 to 2^63 - 1"),
-    "seconds": (_is_duration, "a number above 0"),
-    "out": (_stays_inside, "a relative path that stays inside the output directory"),
-}

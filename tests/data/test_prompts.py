@@ -18,24 +18,29 @@ def written(directory: Path, name: str, data: str | bytes) -> Path:
     return path
 
 
-def complaint(path: Path) -> str:
-    """The one line a prompt file is refused with, without its path."""
+def complaints(path: Path) -> list[str]:
+    """What a prompt file is refused with, a line a fault, without its path."""
     with pytest.raises(UserError) as caught:
         read_prompts(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{path}").lstrip(": ")
+    return [line.removeprefix(f"{path}").lstrip(": ") for line in str(caught.value).split("\n")]
+
+
+def complaint(path: Path) -> str:
+    """What a prompt file with one fault is refused with."""
+    (line,) = complaints(path)
+    return line
 
 
 def complaint_about(directory: Path, line: str) -> str:
-    return complaint(written(directory, "a.jsonl", line)).removeprefix("line 1: ")
+    return complaint(written(directory, "a.jsonl", line)).removeprefix("1: ")
 
 
 def test_text_file(tmp_path: Path) -> None:
     text = "\ufeff# heading\r\n\r\n  a cat  \r\n\t# note\r\nan #orange dog\u2028barks\n\n一只猫"
     assert read_prompts(written(tmp_path, "a.TXT", text)) == [
-        PromptLine("a cat", line=3),
-        PromptLine("an #orange dog\u2028barks", line=5),
-        PromptLine("一只猫", line=7),
+        PromptLine("a cat"),
+        PromptLine("an #orange dog\u2028barks"),
+        PromptLine("一只猫"),
     ]
 
 
@@ -45,52 +50,45 @@ def test_jsonl_file(tmp_path: Path) -> None:
         '{"prompt": "# dog", "seed": null, "seconds": 2.5}\n'
     )
     lines = read_prompts(written(tmp_path, "a.jsonl", text))
-    assert lines == [PromptLine("a cat", 0, 60.0, "cats/one.mp4", 1), PromptLine("# dog", None, 2.5, None, 3)]
+    assert lines == [PromptLine("a cat", 0, 60.0, "cats/one.mp4"), PromptLine("# dog", None, 2.5, None)]
     assert type(lines[0].seconds) is float
 
 
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
-        ({}, "no prompt"),
-        ({"prompt": None}, "no prompt"),
-        ({"prompt": " \t"}, "prompt must be text that is not empty"),
-        ({"prompt": 3}, "prompt must be text that is not empty"),
-        ({"prompt": "half an emoji \ud83d"}, "prompt must be text that is not empty"),
+        ({}, "'prompt' is missing"),
+        ({"prompt": None}, "'prompt' must be text, not null"),
+        ({"prompt": " \t"}, "'prompt' must be text that is not empty"),
+        ({"prompt": 3}, "'prompt' must be text, not 3"),
         ({"prompt": "a", "promt": "b"}, "unknown key 'promt'; did you mean 'prompt'?"),
         ({"prompt": "a", "second": 1}, "unknown key 'second'; did you mean 'seconds'?"),
         ({"prompt": "a", "zzz": 1}, "unknown key 'zzz' (known: prompt, seed, seconds, out)"),
+        ({"prompt": "a", "seed": True}, "'seed' must be a whole number, not true"),
+        ({"prompt": "a", "seed": 1.0}, "'seed' must be a whole number, not 1.0"),
+        ({"prompt": "a", "seed": "1"}, "'seed' must be a whole number, not '1'"),
+        ({"prompt": "a", "seed": []}, "'seed' must be a whole number, not []"),
+        ({"prompt": "a", "seed": -1}, "'seed' must be at least 0, not -1"),
+        ({"prompt": "a", "seed": 2**63}, f"'seed' must be below {2**63}, not {2**63}"),
+        ({"prompt": "a", "seconds": False}, "'seconds' must be a number, not false"),
+        ({"prompt": "a", "seconds": "60"}, "'seconds' must be a number, not '60'"),
+        ({"prompt": "a", "seconds": 0}, "'seconds' must be above 0, not 0"),
+        ({"prompt": "a", "seconds": -1}, "'seconds' must be above 0, not -1"),
+        ({"prompt": "a", "seconds": float("nan")}, "'seconds' must be a finite number, not NaN"),
+        ({"prompt": "a", "seconds": float("inf")}, "'seconds' must be a finite number, not Infinity"),
+        ({"prompt": "a", "seconds": 10**400}, "'seconds' must be a finite number, not 1000000000"),
+        ({"prompt": "a", "out": 1}, "'out' must be text, not 1"),
         *(
-            ({"prompt": "a", "seed": seed}, "seed must be a whole number from 0 to 2^63 - 1")
-            for seed in (True, -1, 1.0, "1", 2**63, [])
-        ),
-        *(
-            ({"prompt": "a", "seconds": seconds}, "seconds must be a number above 0")
-            for seconds in (False, 0, -1, "60", float("nan"), float("inf"), 10**400)
-        ),
-        *(
-            (
-                {"prompt": "a", "out": out},
-                "out must be a relative path that stays inside the output directory",
-            )
+            ({"prompt": "a", "out": out}, "'out' must be a relative path that stays inside the output folder")
             for out in (
-                "/a.mp4",
-                "../a.mp4",
-                "b/../../a.mp4",
-                "..\\a.mp4",
-                "C:\\a.mp4",
-                "\\a.mp4",
-                "",
-                ".",
-                "..",
-                1,
-                "a\0b",
+                *("/a.mp4", "../a.mp4", "b/../../a.mp4", "..\\a.mp4", "C:\\a.mp4", "\\a.mp4"),
+                *("", " ", ".", "..", "a\0b"),
             )
         ),
     ],
 )
 def test_bad_values(tmp_path: Path, record: dict[str, object], expected: str) -> None:
-    assert complaint_about(tmp_path, json.dumps(record)) == expected
+    assert complaint_about(tmp_path, json.dumps(record)).startswith(expected)
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
@@ -103,30 +101,39 @@ def test_extreme_seeds(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ('{"prompt": "a",}', "broken JSON, "),
-        ('{"prompt": "a"} x', "broken JSON, Extra data at column 17"),
-        ('["a"]', "not an object"),
-        ('"a"', "not an object"),
-        ("9" * 5000, "JSON that is too large to read"),
-        ("[" * 100_000, "JSON that is too large to read"),
+        ('{"prompt": "a",}', "broken JSON: trailing comma at column 16"),
+        ('{"prompt": "a"} x', "broken JSON: trailing characters at column 17"),
+        ('{"prompt": "half an emoji \\ud83d"}', "broken JSON: "),
+        ('["a"]', 'must be a table of keys and values, not ["a"]'),
+        ('"a"', "must be a table of keys and values, not 'a'"),
+        ("9" * 5000, "broken JSON: number out of range"),
+        ("[" * 100_000, "broken JSON: recursion limit exceeded"),
     ],
+    ids=["comma", "more", "surrogate", "list", "text", "number", "deep"],
 )
 def test_bad_json(tmp_path: Path, line: str, expected: str) -> None:
     assert complaint_about(tmp_path, line).startswith(expected)
 
 
 def test_all_bad_lines_are_reported_at_once(tmp_path: Path) -> None:
-    data = b'{"seed": -1, "sed": 2}\n{"prompt": "fine", "out": "a.mp4"}\n\n{"prompt": "\xff"}\n{\n{"prompt": "b", "out": "./A.mp4"}'
-    assert complaint(written(tmp_path, "a.jsonl", data)) == (
-        "line 1: unknown key 'sed'; did you mean 'seed'?, seed must be a whole number from 0 to 2^63 - 1, no prompt; "
-        "line 4: not UTF-8 text; "
-        "line 5: broken JSON, Expecting property name enclosed in double quotes at column 2; "
-        "line 6: out './A.mp4' is taken by line 2"
-    )
+    data = b"""{"seed": -1, "sed": 2}
+{"prompt": "fine", "out": "a.mp4"}
+
+{"prompt": "\xff"}
+{
+{"prompt": "b", "out": "./A.mp4"}"""
+    assert complaints(written(tmp_path, "a.jsonl", data)) == [
+        "1: 'prompt' is missing",
+        "1: 'seed' must be at least 0, not -1",
+        "1: unknown key 'sed'; did you mean 'seed'?",
+        "4: not UTF-8 text",
+        "5: broken JSON: EOF while parsing an object at column 1",
+        "6: 'out' './A.mp4' is taken by line 2",
+    ]
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
-    assert complaint(written(tmp_path, "a.txt", b"fine\ncaf\xe9\n")) == "line 2: not UTF-8 text"
+    assert complaint(written(tmp_path, "a.txt", b"fine\ncaf\xe9\n")) == "2: not UTF-8 text"
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])

@@ -231,8 +231,11 @@ def test_bad_lines_are_all_named_before_anything_starts(sfpp: Sfpp, tmp_path: Pa
     (tmp_path / "p.jsonl").write_text('{"prompt": "ok"}\n{"promt": "x"}\n{"prompt": "y", "seconds": -1}\n')
     code, _, err = sfpp("generate", "--prompts", "p.jsonl", "--out-dir", "v")
     assert code == 2
-    assert "line 2" in err
-    assert "line 3" in err
+    assert err.splitlines() == [
+        "error: p.jsonl:2: 'prompt' is missing",
+        "error: p.jsonl:2: unknown key 'promt'; did you mean 'prompt'?",
+        "error: p.jsonl:3: 'seconds' must be above 0, not -1",
+    ]
     assert sorted(files(tmp_path)) == ["p.jsonl"]
 
 
