@@ -1,4 +1,4 @@
-"""Toy-sized models with weights large enough to show every part of them; slow, obvious memories to hold against ours."""
+"""Toy-sized models whose weights are large enough to show every part; slow, obvious memories as a check."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ CONFIG: dict[str, Any] = {
     "num_layers": 2,
 }
 SIZE = (4, 6)
+IDENTITY = 1e-6
+"""Tolerance of identities between models in float64, values of order 5: they agree to 1e-14, unless a norm or
+a rotation, which stay float32 inside, happens to round the other way; that is 5e-7."""
 WAN_1_3B: dict[str, Any] = {
     "patch_size": (1, 2, 2),
     "num_attention_heads": 12,
@@ -52,7 +55,7 @@ def make_teacher(**changes: Any) -> Teacher:
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Weights that keep the signal's scale, so that attention, gates and text all matter (fresh ones hardly mix frames)."""
+    """Weights that keep the signal's scale: attention, gates and text all matter (fresh ones mix little)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -71,6 +74,16 @@ def gaussian(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def rounding(values: Tensor, count: int = 100) -> float:
+    """Tolerance in float32: `count` roundings, each half a unit in the last place (6e-8) of the largest.
+
+    A tiny model's answers are 2 to 6 of them off, by the CPU and its number of threads. A hundred leave room
+    for any order of summation, and a mistake changes a thousand times more. What can run in float64 should:
+    IDENTITY.
+    """
+    return count * torch.finfo(torch.float32).eps / 2 * values.abs().max().item()
+
+
 def latents(batch: int, frames: int, seed: int = 1) -> Tensor:
     return gaussian(batch, frames, CONFIG["in_channels"], *SIZE, seed=seed)
 
@@ -81,7 +94,7 @@ def prompts(batch: int, seed: int = 2) -> Tensor:
 
 
 class NaiveCache:
-    """What `KVCache` must answer: remembers everything ever committed, and looks for the frames of the window."""
+    """What `KVCache` must answer: remembers everything ever committed, and looks for the frames in sight."""
 
     def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
         self.text, self.tokens, self.context, self.sink = text, tokens, context, sink

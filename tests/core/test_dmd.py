@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from golden_data import load
-from tiny import CONFIG, SIZE, NaiveCache, gradients, make_student, make_teacher, prompts, randomize
+from golden_data import TIMESTEP, load
+from tiny import CONFIG, SIZE, NaiveCache, gradients, make_student, make_teacher, prompts, randomize, rounding
 from torch import Tensor
 
 from sfpp_cli.core import dmd
@@ -75,16 +75,15 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
     schedule, limits = FlowSchedule(config["timestep_shift"]), (config["min_step"], config["max_step"])
     width = limits[1] - limits[0]
     timestep = score_timesteps(schedule, (golden["input.raw_timestep"][:, 0] - limits[0]) / width, limits)
-    torch.testing.assert_close(timestep, golden["output.timestep"][:, 0], atol=5e-4, rtol=0)
+    torch.testing.assert_close(timestep, golden["output.timestep"][:, 0], atol=TIMESTEP, rtol=0)
     x, noise = golden["input.student_x0"], golden["input.noise"]
-    torch.testing.assert_close(
-        schedule.add_noise(x, noise, timestep), golden["output.noisy_latent"], atol=1e-5, rtol=0
-    )
+    noisy = golden["output.noisy_latent"]
+    torch.testing.assert_close(schedule.add_noise(x, noise, timestep), noisy, atol=rounding(noisy), rtol=0)
 
     cond, uncond = golden["input.real_cond_x0_pred"], golden["input.real_uncond_x0_pred"]
     guidance = 1 + config["real_guidance_scale"]
     gradient = dmd_gradient(x, golden["input.fake_x0_pred"], uncond + guidance * (cond - uncond))
-    torch.testing.assert_close(gradient, golden["output.grad"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, golden["output.grad"], atol=rounding(gradient), rtol=0)
     assert dmd_loss(x, gradient).item() == pytest.approx(golden["output.loss"].item(), rel=1e-6)
     learns = golden["input.gradient_mask_frames"]
     assert dmd_loss(x, gradient, learns).item() == pytest.approx(
@@ -92,7 +91,7 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
     )
 
     later = score_timesteps(schedule, (golden["input.critic_raw_timestep"][:, 0] - limits[0]) / width, limits)
-    torch.testing.assert_close(later, golden["output.critic_timestep"][:, 0], atol=5e-4, rtol=0)
+    torch.testing.assert_close(later, golden["output.critic_timestep"][:, 0], atol=TIMESTEP, rtol=0)
     flow = schedule.flow_from_x0(golden["input.critic_x0_pred"], schedule.add_noise(x, noise, later), later)
     assert critic_loss(flow, x, noise).item() == pytest.approx(golden["output.critic_loss"].item(), rel=1e-6)
 
@@ -208,14 +207,14 @@ def test_a_window_and_its_gradients_are_the_naive_ones(
 
     objective.student.disable_gradient_checkpointing()
     expected = naive(objective, start, step, which)
-    torch.testing.assert_close(x, expected, atol=5e-5, rtol=0)
+    torch.testing.assert_close(x, expected, atol=rounding(expected, 200), rtol=0)
     (expected * direction).sum().backward()
     theirs = gradients(objective.student)
     assert ours.keys() == theirs.keys() == dict(objective.student.named_parameters()).keys()
     for name, gradient in ours.items():
-        torch.testing.assert_close(
-            gradient, theirs[name], atol=1e-6 + 2e-4 * theirs[name].abs().max().item(), rtol=0, msg=name
-        )
+        # A gradient's entries are sums of terms larger than themselves, hence more roundings of the largest.
+        tolerance = 1e-6 + rounding(theirs[name], 4000)
+        torch.testing.assert_close(gradient, theirs[name], atol=tolerance, rtol=0, msg=name)
 
 
 def passes(student: CausalWanModel) -> list[tuple[bool, float]]:
@@ -282,9 +281,10 @@ def test_the_score_difference_is_the_formula() -> None:
         cond, uncond = (x_t - sigma * objective.teacher(x_t, timestep, given) for given in (text, negative))
     teacher = cond + 2 * (cond - uncond)
     expected = (critic - teacher) / (x - teacher).abs().mean((1, 2, 3, 4), keepdim=True)
+    found = objective.score_difference(x, text, negative, which, 0)
     torch.testing.assert_close(
-        objective.score_difference(x, text, negative, which, 0), expected, atol=1e-4, rtol=0
-    )
+        found, expected, atol=rounding(expected, 300), rtol=0
+    )  # guidance triples errors
     assert ((timestep >= 20) & (timestep <= 980)).all()
 
 
@@ -314,7 +314,7 @@ def test_many_windows_of_one_rollout() -> None:
     for number, start in enumerate([0, 1, 6]):
         single = matching(starts=[start])
         ((x, _),) = single.windows(turn(), single._texts(turn())[0])
-        torch.testing.assert_close(together.made[0, 1][number], x, atol=1e-6, rtol=0)
+        torch.testing.assert_close(together.made[0, 1][number], x, atol=rounding(x), rtol=0)
         gradient = single.score_difference(x, *single._texts(turn()), turn(), number)
         alone.append(dmd_loss(x, gradient).item())
     assert losses == pytest.approx([loss / 3 for loss in alone], rel=1e-4)
@@ -329,7 +329,7 @@ def test_samples_are_the_same_in_any_company() -> None:
             alone = [
                 x for x, _ in objective.windows(turn(sample, step=later), objective._texts(turn(sample))[0])
             ]
-            torch.testing.assert_close(together[0][i], alone[0][0], atol=2e-5, rtol=0)
+            torch.testing.assert_close(together[0][i], alone[0][0], atol=rounding(alone[0][0]), rtol=0)
 
 
 def test_the_critic_learns_from_the_students_windows_or_from_new_ones() -> None:

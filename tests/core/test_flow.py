@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_data import ATOL, load
+from golden_data import ATOL, SIGMA, TIMESTEP, load
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
@@ -25,18 +25,18 @@ def shift(request: pytest.FixtureRequest) -> int:
 
 def test_tables_are_the_references(golden: dict[str, Tensor], shift: int) -> None:
     schedule = FlowSchedule(shift)
-    torch.testing.assert_close(schedule.sigmas, golden[f"output.sigmas_shift{shift}"], atol=2e-6, rtol=0)
+    torch.testing.assert_close(schedule.sigmas, golden[f"output.sigmas_shift{shift}"], atol=SIGMA, rtol=0)
     torch.testing.assert_close(
-        schedule.timesteps, golden[f"output.timesteps_shift{shift}"], atol=5e-4, rtol=0
+        schedule.timesteps, golden[f"output.timesteps_shift{shift}"], atol=TIMESTEP, rtol=0
     )
 
 
 def test_student_steps_are_the_references(golden: dict[str, Tensor], shift: int) -> None:
     schedule = FlowSchedule(shift)
     warped = schedule.warp(golden["input.denoising_step_list"])
-    torch.testing.assert_close(warped, golden[f"output.warped_timesteps_shift{shift}"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(warped, golden[f"output.warped_timesteps_shift{shift}"], atol=TIMESTEP, rtol=0)
     torch.testing.assert_close(
-        schedule.sigma(warped), golden[f"output.warped_sigmas_shift{shift}"], atol=2e-6, rtol=0
+        schedule.sigma(warped), golden[f"output.warped_sigmas_shift{shift}"], atol=SIGMA, rtol=0
     )
 
 
@@ -44,7 +44,7 @@ def test_sigma_is_that_of_the_entry_the_reference_chose(golden: dict[str, Tensor
     schedule = FlowSchedule(shift)
     sigma = schedule.sigma(golden["input.timesteps"])
     assert torch.equal(sigma, schedule.sigmas[golden[f"output.timestep_id_shift{shift}"]])
-    torch.testing.assert_close(sigma, golden[f"output.sigma_shift{shift}"], atol=2e-6, rtol=0)
+    torch.testing.assert_close(sigma, golden[f"output.sigma_shift{shift}"], atol=SIGMA, rtol=0)
     off_the_grid = sigma - golden["input.timesteps"] / 1000
     assert off_the_grid.abs().max() > 1e-3, (
         "the golden timesteps would not tell the nearest entry from t / 1000"
@@ -67,11 +67,11 @@ def test_sigmas_follow_the_formula(shift: float) -> None:
     schedule = FlowSchedule(shift)
     uniform = 1 - torch.arange(1000, dtype=torch.float64) / 1000
     sigma = shift * uniform / (1 + (shift - 1) * uniform)
-    torch.testing.assert_close(schedule.sigmas.double(), sigma, atol=2e-7, rtol=0)
+    torch.testing.assert_close(schedule.sigmas.double(), sigma, atol=SIGMA, rtol=0)
     assert (schedule.sigmas.diff() < 0).all()
     on_the_grid = schedule.shift_timesteps(1000 * uniform)
     torch.testing.assert_close(on_the_grid, 1000 * sigma, atol=1e-9, rtol=0)
-    torch.testing.assert_close(schedule.timesteps, on_the_grid.float(), atol=5e-4, rtol=0)
+    torch.testing.assert_close(schedule.timesteps, on_the_grid.float(), atol=TIMESTEP, rtol=0)
     torch.testing.assert_close(
         schedule.shift_timesteps(torch.tensor([0.0, 1000.0])), torch.tensor([0.0, 1000.0])
     )
@@ -80,9 +80,9 @@ def test_sigmas_follow_the_formula(shift: float) -> None:
 def test_the_papers_steps() -> None:
     schedule = FlowSchedule(5)
     expected = torch.tensor([1000, 937.5, 2500 / 3, 625])
-    torch.testing.assert_close(schedule.warp(STEPS), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(schedule.warp(STEPS), expected, atol=TIMESTEP, rtol=0)
     assert schedule.warp([1000, 0]).tolist() == [1000, 0]
-    assert schedule.sigma(torch.tensor(0.0)).item() == pytest.approx(0.00498008, abs=1e-8)
+    assert schedule.sigma(torch.tensor(0.0)).item() == pytest.approx(0.00498008, abs=SIGMA)
     assert schedule.sigma(torch.tensor(1000.0)).item() == 1
 
 

@@ -54,10 +54,12 @@ def weights(run: Path, step: int, name: str) -> dict[str, torch.Tensor]:
 
 def assert_close(ours: Path, theirs: Path, steps: slice) -> None:
     for one, other in zip(losses(ours)[steps], losses(theirs)[steps], strict=True):
-        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-5)  # 170 roundings in float32
     for name in ("student", "student-ema"):
         for key, value in weights(theirs, 3, name).items():
-            torch.testing.assert_close(weights(ours, 3, name)[key], value, atol=1e-4, rtol=0)
+            # A step of Adam is lr = 1e-3 long however small the gradient: near zero, the gradient's rounding
+            # decides. So a third of one step is allowed, of three.
+            torch.testing.assert_close(weights(ours, 3, name)[key], value, atol=3e-4, rtol=0)
 
 
 def test_two_ranks_follow_one(two: Path, tmp_path: Path) -> None:

@@ -173,7 +173,9 @@ def test_updates_are_clipped_adamw() -> None:
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item()
         assert norm > 0.5, "the clip would not show"
         assert record["step"] == step + 1
-        assert record["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert record["loss"] == pytest.approx(
+            loss.item(), rel=1e-5
+        )  # 170 roundings in float32, here and below
         assert record["grad_norm"] == pytest.approx(norm, rel=1e-5)
         assert record["first"] == figures["first"]
         rate = 0.05 * min(1, (step + 1) / 3)
