@@ -11,7 +11,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.files import atomic_write
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Of the curves, in order: Okabe and Ito's palette, which people with colour blindness can tell apart."""

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from sfpp_cli.evaluation import measure
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sfpp_cli.evaluation.compare import Summary, summarise
 from sfpp_cli.figures import COLORS, DPI, GRID, INK
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.files import atomic_write
 
 Row = Mapping[str, Any]
 Watched = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sfpp_cli.video.ffmpeg import Frames, VideoWriter, probe, read_frames
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import probe, read_frames
+from sfpp_cli.video.writer import VideoWriter
 
 MARGIN, LINE = 4, 14
 """Pixels between pictures, and of a line of text."""

@@ -15,7 +15,8 @@ from study import ENDS
 from sfpp_cli.evaluation.compare import Summary, differences, summarise
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
 from sfpp_cli.figures import COLORS, GRID, INK
-from sfpp_cli.video.ffmpeg import contact_sheet, probe, read_frames
+from sfpp_cli.video.reader import probe, read_frames
+from sfpp_cli.video.sheet import contact_sheet
 
 Rows = Sequence[Mapping[str, Any]]
 Systems = Mapping[str, Rows]

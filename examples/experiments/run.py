@@ -40,7 +40,7 @@ from report import (
 )
 from study import ENDS, FULL, HERE, QUICK, WINDOW, Study
 
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,12 @@ from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.data.toyworld.reader import judge_videos, speed
 from sfpp_cli.data.toyworld.world import FPS, MOTIONS, Scenes, ToyWorld
 from sfpp_cli.evaluation import Parameters, measure
+from sfpp_cli.files import atomic_write
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
-from sfpp_cli.video.ffmpeg import VideoWriter, atomic_write, read_frames
+from sfpp_cli.video.reader import read_frames
+from sfpp_cli.video.writer import VideoWriter
 
 HERE = Path(__file__).parent
 MODEL = "toyworld"

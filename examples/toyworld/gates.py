@@ -27,7 +27,7 @@ from sfpp_cli.data.toyworld.reader import judge_videos, read_frames
 from sfpp_cli.data.toyworld.world import FPS, Scenes, ToyWorld
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
-from sfpp_cli.video.ffmpeg import contact_sheet
+from sfpp_cli.video.sheet import contact_sheet
 
 FRAMES, SEGMENT, BATCH = 481, 16, 4
 SPANS = {"0": (0, 0), "0..16": (0, 16), "40..80": (40, 80), "400..480": (400, 480)}
@@ -185,10 +185,11 @@ def load_videos(path: Path) -> list[Tensor]:
         from safetensors.torch import load_file
 
         return list(load_file(path)["frames"])
-    from sfpp_cli.video import ffmpeg as video
+    from sfpp_cli.video.reader import read_frames
+    from sfpp_cli.video.writer import EXTENSIONS
 
-    files = sorted(file for file in path.iterdir() if file.suffix in video.EXTENSIONS)
-    stacks = [torch.from_numpy(np.stack(list(video.read_frames(file)))) for file in files]
+    files = sorted(file for file in path.iterdir() if file.suffix in EXTENSIONS)
+    stacks = [torch.from_numpy(np.stack(list(read_frames(file)))) for file in files]
     return [stack.permute(0, 3, 1, 2) / 127.5 - 1 for stack in stacks]
 
 

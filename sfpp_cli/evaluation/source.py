@@ -15,7 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.video.ffmpeg import Frames, VideoInfo, ask_ffmpeg, atomic_write, probe, read_frames, reading
+from sfpp_cli.files import atomic_write
+from sfpp_cli.video import Frames
+from sfpp_cli.video.ffmpeg import ask_ffmpeg, reading
+from sfpp_cli.video.reader import VideoInfo, probe, read_frames
 
 _RATE_TOLERANCE = 0.03
 

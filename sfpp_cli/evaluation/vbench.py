@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sfpp_cli.data.prompts import slug
 from sfpp_cli.errors import UserError
-from sfpp_cli.video.ffmpeg import atomic_write
+from sfpp_cli.files import atomic_write
 
 DIMENSIONS = (
     *("subject_consistency", "background_consistency", "motion_smoothness"),

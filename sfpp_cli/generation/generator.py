@@ -31,13 +31,9 @@ from sfpp_cli.models.bundle import Bundle, Settings, fingerprint
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
 from sfpp_cli.progress import Watch
-from sfpp_cli.video.ffmpeg import (
-    Frames,
-    SheetSampler,
-    VideoWriter,
-    contact_sheet,
-    output_path,
-)
+from sfpp_cli.video import Frames
+from sfpp_cli.video.sheet import SheetSampler, contact_sheet
+from sfpp_cli.video.writer import VideoWriter, output_path
 
 SHEET_FRAMES = 24
 OFFLOAD = ("none", "text", "sequential")

@@ -14,7 +14,7 @@ from sfpp_cli.data.prompts import PromptLine, read_prompts, slug
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.generation.generator import Request
 from sfpp_cli.models.bundle import Bundle
-from sfpp_cli.video.ffmpeg import EXTENSIONS, output_path
+from sfpp_cli.video.writer import EXTENSIONS, output_path
 
 DEFAULT_SECONDS = 10.0
 

@@ -15,7 +15,8 @@ from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
-from sfpp_cli.video.ffmpeg import Frames, SheetSampler, contact_sheet
+from sfpp_cli.video import Frames
+from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 
 COLUMNS = 8
 """Frames of a video on a sheet."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Sfpp
 
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 FPS, WIDTH, HEIGHT = 8, 64, 48
 

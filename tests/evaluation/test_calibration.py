@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sfpp_cli.data.toyworld.world import MOTIONS, ToyWorld
 from sfpp_cli.evaluation.metrics.measure import measure
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 Picture = NDArray[np.float64]
 Stream = Iterator[Picture]

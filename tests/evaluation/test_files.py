@@ -17,7 +17,7 @@ import pytest
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation import Parameters, evaluate, measure
 from sfpp_cli.progress import Advance
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 
 def video(

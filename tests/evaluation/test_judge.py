@@ -24,7 +24,7 @@ from PIL import Image
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.judge.judge import Judgement, estimate, judge, visual_stability
 from sfpp_cli.evaluation.judge.service import Clock, JudgeSettings
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 KEY = "sk-test-0123456789abcdef"
 PROMPT = 'a lighthouse at dusk, "quoted" and {braced}'

@@ -35,7 +35,8 @@ from sfpp_cli.evaluation.metrics.repetition import (
 from sfpp_cli.evaluation.metrics.results import shorten
 from sfpp_cli.evaluation.metrics.stability import local_stability, reference_frames, way
 from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
-from sfpp_cli.video.ffmpeg import Frames, VideoWriter
+from sfpp_cli.video import Frames
+from sfpp_cli.video.writer import VideoWriter
 
 # --- exposure -------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from sfpp_cli.evaluation.networks.clip_dino import (
     model_metrics,
 )
 from sfpp_cli.evaluation.networks.find import ModelFolder, find_models
-from sfpp_cli.video.ffmpeg import Frames, VideoWriter
+from sfpp_cli.video import Frames
+from sfpp_cli.video.writer import VideoWriter
 
 MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 SIDE, WORDS = 16, ["a", "red", "circle", "blue"]

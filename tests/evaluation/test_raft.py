@@ -18,7 +18,8 @@ from torch import Tensor
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.motion import clip_ranges, fastest
 from sfpp_cli.evaluation.networks.raft import ITERATIONS, Raft, dynamic_clips, load_raft, padding
-from sfpp_cli.video.ffmpeg import Frames, VideoWriter
+from sfpp_cli.video import Frames
+from sfpp_cli.video.writer import VideoWriter
 
 CPU = torch.device("cpu")
 SIZE, FPS = (136, 130), 16.0

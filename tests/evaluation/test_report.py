@@ -21,7 +21,7 @@ from sfpp_cli.evaluation.report.drawing import svg, ticks
 from sfpp_cli.evaluation.report.drift import drifts
 from sfpp_cli.evaluation.report.filmstrip import filmstrip
 from sfpp_cli.evaluation.report.labels import number, places
-from sfpp_cli.video.ffmpeg import VideoWriter
+from sfpp_cli.video.writer import VideoWriter
 
 FPS, FRAMES, SIZE = 8, 24, (32, 16)
 SECTIONS = ("systems", "drift", "videos", "problems", "reproduce")

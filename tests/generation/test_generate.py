@@ -22,7 +22,8 @@ from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation import generator as generation
 from sfpp_cli.generation.requests import parse_seeds
-from sfpp_cli.video import ffmpeg as video
+from sfpp_cli.video.reader import probe, read_metadata
+from sfpp_cli.video.writer import VideoWriter
 
 PROMPT = "a red circle bouncing over a blue background"
 
@@ -46,11 +47,11 @@ def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Sfpp, tmp_path
     assert (code, out) == (0, "v.mp4\n")
     assert "end to end" in err
     assert "first frame after" in err
-    assert video.probe(tmp_path / "v.mp4").frames == 24
+    assert probe(tmp_path / "v.mp4").frames == 24
     beside = json.loads((tmp_path / "v.json").read_text())
     assert (beside["prompt"], beside["seed"], beside["frames"], beside["fps"]) == (PROMPT, 4, 24, 16)
     assert set(beside["speed"]) == {"loop_fps", "vae_fps", "end_to_end_fps", "time_to_first_frame_s"}
-    inside = video.read_metadata(tmp_path / "v.mp4")
+    inside = read_metadata(tmp_path / "v.mp4")
     assert (inside["prompt"], inside["seed"], inside["steps"]) == (PROMPT, "4", "[1000, 750, 500, 250]")
     assert inside["weights"] == beside["weights"]
     assert load_file(tmp_path / "v.safetensors")["latents"].shape == (7, 8, 8, 8)
@@ -64,7 +65,7 @@ def test_no_flag_at_all_makes_a_video(sfpp: Sfpp, tmp_path: Path, monkeypatch: p
     made = json.loads(out)["videos"][0]
     assert code == 0
     assert made["path"] == "a-red-circle-bouncing-over-a-blue-background-0.mp4"
-    assert video.probe(tmp_path / made["path"]).frames == 8
+    assert probe(tmp_path / made["path"]).frames == 8
 
 
 def test_a_longer_video_begins_with_the_shorter_one(sfpp: Sfpp, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def test_seeds_and_prompts_differ(sfpp: Sfpp, tmp_path: Path) -> None:
     assert code == 0
     assert out.split() == ["videos/a", "videos/2-a-white-square-sliding-over-a-brown-background-0.mp4"]
     assert json.loads((tmp_path / "videos/a.json").read_text())["seed"] == 9
-    assert video.probe(tmp_path / out.split()[1]).frames == 4
+    assert probe(tmp_path / out.split()[1]).frames == 4
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
@@ -94,9 +95,9 @@ def test_an_interrupted_video_resumes_bit_for_bit(
 ) -> None:
     arguments = ("generate", PROMPT, "--seconds", "3", "-o")
     assert sfpp(*arguments, "whole/v.mp4")[0] == 0
-    write, calls = video.VideoWriter.write, iter(range(100))
+    write, calls = VideoWriter.write, iter(range(100))
 
-    def interrupted(self: video.VideoWriter, frames: np.ndarray) -> None:
+    def interrupted(self: VideoWriter, frames: np.ndarray) -> None:
         if next(calls) == stop:
             raise KeyboardInterrupt
         write(self, frames)
@@ -258,7 +259,7 @@ def test_an_existing_video_is_kept_unless_told(sfpp: Sfpp, tmp_path: Path) -> No
         assert "--overwrite" in err
         assert files(tmp_path) == {"v.mp4": b"precious"}
     assert sfpp("generate", PROMPT, "--frames", "5", "-o", "v.mp4", "--overwrite")[0] == 0
-    assert video.probe(tmp_path / "v.mp4").frames == 5
+    assert probe(tmp_path / "v.mp4").frames == 5
 
 
 def test_a_prompt_that_is_too_long_is_cut_with_a_warning(sfpp: Sfpp) -> None:

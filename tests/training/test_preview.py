@@ -16,7 +16,8 @@ from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.training.preview import COLUMNS, Previewer, gauges
-from sfpp_cli.video.ffmpeg import Frames, read_frames
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import read_frames
 
 pytest_plugins = ["tiny_bundle"]
 

@@ -23,7 +23,7 @@ from sfpp_cli.data import latents, trajectories
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.training import run as training
-from sfpp_cli.video import ffmpeg as video
+from sfpp_cli.video.reader import probe
 
 STUDENT = """
 objective = "ode"
@@ -109,7 +109,7 @@ def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: 
         assert (tmp_path / "run/step-000002" / name / "config.json").exists()
     code, _, _ = sfpp("generate", "--student", "run/step-000002/student-ema", "--frames", "9", "-o", "v.mp4")
     assert code == 0
-    assert video.probe(tmp_path / "v.mp4").frames == 9
+    assert probe(tmp_path / "v.mp4").frames == 9
 
 
 def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_matching_trains_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) ->
     assert any(not torch.equal(before[key], after[key]) for key in before)
     code, _, _ = sfpp("generate", "--student", "run/step-000004/student-ema", "--frames", "9", "-o", "v.mp4")
     assert code == 0
-    assert video.probe(tmp_path / "v.mp4").frames == 9
+    assert probe(tmp_path / "v.mp4").frames == 9
     code, out, _ = sfpp("train", "--plot", "run")
     assert (code, out) == (0, "run/curves.png\n")
 

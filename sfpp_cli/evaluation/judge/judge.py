@@ -35,8 +35,11 @@ from sfpp_cli.evaluation.judge.service import (
     Service,
     Unusable,
 )
+from sfpp_cli.files import atomic_write
 from sfpp_cli.progress import Advance
-from sfpp_cli.video.ffmpeg import Frames, SheetSampler, VideoInfo, atomic_write, probe, read_frames
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import VideoInfo, probe, read_frames
+from sfpp_cli.video.sheet import SheetSampler
 
 PROTOCOL = "sfpp-visual-stability-1"
 """Raised whenever the question or what is shown changes; answers to another version are not reused."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.motion import Curve
 from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.video.ffmpeg import Frames
+from sfpp_cli.video import Frames
 
 _MERGED = 2
 """Sudden frames this near are one jump: a decoder in time smears it over several frames."""

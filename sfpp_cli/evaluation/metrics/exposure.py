@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.video.ffmpeg import Frames
+from sfpp_cli.video import Frames
 
 _REC_709 = np.array([[0.2126, 0.7152, 0.0722]], np.float32)
 _LEVELS = np.arange(256) / 255

@@ -33,7 +33,8 @@ from sfpp_cli.evaluation.metrics.repetition import (
 from sfpp_cli.evaluation.metrics.stability import local_stability, reference_frames
 from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
 from sfpp_cli.evaluation.source import decoding, inspect
-from sfpp_cli.video.ffmpeg import Frames, VideoInfo
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import VideoInfo
 
 Report = Callable[[float], None]
 """Told how much of the work is done, 0..1."""

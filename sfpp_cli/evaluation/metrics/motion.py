@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.video.ffmpeg import Frames
+from sfpp_cli.video import Frames
 
 Curve = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.video.ffmpeg import Frames
+from sfpp_cli.video import Frames
 
 NOREPEAT_THRESHOLD = 100.0
 """L2 distance of two pictures at 832 x 480, RGB in 0..1: RIFLEx, appendix D."""

@@ -28,7 +28,9 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.networks.find import ModelFolder, skip_line
 from sfpp_cli.models.quiet import quiet_libraries
-from sfpp_cli.video.ffmpeg import Frames, SheetSampler, read_frames
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import read_frames
+from sfpp_cli.video.sheet import SheetSampler
 
 FRAMES_A_CLIP = 8
 BATCH = 16

@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.motion import fastest, is_dynamic, stride
 from sfpp_cli.evaluation.source import decoding
-from sfpp_cli.video.ffmpeg import Frames
+from sfpp_cli.video import Frames
 
 PUBLISHED = "torchvision"
 """Asks for the weights that torchvision publishes."""

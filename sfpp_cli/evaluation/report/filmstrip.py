@@ -11,7 +11,9 @@ from pathlib import Path
 from PIL import Image
 
 from sfpp_cli.evaluation.compare import Video
-from sfpp_cli.video.ffmpeg import Frames, SheetSampler, read_frames
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import read_frames
+from sfpp_cli.video.sheet import SheetSampler
 
 STRIP = 5
 """Pictures of a film strip."""

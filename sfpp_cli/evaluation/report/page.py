@@ -26,7 +26,8 @@ from sfpp_cli.evaluation.report.filmstrip import filmstrip
 from sfpp_cli.evaluation.report.labels import plural, printable
 from sfpp_cli.evaluation.report.videos import Pictures
 from sfpp_cli.evaluation.report.view import Page, page_of, reference_of
-from sfpp_cli.video.ffmpeg import Frames, atomic_write
+from sfpp_cli.files import atomic_write
+from sfpp_cli.video import Frames
 
 
 def write_report(

@@ -1,0 +1,118 @@
+"""Frames, sizes and metadata out of video files and directories of PNG files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sfpp_cli.errors import UserError
+from sfpp_cli.video import Frames
+from sfpp_cli.video.ffmpeg import EXACT, ask_ffmpeg, open_video, reading
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Size in pixels, rate in frames a second, length in frames."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.fps
+
+
+def probe(path: Path) -> VideoInfo:
+    """Size, rate and exact frame count of a video, or of a directory of PNG frames; decodes one frame.
+
+    A GIF's clock ticks in hundredths of a second, so the rate of one shorter than a second or two is a guess,
+    a few per cent off. UserError if it cannot be read, or if the frames carry no rate since another program
+    wrote them.
+    """
+    with reading(path):
+        if path.is_dir():
+            files = _png_files(path)
+            with Image.open(files[0]) as image:
+                if "fps" not in image.info:
+                    raise UserError(
+                        f"{path} holds frames without a frame rate; make a video file of them first"
+                    )
+                return VideoInfo(image.width, image.height, float(image.info["fps"]), len(files))
+        head = ask_ffmpeg(
+            path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"
+        )
+        progress = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-")
+    header = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
+    counts = re.findall(rb"^frame=(\d+)", progress, re.MULTILINE)
+    if not header or not counts:
+        raise UserError(f"{path} holds no picture; is it a video?")
+    width, height, rate, base = map(int, header.groups())
+    return VideoInfo(width, height, rate / base, int(counts[-1]))
+
+
+def read_frames(path: Path) -> Iterator[Frames]:
+    """The frames of a video or of a directory of PNG frames, one [H, W, 3] at a time.
+
+    UserError, raised while iterating, for what cannot be read: a file that was cut short ends in one, not in
+    a short video.
+    """
+    with reading(path):
+        if path.is_dir():
+            for file in _png_files(path):
+                with Image.open(file) as image:
+                    yield np.array(image.convert("RGB"))
+            return
+        source = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", f"scale={EXACT},format=rgb24")
+        with open_video(path, *source, "-c:v", "ppm", "-f", "image2pipe", "pipe:1") as stream:
+            while (header := [stream.readline() for _ in range(3)])[2]:
+                width, height = map(int, header[1].split())
+                pixels = stream.read(width * height * 3)
+                if len(pixels) == width * height * 3:
+                    yield np.frombuffer(pixels, np.uint8).reshape(height, width, 3).copy()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What `VideoWriter` was given as metadata; of a file by another program, the container's own tags.
+
+    UserError if unreadable.
+    """
+    with reading(path):
+        if path.is_dir():
+            with Image.open(_png_files(path)[0]) as image:
+                tags = {str(key): str(value) for key, value in image.info.items()}
+        else:
+            tags = _parse_ffmetadata(
+                ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace")
+            )
+    with suppress(ValueError):
+        recorded = json.loads(tags.get("comment", ""))
+        if isinstance(recorded, dict) and all(isinstance(value, str) for value in recorded.values()):
+            return recorded
+    return tags
+
+
+def _parse_ffmetadata(text: str) -> dict[str, str]:
+    """Keys and values. webm shouts its keys; a backslash escapes `=`, `;`, `#`, itself and a line break."""
+    entries = re.findall(r"^((?:[^\\=\n]|\\.)+)=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL)
+    return {_unescape(key).lower(): _unescape(value) for key, value in entries}
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+
+
+def _png_files(directory: Path) -> list[Path]:
+    """In order; UserError if there are none."""
+    files = sorted(directory.glob("*.png"))
+    if not files:
+        raise UserError(f"{directory} holds no PNG frames; give a video file or a directory of frames")
+    return files

@@ -1,0 +1,76 @@
+"""What reads, and what is told of files that do not."""
+
+from __future__ import annotations
+
+import subprocess
+import wave
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+from clips import VIDEO_FILES, load, save, smooth
+from PIL import Image
+
+from sfpp_cli.errors import UserError
+from sfpp_cli.video.reader import probe, read_frames, read_metadata
+
+
+@pytest.mark.parametrize("fps", [8, 24, 24000 / 1001])
+def test_frame_rate(tmp_path: Path, fps: float) -> None:
+    for extension in VIDEO_FILES:
+        info = probe(save(tmp_path / f"a{extension}", smooth(60, 16, 16), fps))
+        assert (info.frames, info.fps) == (60, pytest.approx(fps, abs=1e-3))
+
+
+def test_metadata_of_other_programs(tmp_path: Path) -> None:
+    path = tmp_path / "a.webm"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "color=s=16x16:d=0.1"]
+    subprocess.run(
+        [*command, "-metadata", "artist=a;=\\\n#b", "-metadata", "comment=no json", str(path)], check=True
+    )
+    tags = read_metadata(path)
+    assert tags["artist"] == "a;=\\\n#b"
+    assert tags["comment"] == "no json"
+
+
+@pytest.mark.parametrize("extension", [".mp4", ".webm"])
+def test_video_that_was_cut_short(tmp_path: Path, extension: str) -> None:
+    path = save(tmp_path / f"a{extension}", smooth(40))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 4 // 5])
+    with pytest.raises(UserError, match=rf"a{extension} cannot be read as a video \(.+\)") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="cannot be read"):
+        probe(path)
+
+
+def test_what_is_no_video(tmp_path: Path) -> None:
+    junk, folder = tmp_path / "junk.mp4", tmp_path / "folder"
+    junk.write_bytes(bytes(range(256)))
+    folder.mkdir()
+    for read in (probe, load, read_metadata):
+        for path, message in {
+            junk: "cannot be read as a video",
+            tmp_path / "a.mp4": "does not exist",
+            folder: "holds no PNG frames",
+        }.items():
+            with pytest.raises(UserError, match=message):
+                read(path)
+    Image.new("RGB", (4, 4)).save(folder / "x.png")
+    with pytest.raises(UserError, match="without a frame rate"):
+        probe(folder)
+
+
+def test_sound_alone_is_no_video(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    with pytest.raises(UserError, match=r"sound\.mp4 has no video stream"):
+        probe(tmp_path / "sound.mp4")
+
+
+def test_reading_may_stop_early(tmp_path: Path) -> None:
+    frames = read_frames(save(tmp_path / "a.gif", smooth(30)))
+    assert next(frames).shape == (48, 64, 3)
+    frames.close()
