@@ -67,7 +67,7 @@ def as_a_vae_would(frames: Tensor) -> Tensor:
     return blurred + 0.06 * torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
 
 
-# --- the world --------------------------------------------------------------------------------------------------------------
+# --- the world ----------------------------------------------------------------------------------------------
 
 
 def test_a_scene_is_the_same_alone_in_a_batch_and_in_another_order() -> None:
@@ -130,7 +130,7 @@ def test_background_has_the_worlds_luma(scenes: Scenes, videos: Tensor) -> None:
     assert torch.allclose(centre[away] @ luma, torch.tensor(BACKGROUND_LUMA), atol=2e-3)
 
 
-# --- reading frames ---------------------------------------------------------------------------------------------------------
+# --- reading frames -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_noise_has_no_object_and_clipping_is_counted(videos: Tensor) -> None:
     assert (read_frames(half).clipped >= 0.5).all()
 
 
-# --- motion -----------------------------------------------------------------------------------------------------------------
+# --- motion -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [40, 81])
@@ -290,7 +290,7 @@ def test_a_track_may_have_gaps_but_not_many() -> None:
     assert classify_motion(x, y, present) == -1
 
 
-# --- judging videos ---------------------------------------------------------------------------------------------------------
+# --- judging videos -----------------------------------------------------------------------------------------
 
 
 def test_the_worlds_own_videos_pass(scenes: Scenes, videos: Tensor) -> None:

@@ -1,8 +1,9 @@
-"""Read the toy world's truth back off frames: which object, where, over which background, and whether it is still this world.
+"""Read the toy world's truth back off frames: which object, where, over which background, is it this world.
 
-Nothing here is learned: a smooth background is fitted to each frame and the object is what differs from it by more than a
-shadow does. Two failures are kept apart. A video has *left* the world when its background is out of range, its pixels clip or
-its object is broken, lost or still. It has *wandered* when it shows a good scene of the world that is not the one it was.
+Nothing here is learned: a smooth background is fitted to each frame and the object is what differs from it by
+more than a shadow does. Two failures are kept apart. A video has *left* the world when its background is out
+of range, its pixels clip or its object is broken, lost or still. It has *wandered* when it shows a good scene
+of the world that is not the one it was.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from sfpp_cli.data.toyworld.world import (
 LUMA_MARGIN = 0.05
 """How far the background's luma may be from `BACKGROUND_LUMA`; reading errs by less than 0.005."""
 CHROMA_MARGIN = 0.08
-"""How far its `chroma` may be from every named background: about 7 degrees past the tint, or an eighth of blue's saturation."""
+"""How far its `chroma` may be from every named background: 7 degrees past the tint, 1/8 of blue's saturation."""
 COLOR_MARGIN = 0.25
 """How far an object's mean colour may be from the nearest named one, as a distance in RGB of [0, 1]."""
 DARK, BRIGHT = 0.02, 0.98
 CLIPPED_MARGIN = 0.08
-"""Luma of a clipped pixel, and the share of them a frame may have: the lit half of a large white object is the world's own."""
+"""Luma of a clipped pixel, and the share of them a frame may have: the lit half of a large white object is
+the world's own."""
 
 SHADOW = 0.55
 """A shadow leaves at least this share of the background's light; the world's deepest leaves 0.65."""
@@ -48,7 +50,7 @@ CONTRAST = 0.12
 EDGE = 0.4
 """The object's outline lies where the contrast falls to this share of what it is inside."""
 OVERLAP, WHOLE = 0.75, 0.8
-"""An intact object overlaps its ideal shape by this much (intersection over union) and is this share of the foreground."""
+"""Intersection over union of an intact object and its ideal shape; its share of the foreground."""
 UNIT_AREAS = (math.pi, 1.76**2, 3 * math.sqrt(3) * 0.62**2)
 """Area of each of SHAPES at radius 1."""
 AREA = (min(UNIT_AREAS) * RADIUS[0] ** 2 / 2, max(UNIT_AREAS) * RADIUS[1] ** 2 * 2)
@@ -57,7 +59,7 @@ AREA = (min(UNIT_AREAS) * RADIUS[0] ** 2 / 2, max(UNIT_AREAS) * RADIUS[1] ** 2 *
 LAG = 4
 """Velocity is taken over this many video frames, so that the reader's jitter averages out."""
 STILL = 0.2 * SPEED[0]
-"""Mean speed below which a clip is still. A slider turning round keeps 0.27 of its speed over the shortest clip."""
+"""Mean speed below which a clip is still. A slider turning round keeps 0.27 of its speed in a short clip."""
 FLAT, ROUND = 0.012, 0.015
 """Standard deviation of a slider's height and of an orbit's radius, at most; frame widths."""
 CLIP, SHORTEST_CLIP = 81, 40
@@ -68,10 +70,11 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Reading:
-    """What each of T frames shows; fields are [T] unless said. Lengths are in frame widths, colours and luma in [0, 1].
+    """What each of T frames shows, [T] unless said; lengths in frame widths, colours and luma in [0, 1].
 
-    Where no object is present, `color` and `shape` are -1 and `x`, `y` NaN. `color_error` is the distance of the object's mean
-    colour from the named one, `gradient` the background's change of luma across the frame, `clipped` a share of the pixels.
+    Where no object is present, `color` and `shape` are -1 and `x`, `y` NaN. `color_error` is the distance of
+    the object's mean colour from the named one, `gradient` the background's change of luma across the frame,
+    `clipped` a share of the pixels.
     """
 
     present: Tensor
@@ -103,7 +106,7 @@ class Reading:
 
 
 def read_frames(frames: Tensor) -> Reading:
-    """Read video frames [T, 3, H, W] in [-1, 1]. Each is read by itself, so a long video may come in blocks."""
+    """Read video frames [T, 3, H, W] in [-1, 1]. Each is read by itself: blocks of a video will do."""
     pixels = (frames.float().clamp(-1, 1) + 1) / 2
     luma_weights = torch.tensor(LUMA_WEIGHTS).to(pixels)
     plane = _fit_background(pixels)
@@ -124,7 +127,7 @@ def read_frames(frames: Tensor) -> Reading:
 
 
 def chroma(rgb: Tensor) -> Tensor:
-    """Colour less its brightness: RGB [..., 3] -> a point [..., 2] whose angle is the hue, whose length the saturation."""
+    """Colour without brightness: RGB [..., 3] -> a point [..., 2]: angle is hue, length is saturation."""
     red, green, blue = rgb.unbind(-1)
     point = torch.stack([2 * red - green - blue, math.sqrt(3) * (green - blue)], -1)
     return point / rgb.sum(-1, keepdim=True).clamp_min(1e-3)
@@ -149,7 +152,8 @@ def _plane_terms(pixels: Tensor) -> Tensor:
 def _fit_background(pixels: Tensor) -> Tensor:
     """The plane a + b x + c y through each channel, [T, 3 terms, 3 channels].
 
-    Reweighted least squares from the median colour on, stricter each round: the object and its shadow end up with no say.
+    Reweighted least squares from the median colour on, stricter each round: the object and its shadow end up
+    with no say.
     """
     terms = _plane_terms(pixels)
     targets = pixels.flatten(2).mT
@@ -193,7 +197,7 @@ def _read_object(pixels: Tensor, plane: Tensor) -> dict[str, Tensor]:
 
 
 def _contrast(pixels: Tensor, plane: Tensor) -> Tensor:
-    """RGB distance of each pixel from the background at whatever light a shadow may have left it, [T, H, W]."""
+    """RGB distance of each pixel from the background at whatever light a shadow may have left, [T, H, W]."""
     background = (_plane_terms(pixels) @ plane).mT.reshape(pixels.shape).clamp(0.02, 1)
     light = (pixels * background).sum(1, keepdim=True) / background.square().sum(1, keepdim=True)
     return (pixels - light.clamp(SHADOW, 1.05) * background).square().sum(1).sqrt()
@@ -225,7 +229,7 @@ def _share(mask: Tensor) -> Tensor:
 
 
 def _overlap(body: Tensor, dx: Tensor, dy: Tensor, area: Tensor) -> Tensor:
-    """Intersection over union of each body [T, H, W] with the ideal shapes of its area and centroid, [T, shapes]."""
+    """Intersection over union of each body [T, H, W] and the ideal shapes of its area, [T, shapes]."""
     scores = []
     for shape, unit in enumerate(UNIT_AREAS):
         ideal = shape_distance(torch.tensor(shape), dx, dy, (area / unit).sqrt()[:, None, None]) < 0
@@ -240,10 +244,10 @@ def speed(x: Tensor, y: Tensor) -> float:
 
 
 def classify_motion(x: Tensor, y: Tensor, present: Tensor) -> int:
-    """Index in MOTIONS of a track [T] of 40 to 81 video frames; -1 for a still or often missing object or any other motion.
+    """Index in MOTIONS of a track [T] of 40 to 81 video frames; -1 if still, often missing, or any other.
 
-    Sliding keeps its height, circling its distance from the frame's centre and its sense of turning, bouncing its velocity on
-    both axes but for the sign.
+    Sliding keeps its height, circling its distance from the frame's centre and its sense of turning, bouncing
+    its velocity on both axes but for the sign.
     """
     x, y = x[present], y[present]
     if present.float().mean() < 0.8 or speed(x, y) < STILL:
@@ -262,10 +266,11 @@ def classify_motion(x: Tensor, y: Tensor, present: Tensor) -> int:
 
 
 def nearest_motion(x: Tensor, y: Tensor, present: Tensor) -> int:
-    """Index in MOTIONS of the motion that a track [T] departs from least; -1 if the object was hardly ever seen.
+    """Index in MOTIONS of the motion that a track [T] departs from least; -1 if the object was hardly seen.
 
-    The same three signs as in `classify_motion`, each over the track's better part and measured in what a true one may depart: a
-    jump or a wobble does not spoil a clip. A choice among three, so guessing scores one in three.
+    The same three signs as in `classify_motion`, each over the track's better part and measured in what a
+    true one may depart: a jump or a wobble does not spoil a clip. A choice among three, so guessing scores
+    one in three.
     """
     x, y = x[present], y[present]
     if len(x) < SHORTEST_CLIP // 2:
@@ -301,14 +306,15 @@ def _turn(dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def judge_videos(videos: Sequence[Tensor], scenes: Scenes) -> dict[str, float]:
-    """How well videos, each [T, 3, H, W] in [-1, 1], show the scenes (one a video) whose captions they were made from.
+    """How well videos, each [T, 3, H, W] in [-1, 1], show the scenes (one a video) they are meant to show.
 
-    Shares of frames: `object` (there, its colour as captioned), `shape`, `background` (as captioned), `in_world`, and why not:
-    `out_of_range`, `clipped`, `broken`, `lost`. Shares of clips: `motion` (as captioned, all along), `nearest_motion` (the
-    captioned one is nearest; guessing scores 1/3), `still`.
-    `speed_ratio` is the mean speed over that of the scenes themselves. `left` is the share of frames that are not in the world
-    or in a still clip, `wandered` that of frames in it whose object or background is not the captioned one or whose
-    background's hue is not the first second's. Means over videos. Raises ValueError for videos too short to show a motion.
+    Shares of frames: `object` (there, its colour as captioned), `shape`, `background` (as captioned),
+    `in_world`, and why not: `out_of_range`, `clipped`, `broken`, `lost`. Shares of clips: `motion` (as
+    captioned, all along), `nearest_motion` (the captioned one is nearest; guessing scores 1/3), `still`.
+    `speed_ratio` is the mean speed over that of the scenes themselves. `left` is the share of frames that are
+    not in the world or in a still clip, `wandered` that of frames in it whose object or background is not the
+    captioned one or whose background's hue is not the first second's. Means over videos. Raises ValueError
+    for videos too short to show a motion.
     """
     if len(videos) != len(scenes):
         raise ValueError(f"{len(videos)} videos for {len(scenes)} scenes")

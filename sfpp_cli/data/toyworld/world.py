@@ -3,10 +3,11 @@
 It stands in for video data that cannot be shipped. Two things make it fit for studying long rollouts:
 
 - it is stationary: every motion is periodic or reflecting, so minute three has the law of second three;
-- part of the state is uncaptioned (background tint, direction of the light, size, speed, phase), so a student has to carry it
-  through its own history and can lose it.
+- part of the state is uncaptioned (background tint, direction of the light, size, speed, phase), so a student
+  has to carry it through its own history and can lose it.
 
-The background's luma is the same in every scene. A video that darkens or whitens leaves the world at once; hue may wander.
+The background's luma is the same in every scene. A video that darkens or whitens leaves the world at once;
+hue may wander.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes, each field [B]; indices into the tables above, lengths in frame widths, angles in radians."""
+    """A batch of scenes, each field [B]; indices into the tables above, lengths in frame widths."""
 
     color: Tensor
     shape: Tensor
@@ -82,7 +83,7 @@ class Scenes:
         return Scenes(*(getattr(self, field.name)[which] for field in fields(self)))
 
     def captions(self, variant: Sequence[int] | None = None) -> list[str]:
-        """The captions; `variant` (any integers, one a scene) chooses template and synonyms, 0 is the plain form."""
+        """The captions; `variant` (integers, one a scene) chooses template and synonyms; 0 is plain."""
         variants = variant if variant is not None else [0] * len(self)
         return [self._caption(i, v) for i, v in enumerate(variants)]
 
@@ -167,7 +168,7 @@ class Scenes:
 
 
 def pixel_grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Pixel centres in frame widths, (ys [H, 1], xs [W]); the frame's centre is (0.5, 0.5) whatever its height."""
+    """Pixel centres in frame widths, (ys [H, 1], xs [W]); the frame's centre is always (0.5, 0.5)."""
     height, width = size
     ys = (torch.arange(height) + 0.5 - height / 2) / width + 0.5
     return ys[:, None], (torch.arange(width) + 0.5) / width
