@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import Attend, KeysValues
-from sfpp_cli.core.objective import Objective, Turn
+from sfpp_cli.core.objective import Objective, Update
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 
@@ -143,10 +143,9 @@ class MaskedMemory:
 
 
 def loss_of(objective: Objective, samples: Iterable[int]) -> tuple[Tensor, dict[str, float]]:
-    """The one loss of the one player's turn with these samples."""
+    """The loss of the one player's update with these samples."""
     (player,) = objective.players
-    ((loss, figures),) = player.losses(Turn(step=0, player=0, repeat=0, samples=tuple(samples)))
-    return loss, figures
+    return player.loss(Update(step=0, player=0, repeat=0, samples=tuple(samples)))
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -14,9 +14,7 @@ import time
 
 import torch
 
-from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import rollout
 from sfpp_cli.devices import peak_megabytes, pick_device, pick_dtype, synchronize
 from sfpp_cli.models.bundle import Bundle
 
@@ -48,17 +46,7 @@ def main() -> None:
     print(f"cache: {cache.nbytes / 1e6:.2f} MB for {settings.context} latent frames, whatever the length")
 
     noise = VideoNoise([0], (settings.chunk, student.config.in_channels, *size), device)
-    chunks = rollout(
-        student,
-        noise.chunks(0, options.chunks),
-        embedded,
-        schedule=FlowSchedule(settings.shift),
-        steps=settings.steps,
-        chunk=settings.chunk,
-        context=settings.context,
-        sink=settings.sink,
-        draw=noise.draw,
-    )
+    chunks = settings.sampler().rollout(student, noise.chunks(0, options.chunks), embedded, noise.draw)
     seconds, resident = [], []
     began = time.perf_counter()
     for x0 in chunks:

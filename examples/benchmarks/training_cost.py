@@ -2,8 +2,8 @@
 
     python examples/benchmarks/training_cost.py --frames 21 63 126 252
 
-For every horizon N a fresh process runs the student's turn (rollout, window with gradient, loss, backward) at window starts spread
-evenly over the rollout, and one critic's turn. A rollout stops behind its window, so the mean turn rolls out (N + K) / 2 latent
+For every horizon N a fresh process runs the student's update (rollout, window with gradient, loss, backward) at window starts spread
+evenly over the rollout, and one of the critic's. A rollout stops behind its window, so the mean update rolls out (N + K) / 2 latent
 frames; the table holds that against what was measured, in units of one rolled-out chunk (denoise passes and context pass).
 """
 
@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from sfpp_cli.core.dmd import Choices, DistributionMatching
-from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
+from sfpp_cli.core.objective import Update
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import peak_megabytes, pick_device, synchronize
 from sfpp_cli.models.bundle import Bundle
@@ -51,8 +51,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     device = pick_device(options.device)
     bundle = Bundle(options.model)
     horizon = bundle.teacher_horizon if options.horizon is None else options.horizon
-    choices = Choices("self-forcing++", frames=options.one, horizon=horizon, guidance=3.0)
-    recipe = MatchingRecipe("dmd", options.model, "", choices, Training(1))
+    config = DMDConfig("self-forcing++", frames=options.one, horizon=horizon, guidance=3.0)
+    recipe = MatchingRecipe("dmd", options.model, "", config, Training(1))
     prompts = [bundle.settings.prompt]
     text = EmbeddedPrompts(bundle.load_text(device, torch.float32), ["", *prompts])
     objective = matching_objective(recipe, bundle, prompts, text, device)
@@ -65,12 +65,11 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     timed(objective, samples, 0, device)  # warm-up
     student = [timed(objective, samples, start, device) for start in starts]
     began = time.perf_counter()
-    for loss, _ in objective.critic_losses(Turn(0, 1, 0, samples)):
-        loss.backward()
+    objective.critic_loss(Update(0, 1, 0, samples))[0].backward()
     synchronize(device)
     critic = time.perf_counter() - began
     return {
-        "chunks": sum(starts) / len(starts) + objective.window,
+        "chunks": sum(starts) / len(starts) + objective.length,
         "student": sum(student) / len(student),
         "critic": critic,
         "chunk": chunk_seconds(objective, samples, device),
@@ -81,11 +80,10 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def timed(
     objective: DistributionMatching, samples: tuple[int, ...], start: int, device: torch.device
 ) -> float:
-    """Seconds of one student's turn with its window at chunk `start`."""
-    objective.draw_starts = lambda draws: [start]
+    """Seconds of one student's update with its window at chunk `start`."""
+    objective.draw_start = lambda draws: start
     began = time.perf_counter()
-    for loss, _ in objective.student_losses(Turn(0, 0, 0, samples)):
-        loss.backward()
+    objective.student_loss(Update(0, 0, 0, samples))[0].backward()
     synchronize(device)
     return time.perf_counter() - began
 
@@ -95,13 +93,11 @@ def chunk_seconds(
     objective: DistributionMatching, samples: tuple[int, ...], device: torch.device, chunks: int = 10
 ) -> float:
     """Seconds of a rolled-out chunk once the context is full."""
-    turn = Turn(0, 0, 0, samples)
-    rolling, text = objective.rolling, objective._texts(turn)[0]
-    warm = rolling.context // rolling.chunk
-    noise = torch.randn(len(samples), (warm + chunks) * rolling.chunk, *rolling.shape, device=device)
-    rolled = objective.roll(
-        noise, text, steps=rolling.steps, draw=lambda chunk, step, like: torch.zeros_like(like)
-    )
+    sampler = objective.sampler
+    text, _ = objective.texts(Update(0, 0, 0, samples))
+    warm = sampler.context // sampler.chunk
+    noise = [torch.randn(len(samples), *objective.chunk_shape, device=device) for _ in range(warm + chunks)]
+    rolled = sampler.rollout(objective.student, noise, text, lambda index, step, like: torch.zeros_like(like))
     for _ in range(warm):
         next(rolled)
     began = time.perf_counter()

@@ -33,9 +33,9 @@ from correction_report import write_report
 from faults import CPU, DRIFTS, FAULTS, Studio, inject
 from torch import Tensor
 
-from sfpp_cli.core.dmd import DistributionMatching, Rolling, critic_loss, score_timesteps
+from sfpp_cli.core.dmd import Videos, critic_loss, score_timesteps
 from sfpp_cli.core.noise import mixed, normal, seeded
-from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.objective import Update
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.core.trainer import Trainer
@@ -50,32 +50,17 @@ HERE = Path(__file__).parent
 BATCH = 8
 
 
-class InjectedMatching(DistributionMatching):
-    """Self-Forcing++ on streams [V, 2 K, C, h, w] made beforehand: the past fills the cache, the rest is the window."""
+def injected(streams: Tensor, prompts: Sequence[str]) -> Videos:
+    """Streams [V, 2 K, C, h, w] in place of rollouts: the past fills the cache, the rest is the window.
 
-    streams: Tensor
+    Prompt i is that of stream i.
+    """
 
-    def windows(self, turn: Turn, text: Tensor, *, gradient: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-        rolling = self.rolling
-        video = list(self.streams[self._chosen(turn)].split(rolling.chunk, dim=1))
-        start = len(video) - self.window
-        with torch.no_grad():
-            cache = self.student.new_cache(
-                text, rolling.shape[1:], context=rolling.context, sink=rolling.sink
-            )
-            for clean in video[:start]:
-                self.student.remember(clean, cache)
-        yield self.predict(
-            video, start, cache.unroll(rolling.chunk), len(self.levels) - 1, turn, text, gradient
-        )
+    def videos(update: Update) -> tuple[list[str], Tensor]:
+        chosen = [sample % len(streams) for sample in update.samples]
+        return [prompts[number] for number in chosen], streams[chosen]
 
-    def _texts(self, turn: Turn) -> tuple[Tensor, Tensor]:
-        prompts = [self.prompts[number] for number in self._chosen(turn)]
-        return self.encode_text(prompts), self.encode_text([self.choices.negative_prompt] * len(prompts))
-
-    def _chosen(self, turn: Turn) -> list[int]:
-        """Which streams are the turn's samples; prompt i is that of stream i."""
-        return [sample % len(self.streams) for sample in turn.samples]
+    return videos
 
 
 class Experiment:
@@ -247,8 +232,7 @@ class Experiment:
             noise = normal(x.shape, seeded(self.options.seed, batch, level))
             t = torch.full(x.shape[:1], self.timestep(level, self.options.noises * self.options.seeds))
             x_t = schedule.add_noise(x, noise, t)
-            unguided = self.teacher(x_t, t, negative)
-            flow = unguided + dmd.guidance * (self.teacher(x_t, t, text) - unguided)
+            flow = self.teacher.guided(x_t, t, text, negative, dmd.guidance)
             teacher.append(schedule.x0_from_flow(flow, x_t, t))
             for kind, critic in critics.items():
                 followers[kind].append(schedule.x0_from_flow(critic(x_t, t, text), x_t, t))
@@ -269,21 +253,10 @@ class Experiment:
         streams = self.made(
             name, lambda: torch.cat([studio.stream(film, fault) for _, film in self.films(self.train, 0)])
         )
-        plain = matching_objective(self.recipe, studio.bundle, self.train, studio.text, CPU)
-        plain.critic.load_state_dict(self.critic(None).state_dict())
-        objective = InjectedMatching(
-            plain.student,
-            plain.critic,
-            self.teacher,
-            studio.text,
-            self.train,
-            schedule=plain.schedule,
-            rolling=Rolling(**vars(plain.rolling)),
-            choices=plain.choices,
-            seed=self.options.seed,
-            image_latent=plain.image_latent,
+        objective = matching_objective(
+            self.recipe, studio.bundle, self.train, studio.text, CPU, injected(streams, self.train)
         )
-        objective.streams = streams
+        objective.critic.load_state_dict(self.critic(None).state_dict())
         Trainer(objective, self.recipe.training, self.out / "runs" / name.replace(" ", "-")).run()
         return objective.student
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.data.toyworld.reader import read_frames, speed
 from sfpp_cli.data.toyworld.world import LUMA_WEIGHTS
@@ -57,7 +55,8 @@ class Studio:
         """`prompts` are all those whose embeddings will be asked for."""
         self.bundle = Bundle(model)
         self.settings, self.horizon = self.bundle.settings, self.bundle.teacher_horizon
-        self.schedule = FlowSchedule(self.settings.shift)
+        self.sampler = self.settings.sampler()
+        self.schedule = self.sampler.schedule
         self.vae = self.bundle.load_vae(CPU, torch.float32)
         self.text = EmbeddedPrompts(self.bundle.load_text(CPU, torch.float32), prompts)
         self.student = self.bundle.load_student(CPU, torch.float32)
@@ -80,16 +79,11 @@ class Studio:
         chunk = self.settings.chunk
         noise = VideoNoise(seeds, (chunk, *self.shape))
         first = 0 if past is None else past.shape[1] // chunk
-        chunks = rollout(
+        chunks = self.sampler.rollout(
             student.eval(),
             noise.chunks(first, first + self.horizon // chunk),
             self.text(prompts),
-            schedule=self.schedule,
-            steps=self.settings.steps,
-            chunk=chunk,
-            context=self.settings.context,
-            sink=self.settings.sink,
-            draw=noise.draw,
+            noise.draw,
             past=() if past is None else past.split(chunk, dim=1),
         )
         return torch.cat(list(chunks), dim=1)

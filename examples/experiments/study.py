@@ -27,7 +27,6 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.geometry import round_up
 from sfpp_cli.core.noise import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.ode import trajectory
-from sfpp_cli.core.rollout import rollout
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.data.toyworld.reader import judge_videos, speed
 from sfpp_cli.data.toyworld.world import FPS, MOTIONS, Scenes, ToyWorld
@@ -196,17 +195,8 @@ class Study:
         )
         shape = (settings.chunk, *self.latent_shape)
         noise = VideoNoise([mixed(seed, self.prompts.index(prompt)) for prompt, seed in batch], shape)
-        for latents in rollout(
-            student,
-            noise.chunks(0, chunks),
-            self.text([prompt for prompt, _ in batch]),
-            schedule=FlowSchedule(settings.shift),
-            steps=settings.steps,
-            chunk=settings.chunk,
-            context=settings.context,
-            sink=settings.sink,
-            draw=noise.draw,
-        ):
+        text = self.text([prompt for prompt, _ in batch])
+        for latents in settings.sampler().rollout(student, noise.chunks(0, chunks), text, noise.draw):
             yield decoder(latents)
 
     @torch.inference_mode()

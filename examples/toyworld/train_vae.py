@@ -65,7 +65,7 @@ def main() -> None:
                 weight[:, 0] *= options.first
             loss, parts = reconstruct(encoder, decoder, frames, weight, options.kl)
             for group in optimizer.param_groups:
-                group["lr"] = options.lr * training.schedule(step)
+                group["lr"] = options.lr * training.lr_scale(step)
             optimizer.zero_grad()
             loss.backward()
             ranks.average(vae.parameters())

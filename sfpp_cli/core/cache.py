@@ -2,7 +2,7 @@
 
 All hold the text's keys and values, all answer `attention`, so the student is written once. Keys are stored after RoPE at absolute
 positions; attention is blind to their order, so the cache is a ring and eviction moves nothing. Passes that carry gradient need a
-past that nothing overwrites: `KVCache.unroll` gives one that sees the same frames.
+past that nothing overwrites: `KVCache.snapshot` gives one that sees the same frames.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class KVCache:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             if any(part.requires_grad for part in (query, key, value)):
                 raise ValueError(
-                    "a pass with gradient needs a past that is not overwritten: unroll the cache"
+                    "a pass with gradient needs a past that is not overwritten: take a snapshot of the cache"
                 )
             return F.scaled_dot_product_attention(query, *self.write(layer, key, value))
 
@@ -105,17 +105,17 @@ class KVCache:
             offset += length
         return runs
 
-    def unroll(self, frames: int) -> UnrolledCache:
+    def snapshot(self, frames: int) -> CacheSnapshot:
         """A copy of what the next pass of `frames` latent frames will see, to go on from with gradient. The ring stays as it is."""
         past = _visible(self.frame, self.frame + frames, self.context, self.sink)
-        unrolled = UnrolledCache(self.text, tokens=self.tokens, context=self.context, sink=self.sink)
-        unrolled.frame = self.frame
+        snapshot = CacheSnapshot(self.text, tokens=self.tokens, context=self.context, sink=self.sink)
+        snapshot.frame = self.frame
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             spans = {frame: _span(self._slot(frame), 1, self.tokens) for frame in past}
-            unrolled.past[layer] = {
+            snapshot.past[layer] = {
                 f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()
             }
-        return unrolled
+        return snapshot
 
     def _slot(self, frame: int) -> int:
         return frame if frame < self.sink else self.sink + (frame - self.sink) % (self.context - self.sink)
@@ -126,7 +126,7 @@ class KVCache:
         return sum(part.nbytes for part in (*self.keys, *self.values))
 
 
-class UnrolledCache:
+class CacheSnapshot:
     """What `KVCache` sees, kept frame by frame and never overwritten, for passes that carry gradient.
 
     Every pass attends to a past fixed when it began, so a backward pass finds what the forward pass saw, and so does the

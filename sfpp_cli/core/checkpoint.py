@@ -23,11 +23,13 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from sfpp_cli.core.parallel import Ranks, whole
+from sfpp_cli.core.parallel import Ranks, full_tensor
 from sfpp_cli.errors import UserError
 
 STATE = "state"
 _COMPLETE = ".metadata"
+_EMA = "average"
+"""The averages' name in a checkpoint; runs of before have it, so it stays."""
 
 States = dict[str, dict[str, Tensor]]
 """State dicts by model name."""
@@ -39,7 +41,8 @@ class State:
 
     learners: Sequence[tuple[Mapping[str, nn.Module], optim.Optimizer]]
     """Models by name, and the optimiser that moves them."""
-    average: States | None
+    ema: States | None
+    """Averages of models' weights, by model name."""
 
     @property
     def models(self) -> dict[str, nn.Module]:
@@ -55,7 +58,7 @@ class State:
             "models": {name: model.state_dict() for name, model in self.models.items()},
             "optimizers": optimizers,
         }
-        return states if self.average is None else {**states, "average": self.average}
+        return states if self.ema is None else {**states, _EMA: self.ema}
 
 
 def path_of(run: Path, step: int) -> Path:
@@ -72,14 +75,14 @@ def save(
     run: Path,
     step: int,
     state: State,
-    blanks: Mapping[str, nn.Module],
+    skeletons: Mapping[str, nn.Module],
     ranks: Ranks,
     *,
     keep: int,
     keep_every: int = 0,
     on_save: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Write the state and every model's folders, whose format `blanks` (models without weights) know.
+    """Write the state and every model's folders, whose format `skeletons` (models without weights) know.
 
     Of older checkpoints the newest `keep` stay, and those whose step `keep_every` divides. All ranks take part.
     """
@@ -91,9 +94,9 @@ def save(
         temporary.mkdir(parents=True)
     ranks.wait()
     for name, model in state.models.items():
-        _export(model.state_dict(), blanks[name], temporary / name, ranks)
-        if state.average and name in state.average:
-            _export(state.average[name], blanks[name], temporary / f"{name}-ema", ranks)
+        _export(model.state_dict(), skeletons[name], temporary / name, ranks)
+        if state.ema and name in state.ema:
+            _export(state.ema[name], skeletons[name], temporary / f"{name}-ema", ranks)
     with _one_rank_is_meant():
         save_distributed(state.tensors(), checkpoint_id=temporary / STATE, no_dist=ranks.world == 1)
     if ranks.first:
@@ -137,8 +140,8 @@ def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
         set_optimizer_state_dict(nn.ModuleDict(models), optimizer, tensors["optimizers"]["+".join(models)])
 
 
-def has_average(run: Path, step: int) -> bool:
-    return any(key.startswith("average.") for key in _metadata(run, step))
+def has_ema(run: Path, step: int) -> bool:
+    return any(key.startswith(f"{_EMA}.") for key in _metadata(run, step))
 
 
 def _metadata(run: Path, step: int) -> dict[str, Any]:
@@ -151,13 +154,13 @@ def _metadata(run: Path, step: int) -> dict[str, Any]:
         ) from error
 
 
-def _export(weights: Mapping[str, Tensor], blank: nn.Module, folder: Path, ranks: Ranks) -> None:
+def _export(weights: Mapping[str, Tensor], skeleton: nn.Module, folder: Path, ranks: Ranks) -> None:
     """Weights in the format of their model. All ranks gather, the first writes."""
-    gathered = {key: whole(value).cpu() for key, value in weights.items()}
+    gathered = {key: full_tensor(value).cpu() for key, value in weights.items()}
     if ranks.first:
-        blank.load_state_dict(gathered, assign=True)
-        blank.save_pretrained(folder)  # type: ignore[operator]
-        blank.to("meta")
+        skeleton.load_state_dict(gathered, assign=True)
+        skeleton.save_pretrained(folder)  # type: ignore[operator]
+        skeleton.to("meta")
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-TRAIN_STEPS = 1000
-"""Timesteps run from 1000 (pure noise) down; a timestep is 1000 sigma, and only networks and recipes speak in timesteps."""
+from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
 
 
 class FlowSchedule:
@@ -41,7 +40,7 @@ class FlowSchedule:
             raise ValueError(f"student steps must lie in 0..{TRAIN_STEPS}, not {nominal.tolist()}")
         if nominal.is_floating_point():
             return nominal.float()
-        return torch.cat([self.timesteps, torch.zeros(1)])[TRAIN_STEPS - nominal.long()]
+        return torch.cat([self.timesteps, torch.tensor([CLEAN])])[TRAIN_STEPS - nominal.long()]
 
     def shift_timesteps(self, uniform: Tensor) -> Tensor:
         """Warp timesteps drawn uniformly over 0..1000 by the flow shift."""

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.constants import TRAIN_STEPS
+from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import normal, seeded
-from sfpp_cli.core.objective import Losses, Player, Turn
+from sfpp_cli.core.objective import Loss, Player, Update
 from sfpp_cli.core.teacher import Teacher
 
 
@@ -38,10 +39,10 @@ class FlowMatching:
     ) -> None:
         self.teacher, self.encode_text, self.clips = teacher, encode_text, clips
         self.schedule, self.text_dropout, self.seed = schedule, text_dropout, seed
-        self.players = (Player(models, self.losses),)
+        self.players = (Player(models, self.loss),)
 
-    def losses(self, turn: Turn) -> Losses:
-        generators = [seeded(self.seed, number) for number in turn.samples]
+    def loss(self, update: Update) -> Loss:
+        generators = [seeded(self.seed, number) for number in update.samples]
         latents, captions = zip(*(self.clips.draw(generator) for generator in generators), strict=True)
         uniform = torch.cat([torch.rand(2, 1, generator=generator) for generator in generators], dim=1)
         prompts = [
@@ -55,4 +56,4 @@ class FlowMatching:
         timestep = self.schedule.shift_timesteps(TRAIN_STEPS * uniform[1]).to(device)
         sigma = (timestep / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
         flow = self.teacher((1 - sigma) * x0 + sigma * noise, timestep, self.encode_text(prompts))
-        yield F.mse_loss(flow.float(), noise - x0), {}
+        return F.mse_loss(flow.float(), noise - x0), {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,20 +10,21 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Turn:
-    """Which update this is. Everything random in it is a function of these numbers alone, whatever the ranks or restarts."""
+class Update:
+    """Which update this is. All its randomness is a function of these numbers alone, on any number of ranks."""
 
     step: int
+    """Training step, from 0; it holds one or more updates of every player."""
     player: int
-    """The number of who learns."""
+    """Index of the player being updated."""
     repeat: int
-    """Which of the player's updates in this step."""
+    """Which of the player's updates in this step, from 0."""
     samples: tuple[int, ...]
-    """Their numbers in the whole run: number i of step s is s * batch + i."""
+    """Numbers of the samples in the whole run: sample i of step s is s * batch + i."""
 
 
-Losses = Iterator[tuple[Tensor, dict[str, float]]]
-"""Losses that add up to the mean loss of a turn's samples, with figures to log. Each is back-propagated before the next is made."""
+Loss = tuple[Tensor, dict[str, float]]
+"""The mean loss of an update's samples, and what to log beside it."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,15 @@ class Player:
 
     models: Mapping[str, nn.Module]
     """By the name they are saved under."""
-    losses: Callable[[Turn], Losses]
+    loss: Callable[[Update], Loss]
     name: str = ""
-    """Stands before its figures in the log; the main player has none."""
+    """Prefix of its metrics in the log; empty for the main player."""
     updates: int = 1
-    """In every step."""
+    """How many in every step."""
     lr: float | None = None
-    """The recipe's if not given."""
-    averaged: bool = True
+    """Learning rate; the recipe's if None."""
+    has_ema: bool = True
+    """Whether an exponential moving average of its weights is kept and saved."""
 
 
 class Objective(Protocol):
@@ -47,4 +49,4 @@ class Objective(Protocol):
 
     @property
     def players(self) -> Sequence[Player]:
-        """In the order of their turns."""
+        """In the order of their updates within a step."""

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfpp_cli.core.flow import TRAIN_STEPS, FlowSchedule
+from sfpp_cli.core.constants import TRAIN_STEPS
+from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import seeded
-from sfpp_cli.core.objective import Losses, Player, Turn
+from sfpp_cli.core.objective import Loss, Player, Update
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError
@@ -27,7 +28,7 @@ def sampling_sigmas(schedule: FlowSchedule, sampling_steps: int) -> Tensor:
     return schedule.shift * uniform / (1 + (schedule.shift - 1) * uniform)
 
 
-def kept_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: int) -> list[int]:
+def student_step_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: int) -> list[int]:
     """Where the student's steps lie on the sampler's grid; a grid that misses them would train the student off its noise levels."""
     if list(steps) != sorted(set(steps), reverse=True) or steps[-1] < 1:
         raise ValueError(f"student steps must descend and end above 0, not {tuple(steps)}")
@@ -58,7 +59,7 @@ def trajectory(
 
     Kept are the latents at the student's steps and the clean end. Guidance in the usual convention: negative + g (text - negative).
     """
-    keep = kept_indices(schedule, steps, sampling_steps)
+    keep = student_step_indices(schedule, steps, sampling_steps)
     sigmas = sampling_sigmas(schedule, sampling_steps)
     x = noise
     kept = []
@@ -66,10 +67,7 @@ def trajectory(
         if i in keep:
             kept.append(x)
         timestep = x.new_full(x.shape[:1], TRAIN_STEPS * sigmas[i].item(), dtype=torch.float32)
-        flow = teacher(x, timestep, text)
-        if guidance != 1.0:
-            unguided = teacher(x, timestep, negative)
-            flow = unguided + guidance * (flow - unguided)
+        flow = teacher.guided(x, timestep, text, negative, guidance)
         x = x + (sigmas[i + 1] - sigmas[i]).item() * flow
     return torch.stack([*kept, x], dim=1)
 
@@ -97,17 +95,15 @@ class TrajectoryRegression:
         seed: int,
     ) -> None:
         self.student, self.encode_text, self.trajectories = student, encode_text, trajectories
-        self.schedule, self.timesteps, self.chunk, self.context, self.seed = (
-            schedule,
-            schedule.warp(steps),
-            chunk,
-            context,
-            seed,
-        )
-        self.players = (Player({"student": student}, self.losses),)
+        self.schedule = schedule
+        self.timesteps = schedule.warp(steps)
+        self.chunk = chunk
+        self.context = context
+        self.seed = seed
+        self.players = (Player({"student": student}, self.loss),)
 
-    def losses(self, turn: Turn) -> Losses:
-        generators = [seeded(self.seed, number) for number in turn.samples]
+    def loss(self, update: Update) -> Loss:
+        generators = [seeded(self.seed, number) for number in update.samples]
         paths, prompts = zip(*(self.trajectories.draw(generator) for generator in generators), strict=True)
         device = next(self.student.parameters()).device
         path = torch.stack(paths).to(device)
@@ -121,7 +117,7 @@ class TrajectoryRegression:
             context=self.context,
         )
         x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
-        yield F.mse_loss(x0, path[:, -1]), {}
+        return F.mse_loss(x0, path[:, -1]), {}
 
     def _steps(self, frames: int, generator: torch.Generator) -> Tensor:
         """A student step for every chunk, repeated over its frames: indices [F]."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-_ENTRANCES = ("remember", "embed_text", "text_keys_values")
+_FORWARD_METHODS = ("cache_clean", "cache_keys_values", "embed_text", "text_keys_values")
 """Methods besides `forward` that use a module's parameters."""
 _VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
@@ -65,7 +65,7 @@ class Ranks:
         blocks = (child for part in model.children() if isinstance(part, nn.ModuleList) for child in part)
         for module in (*blocks, model):
             fully_shard(module, reshard_after_forward=False)
-            for name in _ENTRANCES:
+            for name in _FORWARD_METHODS:
                 if hasattr(module, name):
                     register_fsdp_forward_method(module, name)
 
@@ -93,7 +93,7 @@ class Ranks:
             dist.barrier()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor, of which this rank may hold a shard. All ranks take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past
+from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.geometry import tokens_per_frame
 
 ROPE_BASE = 10000.0
@@ -35,7 +36,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         attended = attend(*self.project(x, modulation, rope))
         return self.finish(x, attended, modulation, *text)
 
-    def remember(self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: Past, layer: int) -> None:
+    def cache_keys_values(
+        self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: Past, layer: int
+    ) -> None:
         """Write this block's keys and values and nothing more: what the last block owes the context pass."""
         _, key, value = self.project(x, modulation, rope)
         cache.write(layer, key, value)
@@ -144,18 +147,18 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         return self._unpatchify(self.proj_out(x), latents)
 
     @torch.no_grad()
-    def remember(self, x0: Tensor, cache: Past, timestep: float = 0.0) -> None:
+    def cache_clean(self, x0: Tensor, cache: Past, timestep: float = CLEAN) -> None:
         """The context pass: run clean latents [B, F, C, H, W] at t = 0 so that the cache holds clean context, and commit them.
 
         Only keys and values are wanted, so the last block's output and the head are never computed. Another `timestep` is for
         latents with noise of that level in them.
         """
-        level = x0.new_full(x0.shape[:1], timestep, dtype=torch.float32)
-        x, _, modulation, rope = self._embed(x0, level, cache.frame)
+        t = x0.new_full(x0.shape[:1], timestep, dtype=torch.float32)
+        x, _, modulation, rope = self._embed(x0, t, cache.frame)
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks[:-1]):
             x = block(x, modulation, rope, cache.attention(layer), cache.text[layer])
-        self.blocks[-1].remember(x, modulation, rope, cache, last)
+        self.blocks[-1].cache_keys_values(x, modulation, rope, cache, last)
         cache.commit(x0.shape[1])
 
     def _checkpointed(self, block: CausalBlock) -> Callable[..., Tensor]:

@@ -14,6 +14,20 @@ class Teacher(WanTransformer3DModel):  # type: ignore[misc]
         flow: Tensor = super().forward(latents.transpose(1, 2), timestep, text, return_dict=False)[0]
         return flow.transpose(1, 2)
 
+    def guided(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, negative: Tensor, scale: float
+    ) -> Tensor:
+        """Flow with classifier-free guidance (arXiv 2207.12598): negative + scale (text - negative).
+
+        `negative` [B, L, D] are the embeddings that guidance leads away from. At scale 1 they do not matter
+        and one pass is enough; otherwise it takes two.
+        """
+        flow: Tensor = self(latents, timestep, text)
+        if scale == 1.0:
+            return flow
+        unguided: Tensor = self(latents, timestep, negative)
+        return unguided + scale * (flow - unguided)
+
     def compile_blocks(self) -> None:
         """Compile every transformer block with `torch.compile`."""
         for block in self.blocks:

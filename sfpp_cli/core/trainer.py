@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
-from sfpp_cli.core.objective import Losses, Objective, Player, Turn
-from sfpp_cli.core.parallel import ALONE, Ranks, whole
+from sfpp_cli.core.objective import Objective, Player, Update
+from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
 
 
@@ -87,7 +87,7 @@ class Training:
         lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
         return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
 
-    def schedule(self, step: int) -> float:
+    def lr_scale(self, step: int) -> float:
         """The share of the learning rate at 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
         if self.decay == "constant":
@@ -129,12 +129,12 @@ class Trainer:
         self.on_step, self.watch_step, self.on_save = on_step, watch_step, on_save
         self.step = 0
         self.models = {name: model for player in self.players for name, model in player.models.items()}
-        self.blanks = {name: _blank(model) for name, model in self.models.items()}
+        self.skeletons = {name: _meta_copy(model) for name, model in self.models.items()}
         if training.parallel == "shard":
             for model in self.models.values():
                 ranks.shard(model)
         self.optimizers = [self._optimizer(player) for player in self.players]
-        self.average: checkpoint.States | None = None
+        self.ema: checkpoint.States | None = None
 
     def run(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class Trainer:
             records = [self._turn(number, repeat) for repeat in range(player.updates)]
             record |= {prefix + figure: fmean(each[figure] for each in records) for figure in records[0]}
         self.step += 1
-        self._follow()
+        self._update_ema()
         return {"step": self.step, **record, "step_s": time.perf_counter() - began}
 
     def _turn(self, number: int, repeat: int) -> dict[str, float]:
@@ -168,12 +168,12 @@ class Trainer:
         player, optimizer = self.players[number], self.optimizers[number]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
-            group["lr"] = (player.lr or self.training.lr) * self.training.schedule(self.step)
+            group["lr"] = (player.lr or self.training.lr) * self.training.lr_scale(self.step)
         optimizer.zero_grad(set_to_none=True)
         figures = self._accumulate(number, repeat)
         if self.training.parallel == "replicate":
             self.ranks.average(parameters)
-        norm = whole(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
+        norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
         record = self.ranks.mean(figures) | {"grad_norm": norm}
         if not all(math.isfinite(value) for value in record.values()):
             who = f"{player.name} at " if player.name else ""
@@ -194,43 +194,39 @@ class Trainer:
     def _accumulate(self, number: int, repeat: int) -> dict[str, float]:
         """Back-propagate the loss of this rank's samples, part by part; returns the loss and the mean figures."""
         player = self.players[number]
+        device = next(p.device for model in player.models.values() for p in model.parameters())
         first = self.step * self.training.batch
         mine = [first + i for i in self.ranks.share(self.training.batch)]
         size = self.training.micro_batch or len(mine)
-        total, figures = 0.0, defaultdict(list)
+        total = 0.0
+        figures = defaultdict(list)
         for start in range(0, len(mine), size):
             part = tuple(mine[start : start + size])
-            losses = player.losses(Turn(self.step, number, repeat, part))
-            while (made := self._next(losses, player)) is not None:
-                loss = made[0] * (len(part) / len(mine))
-                loss.backward()
-                total += loss.item()
-                for figure, value in made[1].items():
-                    figures[figure].append(value)
+            with self.training.autocast(device):
+                loss, beside = player.loss(Update(self.step, number, repeat, part))
+            loss = loss * (len(part) / len(mine))
+            loss.backward()
+            total += loss.item()
+            for figure, value in beside.items():
+                figures[figure].append(value)
         return {"loss": total, **{figure: fmean(values) for figure, values in figures.items()}}
 
-    def _next(self, losses: Losses, player: Player) -> tuple[Tensor, dict[str, float]] | None:
-        """The forward passes up to the next loss."""
-        device = next(p.device for model in player.models.values() for p in model.parameters())
-        with self.training.autocast(device):
-            return next(losses, None)
-
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_ema(self) -> None:
         """The exponential moving average of the weights, from `ema_start` on."""
         if self.step < self.training.ema_start:
             return
-        if self.average is None:
-            self.average = self._copies()
-        for name, averages in self.average.items():
+        if self.ema is None:
+            self.ema = self._copies()
+        for name, averages in self.ema.items():
             for key, value in self.models[name].state_dict().items():
                 averages[key].lerp_(value.to(averages[key].device), 1 - self.training.ema)
 
     def _copies(self) -> checkpoint.States:
         """The averaged models' weights as they are now, where averages are kept."""
-        names = [name for player in self.players if player.averaged for name in player.models]
+        names = [name for player in self.players if player.has_ema for name in player.models]
         return {
-            name: {key: self._rest(value) for key, value in self.models[name].state_dict().items()}
+            name: {key: self._to_host(value) for key, value in self.models[name].state_dict().items()}
             for name in names
         }
 
@@ -241,7 +237,7 @@ class Trainer:
             self.folder,
             self.step,
             self._state(),
-            self.blanks,
+            self.skeletons,
             self.ranks,
             keep=t.keep,
             keep_every=t.keep_every,
@@ -254,8 +250,8 @@ class Trainer:
         if not steps:
             return
         self.step = steps[-1]
-        if checkpoint.has_average(self.folder, self.step):
-            self.average = self._copies()
+        if checkpoint.has_ema(self.folder, self.step):
+            self.ema = self._copies()
         checkpoint.load(self.folder, self.step, self._state(), self.ranks)
         if self.training.offload:
             for optimizer in self.optimizers:
@@ -266,14 +262,14 @@ class Trainer:
             (player.models, optimizer)
             for player, optimizer in zip(self.players, self.optimizers, strict=True)
         ]
-        return checkpoint.State(learners, self.average)
+        return checkpoint.State(learners, self.ema)
 
     def _optimizer(self, player: Player) -> torch.optim.AdamW:
         parameters = [p for model in player.models.values() for p in model.parameters() if p.requires_grad]
         t = self.training
         return torch.optim.AdamW(parameters, lr=player.lr or t.lr, betas=t.betas, weight_decay=t.weight_decay)
 
-    def _rest(self, tensor: Tensor) -> Tensor:
+    def _to_host(self, tensor: Tensor) -> Tensor:
         copied = tensor.detach().clone()
         return copied.cpu() if self.training.offload else copied
 
@@ -296,7 +292,7 @@ def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         state.update({key: value.to(device) for key, value in state.items() if value.ndim})
 
 
-def _blank(model: nn.Module) -> nn.Module:
+def _meta_copy(model: nn.Module) -> nn.Module:
     """The same model without its weights, to write weights from anywhere in its format."""
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)

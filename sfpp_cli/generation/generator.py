@@ -20,9 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfpp_cli import __version__
-from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import rollout
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, synchronize, used_megabytes
 from sfpp_cli.errors import UserError
@@ -148,7 +146,7 @@ class Generator:
         self.student = bundle.load_student(device, options.dtype)
         self.text = self._embed(prompts)
         self.vae = bundle.load_vae(device, options.dtype)
-        self.schedule = FlowSchedule(settings.shift)
+        self.sampler = settings.sampler(context=options.context, sink=options.sink)
         self.weights = fingerprint(bundle)
         if options.compile:
             self.student.compile_blocks()
@@ -305,16 +303,11 @@ class Generator:
     def _chunks(self, request: Request, log: LatentLog, done: int, total: int) -> Iterator[Tensor]:
         """The rollout from chunk `done` on; the chunks before it refill the cache."""
         noise = VideoNoise([request.seed], log.shape[1:], self.device)
-        return rollout(
+        return self.sampler.rollout(
             self.student,
             noise.chunks(done, total),
             self.text([request.prompt]).to(self.device),
-            schedule=self.schedule,
-            steps=self.settings.steps,
-            chunk=self.settings.chunk,
-            context=self.options.context,
-            sink=self.options.sink,
-            draw=noise.draw,
+            noise.draw,
             past=(chunk.to(self.device) for chunk in log.chunks(done)),
         )
 

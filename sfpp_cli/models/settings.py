@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
+from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import atomic_write
 from sfpp_cli.schema import STRICT, Faults, line_of, validate
 
+if TYPE_CHECKING:
+    from sfpp_cli.core.rollout import Sampler
+
 SETTINGS = "sfpp.json"
-TIMESTEPS = 1000
 
 AtLeast1 = Annotated[int, Field(ge=1)]
 
@@ -68,6 +71,19 @@ class Settings:
         """
         return validate(_SCHEMA, {**asdict(self), **values})
 
+    def sampler(self, *, context: int | None = None, sink: int | None = None) -> Sampler:
+        """How the student samples; another `context` or `sink` than the one it was trained with may be tried."""
+        from sfpp_cli.core.flow import FlowSchedule
+        from sfpp_cli.core.rollout import Sampler
+
+        return Sampler(
+            schedule=FlowSchedule(self.shift),
+            steps=self.steps,
+            chunk=self.chunk,
+            context=self.context if context is None else context,
+            sink=self.sink if sink is None else sink,
+        )
+
     def write(self, path: Path) -> None:
         atomic_write(path, json.dumps(asdict(self), indent=2) + "\n")
 
@@ -84,9 +100,9 @@ class Settings:
     @field_validator("steps")
     @classmethod
     def _check_steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
-        inside = all(0 < step <= TIMESTEPS for step in steps)
+        inside = all(0 < step <= TRAIN_STEPS for step in steps)
         if not steps or not inside or any(later >= step for step, later in pairwise(steps)):
-            raise ValueError(f"must descend from at most {TIMESTEPS} to at least 1, not {list(steps)}")
+            raise ValueError(f"must descend from at most {TRAIN_STEPS} to at least 1, not {list(steps)}")
         return steps
 
 

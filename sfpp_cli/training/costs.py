@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
-from sfpp_cli.core.dmd import Choices, start_weights
+from sfpp_cli.core.dmd import DMDConfig, start_weights
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
@@ -119,19 +119,15 @@ class Windows:
         return start + self.ahead + 1
 
 
-def windows_of(choices: Choices, settings: Settings) -> Windows:
+def windows_of(choices: DMDConfig, settings: Settings) -> Windows:
     """As `DistributionMatching` draws them. UserError if they are not whole chunks, or do not fit the rollout."""
-    horizon, steps, count = (
-        choices.horizon or settings.horizon,
-        len(settings.steps),
-        choices.windows_per_rollout,
-    )
+    horizon, steps, count = choices.horizon or settings.horizon, len(settings.steps), 1
     frames, chunk = choices.frames or horizon, settings.chunk
     length, starts = horizon // chunk, (frames - horizon) // chunk + 1
     if horizon % chunk or frames % chunk or starts < count:
         raise UserError(
             f"rollouts of {frames} latent frames with {count} windows of {horizon} do not come out in chunks of {chunk}: "
-            "change dmd.frames, dmd.horizon or dmd.windows_per_rollout"
+            "change dmd.frames or dmd.horizon"
         )
     backward = choices.noise_init == "backward"
     passes = 1 if backward else steps if choices.gradient_step == "last" else (1 + steps) / 2
@@ -154,7 +150,7 @@ def start_chances(starts: int, windows: int, kind: Literal["uniform", "beta(1,2)
 
 
 def matching_flop(
-    student: Sizes, teacher: Sizes, windows: Windows, choices: Choices, settings: Settings, trained: float
+    student: Sizes, teacher: Sizes, windows: Windows, choices: DMDConfig, settings: Settings, trained: float
 ) -> dict[str, float]:
     """FLOP of a sample's step, in the mean over what is drawn; a pass with gradient costs `trained` forward passes."""
 
@@ -254,6 +250,6 @@ def trained_cost(checkpointing: bool) -> float:
     return 1 + BACKWARD + (1 if checkpointing else 0)
 
 
-def score_passes(choices: Choices) -> int:
+def score_passes(choices: DMDConfig) -> int:
     """Passes over a window to compare critic and teacher; guidance takes one more."""
     return 2 if choices.guidance == 1.0 else 3

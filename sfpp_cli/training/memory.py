@@ -13,9 +13,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from transformers import UMT5Config
 
-from sfpp_cli.core.dmd import Choices
+from sfpp_cli.core.dmd import DMDConfig
 from sfpp_cli.core.flow import FlowSchedule
-from sfpp_cli.core.ode import kept_indices
+from sfpp_cli.core.ode import student_step_indices
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
@@ -146,7 +146,7 @@ def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Costs
 
 def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Costs:
     student, settings, pairs = measure(_teacher(layout), layout), _judged(layout), recipe.pairs
-    kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
+    student_step_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     frames, checkpointing = settings.horizon, recipe.training.gradient_checkpointing
     passes, size = trajectory_passes(pairs), trajectory_bytes(pairs, settings, student.latent)
     flop = passes * student.flop(frames, frames)
@@ -190,9 +190,14 @@ def _matching(recipe: MatchingRecipe, layout: Layout, element: int) -> Costs:
 
 
 def _matching_bytes(
-    student: Sizes, windows: Windows, choices: Choices, settings: Settings, element: int, checkpointing: bool
+    student: Sizes,
+    windows: Windows,
+    choices: DMDConfig,
+    settings: Settings,
+    element: int,
+    checkpointing: bool,
 ) -> dict[str, float]:
-    """The ring, the pasts of the windows in flight, and activations. Without checkpointing a pass keeps all the keys it saw."""
+    """The ring, the past of the window, and activations. Without checkpointing a pass keeps all the keys it saw."""
     frames, bytes_of = windows.length * settings.chunk, student.shape.cache_bytes
     activations = student.activation_bytes(frames, element, windows.length, checkpointing=checkpointing)
     if not checkpointing:
@@ -200,15 +205,14 @@ def _matching_bytes(
         activations += bytes_of(seen, element)
     if choices.method == "self-forcing":
         return {"past": bytes_of(frames, element), "activations": activations}
-    pasts = min(choices.windows_per_rollout, windows.ahead + 1)
     return {
         "ring": bytes_of(settings.context, element),
-        "past": bytes_of(pasts * settings.context + frames, element),
+        "past": bytes_of(settings.context + frames, element),
         "activations": activations,
     }
 
 
-def _matching_lines(windows: Windows, choices: Choices, settings: Settings) -> dict[str, str]:
+def _matching_lines(windows: Windows, choices: DMDConfig, settings: Settings) -> dict[str, str]:
     whole, scores = windows.starts + windows.length - 1, score_passes(choices)
     mean = sum(windows.chunks(start) * chance for start, chance in enumerate(windows.last))
     chunks = f"~{mean:.1f} of {whole} chunks of {settings.chunk} latent frames in the mean"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import normal, seeded
-from sfpp_cli.core.ode import kept_indices, trajectory
+from sfpp_cli.core.ode import student_step_indices, trajectory
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.data.trajectories import missing_shards, write_index, write_shard
 from sfpp_cli.models.bundle import Bundle, weights_digest
@@ -30,7 +30,7 @@ def make_pairs(
     """Generate the missing shards of the teacher's trajectories; ranks share them out, none twice."""
     pairs, settings, ranks = recipe.pairs, bundle.settings, Ranks.from_environment()
     folder = Path(pairs.folder)
-    kept_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
+    student_step_indices(FlowSchedule(settings.shift), settings.steps, pairs.sampling_steps)
     teacher = bundle.load_teacher(device, torch.float32)
     shape = (
         bundle.teacher_horizon,

@@ -8,10 +8,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.geometry import round_up
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
@@ -39,7 +37,7 @@ class Previewer:
         """`text` [B, L, D] holds the prompts' padded embeddings."""
         settings, compression = bundle.settings, bundle.compression
         self.settings, self.folder = settings, folder
-        self.schedule = FlowSchedule(settings.shift)
+        self.sampler = settings.sampler()
         self.text = text.to(device)
         self.vae = bundle.load_vae(device, torch.float32)
         wanted = compression.latent_frames(max(1, round(seconds * settings.fps)))
@@ -75,16 +73,11 @@ class Previewer:
     def _latents(self, student: CausalWanModel) -> Tensor:
         """Clean latents [B, F, C, h, w] of all prompts at once; the student's mode is as it was afterwards."""
         settings, training = self.settings, student.training
-        chunks = rollout(
+        chunks = self.sampler.rollout(
             student.eval(),
             self.noise.chunks(0, self.latent_frames // settings.chunk),
             self.text,
-            schedule=self.schedule,
-            steps=settings.steps,
-            chunk=settings.chunk,
-            context=settings.context,
-            sink=settings.sink,
-            draw=self.noise.draw,
+            self.noise.draw,
         )
         try:
             return torch.cat(list(chunks), dim=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from sfpp_cli.core.dmd import Choices
+from sfpp_cli.core.dmd import DMDConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.settings import Settings
@@ -92,7 +92,7 @@ class MatchingRecipe:
     objective: Literal["dmd"]
     model: str
     prompts: str
-    dmd: Choices
+    dmd: DMDConfig
     training: Training
     student: str | None = None
     """Causal weights to start from; the model's own if not given."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
-from sfpp_cli.core.dmd import DistributionMatching, Rolling
+from sfpp_cli.core.dmd import DistributionMatching, Videos
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
 from sfpp_cli.core.objective import Objective
@@ -163,7 +163,7 @@ def match_distributions(recipe: MatchingRecipe, how: How) -> None:
     text = embedded(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, how.device, how.watch)
     objective = matching_objective(recipe, bundle, prompts, text, how.device)
     settings = bundle.settings.changed(
-        {"horizon": recipe.dmd.frames or objective.window * bundle.settings.chunk}
+        {"horizon": recipe.dmd.frames or objective.length * bundle.settings.chunk}
     )
     look = previews_of(objective.student, bundle, recipe, text(prompts[: recipe.preview.count]), how)
     networks: list[nn.Module] = [objective.student, objective.critic, objective.teacher]
@@ -171,9 +171,14 @@ def match_distributions(recipe: MatchingRecipe, how: How) -> None:
 
 
 def matching_objective(
-    recipe: MatchingRecipe, bundle: Bundle, prompts: Sequence[str], text: EncodeText, device: torch.device
+    recipe: MatchingRecipe,
+    bundle: Bundle,
+    prompts: Sequence[str],
+    text: EncodeText,
+    device: torch.device,
+    videos: Videos | None = None,
 ) -> DistributionMatching:
-    """Student, critic and teacher of a recipe, ready to learn."""
+    """Student, critic and teacher of a recipe, ready to learn; from `videos` instead of rollouts if given."""
     student = bundle.load_student(device, torch.float32).train().requires_grad_(True)
     if recipe.lora_rank:
         add_adapter(student, recipe.lora_rank)
@@ -188,21 +193,16 @@ def matching_objective(
             bundle.load_teacher(device, torch.float32),
             text,
             prompts,
-            schedule=FlowSchedule(settings.shift),
-            rolling=Rolling(
-                steps=settings.steps,
-                chunk=settings.chunk,
-                context=settings.context,
-                sink=settings.sink,
-                horizon=bundle.teacher_horizon,
-                shape=(
-                    student.config.in_channels,
-                    *bundle.compression.latent_size(settings.width, settings.height),
-                ),
+            sampler=replace(settings.sampler(), context_noise=recipe.dmd.context_noise),
+            horizon=recipe.dmd.horizon or bundle.teacher_horizon,
+            latent=(
+                student.config.in_channels,
+                *bundle.compression.latent_size(settings.width, settings.height),
             ),
-            choices=recipe.dmd,
+            config=recipe.dmd,
             seed=recipe.seed,
             image_latent=latent,
+            videos=videos,
         )
     except ValueError as error:
         raise UserError(f"dmd: {error}") from None

@@ -127,13 +127,13 @@ def test_a_chunk_must_fit_beside_the_sink(context: int, sink: int, draw: Drawn) 
 def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
     cache = KVCache(TEXT, tokens=TOKENS, context=5)
     query, key, value = draw(3)
-    with pytest.raises(ValueError, match="unroll"):
+    with pytest.raises(ValueError, match="snapshot"):
         cache.attention(0)(query.requires_grad_(), key, value)
 
 
 @pytest.mark.parametrize(("context", "sink"), [(3, 0), (5, 0), (6, 0), (8, 2), (7, 1), (30, 4)])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_an_unrolled_cache_goes_on_as_the_ring_would(
+def test_an_snapshot_cache_goes_on_as_the_ring_would(
     context: int, sink: int, chunk: int, draw: Drawn
 ) -> None:
     """Unrolled after any number of chunks, between two passes or behind one that is not committed."""
@@ -144,21 +144,21 @@ def test_an_unrolled_cache_goes_on_as_the_ring_would(
             ring.commit(chunk)
         if before % 2:
             ring.attention(0)(*draw(chunk))
-        unrolled = ring.unroll(chunk)
+        snapshot = ring.snapshot(chunk)
         for _ in range(5):
             qkv = draw(chunk)
             torch.testing.assert_close(
-                unrolled.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0
+                snapshot.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0
             )
-            unrolled.commit(chunk)
+            snapshot.commit(chunk)
             ring.commit(chunk)
-        assert unrolled.frame == ring.frame
-        assert len(unrolled.past[0]) <= context, "what nobody will see is let go"
+        assert snapshot.frame == ring.frame
+        assert len(snapshot.past[0]) <= context, "what nobody will see is let go"
 
 
 def test_what_a_pass_saw_is_never_overwritten(draw: Drawn) -> None:
     """Attention begun before the rollout went on still sees the past of then, as a recomputation does."""
-    cache = KVCache(TEXT[:1], tokens=TOKENS, context=5).unroll(3)
+    cache = KVCache(TEXT[:1], tokens=TOKENS, context=5).snapshot(3)
     for _ in range(2):
         cache.attention(0)(*draw(3))
         cache.commit(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from sfpp_cli.core import dmd
 from sfpp_cli.core.dmd import (
-    Choices,
     DistributionMatching,
-    Rolling,
+    DMDConfig,
     critic_loss,
     dmd_gradient,
     dmd_loss,
@@ -24,20 +24,15 @@ from sfpp_cli.core.dmd import (
 )
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.objective import Update
+from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
 
 SCHEDULE = FlowSchedule(5.0)
 CHUNK, HORIZON, FRAMES = 3, 6, 30
-ROLLING = Rolling(
-    steps=(1000, 750, 500, 250),
-    chunk=CHUNK,
-    context=8,
-    sink=1,
-    horizon=HORIZON,
-    shape=(CONFIG["in_channels"], *SIZE),
-)
+LATENT = (CONFIG["in_channels"], *SIZE)
+SAMPLER = Sampler(schedule=SCHEDULE, steps=(1000, 750, 500, 250), chunk=CHUNK, context=8, sink=1)
 TEXT = dict(zip(["", "a", "b"], prompts(3), strict=True))
 
 
@@ -45,29 +40,31 @@ def encode(texts: list[str]) -> Tensor:
     return torch.stack([TEXT[text] for text in texts])
 
 
-def matching(seed: int = 0, starts: list[int] | None = None, **choices: Any) -> DistributionMatching:
-    """The objective on tiny models; the critic differs from the teacher. `starts` are the windows' chunks, if not drawn."""
+def matching(
+    seed: int = 0, start: int | None = None, sampler: Sampler = SAMPLER, **config: Any
+) -> DistributionMatching:
+    """The objective on tiny models; the critic differs from the teacher. `start` is the window's chunk, if not drawn."""
     critic, teacher = make_teacher(), make_teacher().requires_grad_(False)
     randomize(critic, seed=5)
-    chosen = Choices(**{"method": "self-forcing++", "frames": FRAMES, **choices})
     made = DistributionMatching(
         make_student(),
         critic,
         teacher,
         encode,
         ["a", "b"],
-        schedule=SCHEDULE,
-        rolling=ROLLING,
-        choices=chosen,
+        sampler=sampler,
+        horizon=HORIZON,
+        latent=LATENT,
+        config=DMDConfig(**{"method": "self-forcing++", "frames": FRAMES, **config}),
         seed=seed,
     )
-    if starts is not None:
-        made.draw_starts = lambda draws: starts  # type: ignore[method-assign]
+    if start is not None:
+        made.draw_start = lambda draws: start  # type: ignore[method-assign]
     return made
 
 
-def turn(*samples: int, step: int = 0, player: int = 0, repeat: int = 0) -> Turn:
-    return Turn(step, player, repeat, samples or (0, 1))
+def update(*samples: int, step: int = 0, player: int = 0, repeat: int = 0) -> Update:
+    return Update(step, player, repeat, samples or (0, 1))
 
 
 def test_gradient_loss_and_critic_loss_are_the_references() -> None:
@@ -125,14 +122,14 @@ def test_a_sample_is_normalised_by_itself() -> None:
     )
 
 
-def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -> Tensor:
+def naive(objective: DistributionMatching, start: int, step: int, which: Update) -> Tensor:
     """The window from the formulas: every pass over a cache that forgets nothing, gradient at the last pass of its chunks."""
-    student, choices = objective.student, objective.choices
-    text, _ = objective._texts(which)
+    student, config = objective.student, objective.config
+    text, _ = objective.texts(which)
     levels = [1000.0, 937.5, 2500 / 3, 625.0]
     with torch.no_grad():
         cache: Any = NaiveCache(student.embed_text(text), tokens=student.tokens(SIZE), context=8, sink=1)
-    shape = (CHUNK, *ROLLING.shape)
+    shape = (CHUNK, *LATENT)
     rolled = objective_noise(objective, "ROLLOUT", which, shape)
     fresh = objective_noise(objective, "WINDOW", which, shape, start)
 
@@ -166,7 +163,7 @@ def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -
     predicted = []
     for index in range(window):
         (x,) = fresh.chunks(index, index + 1)
-        if choices.noise_init == "backward":
+        if config.noise_init == "backward":
             sigma = levels[step] / 1000
             x = (1 - sigma) * video[start + index] + sigma * x
             through = levels[step : step + 1]
@@ -180,7 +177,7 @@ def naive(objective: DistributionMatching, start: int, step: int, which: Turn) -
 
 
 def objective_noise(
-    objective: DistributionMatching, use: str, which: Turn, shape: tuple[int, ...], number: int = 0
+    objective: DistributionMatching, use: str, which: Update, shape: tuple[int, ...], number: int = 0
 ) -> Any:
     return VideoNoise(objective._seeds(dmd._For[use], which, number), shape)
 
@@ -194,12 +191,12 @@ def test_a_window_and_its_gradients_are_the_naive_ones(
     noise_init: str, step: int, start: int, checkpointing: bool
 ) -> None:
     """Deep in the rollout the context of 8 frames has rolled over many times."""
-    objective = matching(starts=[start], noise_init=noise_init, gradient_step="uniform")
-    objective._draw_step = lambda draws: step  # type: ignore[method-assign]
-    which = turn()
+    objective = matching(start=start, noise_init=noise_init, gradient_step="uniform")
+    objective.draw_step = lambda draws: step  # type: ignore[method-assign]
+    which = update()
     if checkpointing:
         objective.student.enable_gradient_checkpointing()
-    ((x, learns),) = objective.windows(which, objective._texts(which)[0], gradient=True)
+    x, learns = objective.window(which, objective.texts(which)[0], gradient=True)
     assert learns.all()
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     (x * direction).sum().backward()
@@ -231,11 +228,10 @@ def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(
     noise_init: str, before: int, within: int
 ) -> None:
     """And the rollout stops behind the window: nothing later is needed."""
-    objective = matching(starts=[4], noise_init=noise_init, gradient_step="uniform")
-    objective._draw_step = lambda draws: 2  # type: ignore[method-assign]
+    objective = matching(start=4, noise_init=noise_init, gradient_step="uniform")
+    objective.draw_step = lambda draws: 2  # type: ignore[method-assign]
     seen = passes(objective.student)
-    for loss, _ in objective.student_losses(turn()):
-        loss.backward()
+    objective.student_loss(update())[0].backward()
     assert len(seen) == 4 * before + within * (HORIZON // CHUNK)
     learning = [number for number, (enabled, _) in enumerate(seen) if enabled]
     first = 4 * before + within - 1
@@ -246,8 +242,7 @@ def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(
 def test_self_forcing_is_a_rollout_from_noise() -> None:
     objective = matching(method="self-forcing", frames=None, noise_init="random")
     seen = passes(objective.student)
-    (loss, figures), *more = objective.student_losses(turn())
-    assert not more
+    loss, figures = objective.student_loss(update())
     assert len(seen) == 4 * HORIZON // CHUNK
     assert [enabled for enabled, _ in seen] == [False, False, False, True] * (HORIZON // CHUNK)
     assert figures["dmd_gradient"] > 0.1
@@ -256,13 +251,11 @@ def test_self_forcing_is_a_rollout_from_noise() -> None:
 
 
 def test_neither_teacher_nor_critic_learns_from_the_students_loss() -> None:
-    objective = matching(starts=[3])
-    for loss, _ in objective.student_losses(turn()):
-        loss.backward()
+    objective = matching(start=3)
+    objective.student_loss(update())[0].backward()
     assert not gradients(objective.critic)
     assert gradients(objective.student)
-    for loss, _ in objective.critic_losses(turn(player=1)):
-        loss.backward()
+    objective.critic_loss(update(player=1))[0].backward()
     assert not gradients(objective.student), "the critic's windows are detached"
     assert gradients(objective.critic)
     assert all(parameter.grad is None for parameter in objective.teacher.parameters())
@@ -270,10 +263,10 @@ def test_neither_teacher_nor_critic_learns_from_the_students_loss() -> None:
 
 def test_the_score_difference_is_the_formula() -> None:
     objective = matching(guidance=3.0)
-    which = turn()
-    text, negative = objective._texts(which)
-    x = torch.randn(2, HORIZON, *ROLLING.shape, generator=torch.Generator().manual_seed(3))
-    timestep, noise = objective._noise(x, which, 0)
+    which = update()
+    text, negative = objective.texts(which)
+    x = torch.randn(2, HORIZON, *LATENT, generator=torch.Generator().manual_seed(3))
+    timestep, noise = objective.score_noise(x, which)
     sigma = SCHEDULE.sigma(timestep).view(-1, 1, 1, 1, 1)
     x_t = (1 - sigma) * x + sigma * noise
     with torch.no_grad():
@@ -295,69 +288,47 @@ def test_where_windows_start(window: str, expected: list[float]) -> None:
     """Every start has its share; Beta(1, 2) has density 2 (1 - u), summed up over a ninth."""
     objective = matching(window=window)
     draws = torch.Generator().manual_seed(0)
-    drawn = torch.tensor([objective.draw_starts(draws)[0] for _ in range(8000)])
+    drawn = torch.tensor([objective.draw_start(draws) for _ in range(8000)])
     share = torch.bincount(drawn, minlength=9) / 8000
     torch.testing.assert_close(share, torch.tensor(expected), atol=4 * (0.25 / 8000) ** 0.5, rtol=0)
-
-
-def test_many_windows_of_one_rollout() -> None:
-    """Together they are what each is alone, at the price of one rollout; their losses add up to the mean."""
-    objective = matching(windows_per_rollout=3)
-    starts = objective.draw_starts(torch.Generator().manual_seed(0))
-    assert len(set(starts)) == 3
-    assert starts == sorted(starts)
-    together = matching(starts=[0, 1, 6], windows_per_rollout=3)
-    seen = passes(together.student)
-    losses = [loss.item() for loss, _ in together.student_losses(turn())]
-    assert len(seen) == 4 * (6 + 2) + 3 * 2
-    alone = []
-    for number, start in enumerate([0, 1, 6]):
-        single = matching(starts=[start])
-        ((x, _),) = single.windows(turn(), single._texts(turn())[0])
-        torch.testing.assert_close(together.made[0, 1][number], x, atol=rounding(x), rtol=0)
-        gradient = single.score_difference(x, *single._texts(turn()), turn(), number)
-        alone.append(dmd_loss(x, gradient).item())
-    assert losses == pytest.approx([loss / 3 for loss in alone], rel=1e-4)
 
 
 def test_samples_are_the_same_in_any_company() -> None:
     """So batches may be cut into parts and shared out over ranks."""
     objective = matching()
     for later in (0, 7):
-        together = [x for x, _ in objective.windows(turn(4, 5, step=later), objective._texts(turn(4, 5))[0])]
+        together, _ = objective.window(update(4, 5, step=later), objective.texts(update(4, 5))[0])
         for i, sample in enumerate((4, 5)):
-            alone = [
-                x for x, _ in objective.windows(turn(sample, step=later), objective._texts(turn(sample))[0])
-            ]
-            torch.testing.assert_close(together[0][i], alone[0][0], atol=rounding(alone[0][0]), rtol=0)
+            alone, _ = objective.window(update(sample, step=later), objective.texts(update(sample))[0])
+            torch.testing.assert_close(together[i], alone[0], atol=rounding(alone[0]), rtol=0)
 
 
 def test_the_critic_learns_from_the_students_windows_or_from_new_ones() -> None:
-    shared = matching(starts=[2])
-    list(shared.student_losses(turn()))
+    shared = matching(start=2)
+    shared.student_loss(update())
     seen = passes(shared.student)
-    first, again = (next(iter(shared.critic_losses(turn(player=1, repeat=i))))[0].item() for i in range(2))
+    first, again = (shared.critic_loss(update(player=1, repeat=i))[0].item() for i in range(2))
     assert not seen, "no new rollout"
     assert first != again, "but new noise"
 
-    fresh = matching(starts=[2], shared_rollout=False)
-    list(fresh.student_losses(turn()))
+    fresh = matching(start=2, shared_rollout=False)
+    fresh.student_loss(update())
     seen = passes(fresh.student)
     windows = []
     for i in range(2):
-        list(fresh.critic_losses(turn(player=1, repeat=i)))
-        windows.append(next(iter(fresh.windows(turn(player=1, repeat=i), fresh._texts(turn())[0])))[0])
+        fresh.critic_loss(update(player=1, repeat=i))
+        windows.append(fresh.window(update(player=1, repeat=i), fresh.texts(update())[0])[0])
     assert len(seen) == 2 * 2 * (4 * 4 + 2)
     assert not any(enabled for enabled, _ in seen)
-    for one, other in itertools.combinations([*windows, fresh.made[0, 1][0]], 2):
+    for one, other in itertools.combinations([*windows, fresh.kept[0, 1]], 2):
         assert (one - other).abs().max() > 0.1, "each rollout has its own noise"
 
 
 def test_windows_of_an_earlier_step_are_forgotten() -> None:
-    objective = matching(starts=[0])
-    list(objective.student_losses(turn(0, 1)))
-    list(objective.student_losses(turn(2, 3, step=1)))
-    assert list(objective.made) == [(2, 3)]
+    objective = matching(start=0)
+    objective.student_loss(update(0, 1))
+    objective.student_loss(update(2, 3, step=1))
+    assert list(objective.kept) == [(2, 3)]
 
 
 def test_a_reencoded_first_frame_does_not_learn() -> None:
@@ -367,12 +338,15 @@ def test_a_reencoded_first_frame_does_not_learn() -> None:
         seen.append(latents)
         return torch.full_like(latents[:, :1], 0.5)
 
-    objective = matching(starts=[0, 4], windows_per_rollout=2, first_frame="reencode")
-    objective.image_latent = image_latent
-    plain = matching(starts=[0, 4], windows_per_rollout=2)
-    text = objective._texts(turn())[0]
-    (first, all_learn), (second, learns) = objective.windows(turn(), text)
-    (plain_first, _), (plain_second, _) = plain.windows(turn(), text)
+    def window_at(start: int, **config: Any) -> tuple[Tensor, Tensor]:
+        objective = matching(start=start, **config)
+        objective.image_latent = image_latent
+        return objective.window(update(), objective.texts(update())[0])
+
+    first, all_learn = window_at(0, first_frame="reencode")
+    second, learns = window_at(4, first_frame="reencode")
+    plain_first, _ = window_at(0)
+    plain_second, _ = window_at(4)
     assert all_learn.all(), "the first window of a video starts with an image latent anyway"
     assert torch.equal(first, plain_first)
     assert learns.tolist() == [False] + [True] * (HORIZON - 1)
@@ -384,8 +358,10 @@ def test_a_reencoded_first_frame_does_not_learn() -> None:
 
 
 def test_context_noise_changes_what_is_remembered() -> None:
-    plain, noisy = (matching(starts=[2], context_noise=level) for level in (0.0, 50.0))
-    one, other = (next(iter(made.windows(turn(), made._texts(turn())[0])))[0] for made in (plain, noisy))
+    one, other = (
+        made.window(update(), made.texts(update())[0])[0]
+        for made in (matching(start=2, sampler=replace(SAMPLER, context_noise=t)) for t in (0.0, 50.0))
+    )
     difference = (one - other).abs().mean()
     assert 1e-3 < difference < 1
 
@@ -395,16 +371,15 @@ def test_context_noise_changes_what_is_remembered() -> None:
     [
         ({"method": "self-forcing"}, "noise_init = 'random'"),
         ({"frames": None}, "'frames' is missing"),
-        ({"windows_per_rollout": 0}, "1 or more"),
+        ({"critic_updates": 0}, "1 or more"),
         ({"critic_lr": 0.0}, "above 0"),
         ({"timesteps": (980.0, 20.0)}, "ascend"),
         ({"context_noise": 1000.0}, "context_noise"),
         ({"frames": 31}, "whole chunks"),
         ({"frames": 3}, "whole chunks"),
-        ({"windows_per_rollout": 10}, "9 windows"),
     ],
 )
-def test_choices_that_make_no_sense(wrong: dict[str, Any], says: str) -> None:
+def test_configs_that_make_no_sense(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         matching(**wrong)
 
@@ -412,7 +387,7 @@ def test_choices_that_make_no_sense(wrong: dict[str, Any], says: str) -> None:
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # the teacher's norms, on a CPU
 def test_lower_precision_keeps_the_gradients() -> None:
     """Weights cast while gradients were off must not be found again when they are on."""
-    objective = matching(starts=[1])
+    objective = matching(start=1)
     trainer = Trainer(objective, Training(steps=1, batch=2, precision="bfloat16", clip=1e9), None)  # type: ignore[arg-type]
     trainer._accumulate(0, 0)
     lower = gradients(objective.student)

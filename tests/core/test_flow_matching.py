@@ -98,10 +98,10 @@ def test_a_teacher_in_training_stops_and_goes_on(tmp_path: Path) -> None:
         Trainer(objective(), training, tmp_path / "run", on_step=stop).run()
     resumed = Trainer(objective(), training, tmp_path / "run")
     resumed.run()
-    assert resumed.average is not None
+    assert resumed.ema is not None
     for name, state in (
         ("transformer", resumed.models["transformer"].state_dict()),
-        ("transformer-ema", resumed.average["transformer"]),
+        ("transformer-ema", resumed.ema["transformer"]),
     ):
         for run in ("run", "whole"):
             saved = Teacher.from_pretrained(checkpoint.path_of(tmp_path / run, 4) / name).state_dict()

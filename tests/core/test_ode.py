@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIG, SIZE, MaskedMemory, gaussian, loss_of, make_student, prompts
+from tiny import CONFIG, SIZE, MaskedMemory, gaussian, loss_of, make_student, make_teacher, prompts
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import seeded
-from sfpp_cli.core.ode import TrajectoryRegression, kept_indices, sampling_sigmas, trajectory
+from sfpp_cli.core.ode import TrajectoryRegression, sampling_sigmas, student_step_indices, trajectory
 from sfpp_cli.errors import UserError
 
 STEPS = (1000, 750, 500, 250)
@@ -29,12 +29,14 @@ def follow(
 ) -> Tensor:
     """The trajectory of a teacher with this velocity of (x, sigma, mean of its text), float64."""
 
-    def teacher(x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def forward(x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         assert timestep.shape == (2,)
         return velocity(x, timestep[0] / 1000, text.mean())
 
+    teacher = make_teacher()
+    teacher.forward = forward  # type: ignore[method-assign]
     path = trajectory(
-        teacher,  # type: ignore[arg-type]
+        teacher,
         gaussian(*SHAPE, dtype=torch.float64),
         TEXT,
         NEGATIVE,
@@ -49,9 +51,9 @@ def follow(
 
 
 def test_the_samplers_grid_holds_the_students_steps() -> None:
-    assert kept_indices(SCHEDULE, STEPS, 48) == [0, 12, 24, 36]
-    assert kept_indices(SCHEDULE, STEPS, 4) == [0, 1, 2, 3]
-    assert kept_indices(SCHEDULE, (1000, 500), 10) == [0, 5]
+    assert student_step_indices(SCHEDULE, STEPS, 48) == [0, 12, 24, 36]
+    assert student_step_indices(SCHEDULE, STEPS, 4) == [0, 1, 2, 3]
+    assert student_step_indices(SCHEDULE, (1000, 500), 10) == [0, 5]
     sigmas = sampling_sigmas(SCHEDULE, 48)
     assert sigmas.shape == (49,)
     assert sigmas[[0, 12, 24, 36, 48]].tolist() == pytest.approx([1, 0.9375, 5 / 6, 0.625, 0], abs=1e-12)
@@ -60,14 +62,14 @@ def test_the_samplers_grid_holds_the_students_steps() -> None:
 @pytest.mark.parametrize(("sampling_steps", "good"), [(50, 48), (47, 48), (30, 32), (1, 4)])
 def test_a_grid_that_misses_the_students_steps_is_refused(sampling_steps: int, good: int) -> None:
     with pytest.raises(UserError, match=rf"{sampling_steps} sampling steps miss .* to {good}$"):
-        kept_indices(SCHEDULE, STEPS, sampling_steps)
-    assert len(set(kept_indices(SCHEDULE, STEPS, good))) == 4
+        student_step_indices(SCHEDULE, STEPS, sampling_steps)
+    assert len(set(student_step_indices(SCHEDULE, STEPS, good))) == 4
 
 
 @pytest.mark.parametrize("steps", [(250, 500, 750, 1000), (1000, 1000, 500), (1000, 500, 0)])
 def test_steps_must_descend(steps: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="descend"):
-        kept_indices(SCHEDULE, steps, 48)
+        student_step_indices(SCHEDULE, steps, 48)
 
 
 def test_a_straight_flow_ends_in_its_data() -> None:

@@ -22,7 +22,7 @@ TRAINING = Training(steps=3, batch=4, micro_batch=1, lr=1e-3, clip=1.0, ema=0.5,
 
 def run(folder: Path, ranks: Ranks, training: Training = TRAINING) -> None:
     torch.set_num_threads(1)
-    objective = matching(critic_updates=2, critic_lr=2e-3, windows_per_rollout=2)
+    objective = matching(critic_updates=2, critic_lr=2e-3)
     trainer = Trainer(objective, training, folder, ranks)
     for model in (objective.student, objective.critic):
         model.enable_gradient_checkpointing()

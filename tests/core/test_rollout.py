@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,12 @@ from torch import Tensor
 from sfpp_cli.core.cache import KeysValues, KVCache
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise, normal, seeded
-from sfpp_cli.core.rollout import rollout
+from sfpp_cli.core.rollout import Sampler, rollout
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
 STEPS = (1000, 750, 500, 250)
-SETTINGS: dict[str, Any] = {"schedule": FlowSchedule(5), "steps": STEPS, "chunk": 3, "context": 8, "sink": 1}
+SAMPLER = Sampler(schedule=FlowSchedule(5), steps=STEPS, chunk=3, context=8, sink=1)
 CHUNK = (3, CONFIG["in_channels"], *SIZE)
 TEXT = prompts(2)
 
@@ -71,9 +72,9 @@ def test_videos_are_the_references(case: str) -> None:
 
 
 def test_a_longer_video_begins_as_a_shorter_one(student: CausalWanModel, noise: VideoNoise) -> None:
-    long = list(rollout(student, noise.chunks(0, 6), TEXT, draw=noise.draw, **SETTINGS))
+    long = list(SAMPLER.rollout(student, noise.chunks(0, 6), TEXT, noise.draw))
     for count in (1, 3, 5):
-        short = list(rollout(student, noise.chunks(0, count), TEXT, draw=noise.draw, **SETTINGS))
+        short = list(SAMPLER.rollout(student, noise.chunks(0, count), TEXT, noise.draw))
         assert len(short) == count
         for ours, theirs in zip(short, long, strict=False):
             assert torch.equal(ours, theirs)
@@ -81,13 +82,13 @@ def test_a_longer_video_begins_as_a_shorter_one(student: CausalWanModel, noise: 
 
 def test_noise_may_be_one_tensor_with_a_short_last_chunk(student: CausalWanModel, noise: VideoNoise) -> None:
     whole = torch.cat(list(noise.chunks(0, 4)), dim=1)
-    expected = list(rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS))
+    expected = list(SAMPLER.rollout(student, noise.chunks(0, 4), TEXT, noise.draw))
 
     def draw(index: int, step: int, like: Tensor) -> Tensor:
         return noise.draw(index, step, like)[:, : like.shape[1]]
 
     for frames in (12, 11, 10, 2):
-        chunks = list(rollout(student, whole[:, :frames], TEXT, draw=draw, **SETTINGS))
+        chunks = list(SAMPLER.rollout(student, whole[:, :frames], TEXT, draw))
         assert sum(chunk.shape[1] for chunk in chunks) == frames
         for ours, theirs in zip(chunks[: frames // 3], expected, strict=False):
             assert torch.equal(ours, theirs)
@@ -95,20 +96,20 @@ def test_noise_may_be_one_tensor_with_a_short_last_chunk(student: CausalWanModel
 
 def test_a_batch_is_so_many_single_videos(exact: CausalWanModel) -> None:
     both, text = VideoNoise([7, 8], CHUNK), TEXT.double()
-    together = torch.cat(list(rollout(exact, start(both, 4), text, draw=both.draw, **SETTINGS)), dim=1)
+    together = torch.cat(list(SAMPLER.rollout(exact, start(both, 4), text, both.draw)), dim=1)
     for i, seed in enumerate([7, 8]):
         single = VideoNoise([seed], CHUNK)
-        chunks = rollout(exact, start(single, 4), text[i : i + 1], draw=single.draw, **SETTINGS)
+        chunks = SAMPLER.rollout(exact, start(single, 4), text[i : i + 1], single.draw)
         torch.testing.assert_close(together[i : i + 1], torch.cat(list(chunks), dim=1), atol=IDENTITY, rtol=0)
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
 def test_resuming_after_any_chunk_changes_nothing(student: CausalWanModel, noise: VideoNoise) -> None:
     count = 7
-    whole = list(rollout(student, noise.chunks(0, count), TEXT, draw=noise.draw, **SETTINGS))
+    whole = list(SAMPLER.rollout(student, noise.chunks(0, count), TEXT, noise.draw))
     for done in range(count + 1):
         past = iter(whole[:done])
-        rest = list(rollout(student, noise.chunks(done, count), TEXT, draw=noise.draw, past=past, **SETTINGS))
+        rest = list(SAMPLER.rollout(student, noise.chunks(done, count), TEXT, noise.draw, past=past))
         assert len(rest) == count - done
         for ours, theirs in zip(rest, whole[done:], strict=True):
             assert torch.equal(ours, theirs)
@@ -117,20 +118,20 @@ def test_resuming_after_any_chunk_changes_nothing(student: CausalWanModel, noise
 def test_a_chunk_comes_before_its_context_pass(
     student: CausalWanModel, noise: VideoNoise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remembered: list[Tensor] = []
-    plain = student.remember
+    cached: list[Tensor] = []
+    plain = student.cache_clean
 
-    def remember(x0: Tensor, cache: KVCache, timestep: float) -> None:
-        remembered.append(x0)
+    def cache_clean(x0: Tensor, cache: KVCache, timestep: float) -> None:
+        cached.append(x0)
         plain(x0, cache, timestep)
 
-    monkeypatch.setattr(student, "remember", remember)
+    monkeypatch.setattr(student, "cache_clean", cache_clean)
     chunks = []
-    for chunk in rollout(student, noise.chunks(0, 4), TEXT, draw=noise.draw, **SETTINGS):
+    for chunk in SAMPLER.rollout(student, noise.chunks(0, 4), TEXT, noise.draw):
         chunks.append(chunk)
-        assert len(remembered) == len(chunks) - 1
-    assert len(remembered) == 3, "the last chunk needs no context pass"
-    for ours, theirs in zip(remembered, chunks, strict=False):
+        assert len(cached) == len(chunks) - 1
+    assert len(cached) == 3, "the last chunk needs no context pass"
+    for ours, theirs in zip(cached, chunks, strict=False):
         assert torch.equal(ours, theirs)
 
 
@@ -143,11 +144,11 @@ def test_a_video_may_be_endless(student: CausalWanModel, noise: VideoNoise) -> N
             asked.append(index)
             yield from noise.chunks(index, index + 1)
 
-    endless = rollout(student, chunks(), TEXT, draw=noise.draw, **SETTINGS)
+    endless = SAMPLER.rollout(student, chunks(), TEXT, noise.draw)
     some = list(itertools.islice(endless, 5))
     assert asked == [0, 1, 2, 3, 4], "noise is drawn when it is needed"
     for ours, theirs in zip(
-        some, rollout(student, noise.chunks(0, 5), TEXT, draw=noise.draw, **SETTINGS), strict=True
+        some, SAMPLER.rollout(student, noise.chunks(0, 5), TEXT, noise.draw), strict=True
     ):
         assert torch.equal(ours, theirs)
 
@@ -186,22 +187,28 @@ def test_an_early_exit_yields_that_steps_prediction(
     exit_step: int, exact: CausalWanModel, noise: VideoNoise
 ) -> None:
     chunks = list(
-        rollout(exact, start(noise, 4), TEXT.double(), draw=noise.draw, exit_step=exit_step, **SETTINGS)
+        SAMPLER.rollout(
+            exact, start(noise, 4), TEXT.double(), noise.draw, timesteps=SAMPLER.timesteps[: exit_step + 1]
+        )
     )
     for ours, theirs in zip(chunks, by_hand(exact, noise, 4, exit_step), strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("exit_step", [1, None])
-def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int | None, noise: VideoNoise) -> None:
+@pytest.mark.parametrize("exit_step", [1, 3])
+def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int, noise: VideoNoise) -> None:
     student = make_student().double()
     with_gradient: list[bool] = []
     student.register_forward_pre_hook(lambda *_: with_gradient.append(torch.is_grad_enabled()))
-    settings = {**SETTINGS, "exit_step": exit_step, "gradient": {2}}
-    chunks = list(rollout(student, start(noise, 5), TEXT.double(), draw=noise.draw, **settings))
+    timesteps = SAMPLER.timesteps[: exit_step + 1]
+    chunks = list(
+        SAMPLER.rollout(
+            student, start(noise, 5), TEXT.double(), noise.draw, timesteps=timesteps, grad_chunks={2}
+        )
+    )
     assert [chunk.requires_grad for chunk in chunks] == [False, False, True, False, False]
-    passes = 1 + (3 if exit_step is None else exit_step)
+    passes = 1 + exit_step
     assert [number for number, enabled in enumerate(with_gradient) if enabled] == [3 * passes - 1]
     assert len(with_gradient) == 5 * passes
 
@@ -217,8 +224,8 @@ def test_gradient_lies_in_the_asked_chunks_at_the_exit_step(exit_step: int | Non
 
 def test_gradient_in_many_chunks_does_not_change_the_video(exact: CausalWanModel, noise: VideoNoise) -> None:
     text = TEXT.double()
-    plain = list(rollout(exact, start(noise, 4), text, draw=noise.draw, **SETTINGS))
-    learning = list(rollout(exact, start(noise, 4), text, draw=noise.draw, gradient=range(1, 4), **SETTINGS))
+    plain = list(SAMPLER.rollout(exact, start(noise, 4), text, noise.draw))
+    learning = list(SAMPLER.rollout(exact, start(noise, 4), text, noise.draw, grad_chunks=range(1, 4)))
     assert [chunk.requires_grad for chunk in learning] == [False, True, True, True]
     for ours, theirs in zip(learning, plain, strict=True):
         torch.testing.assert_close(ours.detach(), theirs, atol=IDENTITY, rtol=0)
@@ -284,10 +291,10 @@ def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(student, "new_cache", new_cache)
     noise = VideoNoise([1], (chunk, 4, 2, 2))
-    settings = {**SETTINGS, "steps": [1000, 500], "chunk": chunk, "context": context}
+    sampler = replace(SAMPLER, steps=(1000, 500), chunk=chunk, context=context)
     nbytes, scale = set(), []
     for index, x0 in enumerate(
-        rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], draw=noise.draw, **settings)
+        sampler.rollout(student, noise.chunks(0, frames // chunk), TEXT[:1], noise.draw)
     ):
         (cache,) = caches
         nbytes.add(cache.nbytes)

@@ -25,7 +25,7 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from sfpp_cli.core.cache import KVCache, Memory, UnrolledCache
+from sfpp_cli.core.cache import CacheSnapshot, KVCache, Memory
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
@@ -127,7 +127,7 @@ def test_the_cache_answers_as_one_block_causal_pass(context: int, last: int) -> 
 
     cache = student.new_cache(text, SIZE, context=context)
     for chunk in clean.split(3, dim=1):
-        student.remember(chunk, cache)
+        student.cache_clean(chunk, cache)
     assert cache.frame == clean.shape[1]
     flow = student(noisy, TIMESTEP, cache)
     torch.testing.assert_close(flow, whole[:, clean.shape[1] :], atol=IDENTITY, rtol=0)
@@ -147,8 +147,8 @@ def test_only_relative_time_matters(offset: int) -> None:
     here, far = (student.new_cache(text, SIZE, context=6) for _ in range(2))
     far.frame = offset
     for chunk in latents(2, 15).double().split(3, dim=1):
-        student.remember(chunk, here)
-        student.remember(chunk, far)
+        student.cache_clean(chunk, here)
+        student.cache_clean(chunk, far)
     x = latents(2, 3, seed=5).double()
     flow = student(x, TIMESTEP, here)
     torch.testing.assert_close(student(x, TIMESTEP, far), flow, atol=1e-5, rtol=0)
@@ -202,7 +202,7 @@ def test_the_context_pass_leaves_what_a_whole_pass_at_zero_would() -> None:
     student = make_student()
     short, whole = (student.new_cache(TEXT, SIZE, context=5, sink=1) for _ in range(2))
     for chunk in latents(2, 9).split(3, dim=1):
-        student.remember(chunk, short)
+        student.cache_clean(chunk, short)
         student(chunk, torch.zeros(2), whole)
         whole.commit(3)
         for ours, theirs in zip([*short.keys, *short.values], [*whole.keys, *whole.values], strict=True):
@@ -223,7 +223,7 @@ def test_the_context_pass_computes_no_more_than_it_must() -> None:
 
     for name in calls:
         student.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
-    student.remember(latents(2, 3), student.new_cache(TEXT, SIZE, context=6))
+    student.cache_clean(latents(2, 3), student.new_cache(TEXT, SIZE, context=6))
     assert {name for name, number in calls.items() if not number} == {"proj_out", "norm_out", "blocks.2.ffn"}
     assert set(calls.values()) == {0, 1}
 
@@ -247,7 +247,7 @@ def test_bfloat16_stays_close(tmp_path: Path) -> None:
 def two_chunks(student: CausalWanModel, text: Tensor) -> Tensor:
     first, second = latents(2, 6).split(3, dim=1)
     cache = student.new_cache(text, SIZE, context=6)
-    student.remember(first, cache)
+    student.cache_clean(first, cache)
     assert cache.keys[0].dtype == text.dtype
     flow: Tensor = student(second, TIMESTEP, cache)
     return flow
@@ -280,8 +280,8 @@ def test_gradients_survive_that_the_rollout_goes_on(checkpointing: bool) -> None
     with torch.no_grad():
         text = student.embed_text(TEXT.double())
     found = []
-    for kind in (UnrolledCache, NaiveCache):
-        student.gradient_checkpointing = checkpointing and kind is UnrolledCache
+    for kind in (CacheSnapshot, NaiveCache):
+        student.gradient_checkpointing = checkpointing and kind is CacheSnapshot
         cache: Any = kind(text, tokens=student.tokens(SIZE), context=7, sink=1)
         walk(student, past, cache)
         flow = student(present, TIMESTEP, cache)
@@ -295,10 +295,10 @@ def test_gradients_survive_that_the_rollout_goes_on(checkpointing: bool) -> None
 
 
 @torch.no_grad()
-def walk(student: CausalWanModel, x: Tensor, cache: KVCache | UnrolledCache) -> None:
+def walk(student: CausalWanModel, x: Tensor, cache: KVCache | CacheSnapshot) -> None:
     for chunk in x.split(3, dim=1):
         student(torch.rand_like(chunk), TIMESTEP, cache)
-        student.remember(chunk, cache)
+        student.cache_clean(chunk, cache)
 
 
 def masked(student: CausalWanModel, chunk: int, context: int | None) -> Memory:
@@ -319,7 +319,7 @@ def test_gradients_survive_when_only_queries_learn() -> None:
     student = make_student().requires_grad_(False)
     student.blocks[0].attn1.to_q.requires_grad_(True)
     first, second = latents(2, 6).split(3, dim=1)
-    cache = student.new_cache(TEXT, SIZE, context=6).unroll(3)
+    cache = student.new_cache(TEXT, SIZE, context=6).snapshot(3)
     walk(student, first, cache)
     flow = student(second, TIMESTEP, cache)
     walk(student, second, cache)
@@ -331,9 +331,9 @@ def test_the_context_pass_needs_no_one_to_switch_gradients_off() -> None:
     student = make_student()
     chunk = latents(2, 3)
     inside, outside = (student.new_cache(TEXT, SIZE, context=6) for _ in range(2))
-    student.remember(chunk, outside)
+    student.cache_clean(chunk, outside)
     with torch.no_grad():
-        student.remember(chunk, inside)
+        student.cache_clean(chunk, inside)
     for ours, theirs in zip([*outside.keys, *outside.values], [*inside.keys, *inside.values], strict=True):
         assert torch.equal(ours, theirs)
 

@@ -9,7 +9,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.noise import normal, seeded
-from sfpp_cli.core.objective import Losses, Player, Turn
+from sfpp_cli.core.objective import Loss, Player, Update
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.errors import UserError
@@ -64,20 +64,17 @@ class Regression:
 
     def __init__(self, width: int = 3, broken: Mapping[int, str] | None = None, device: str = "cpu") -> None:
         self.toy = Toy(width).to(device)
-        self.players = (Player({"toy": self.toy}, self.losses),)
+        self.players = (Player({"toy": self.toy}, self.loss),)
         self.broken = broken or {}
         self.device = device
         self.asked: list[int] = []
 
-    def losses(self, turn: Turn) -> Losses:
-        self.asked += turn.samples
-        yield self.loss(turn.samples)
-
-    def loss(self, samples: Sequence[int]) -> tuple[Tensor, dict[str, float]]:
-        x = torch.stack([normal((3,), seeded(number)) for number in samples]).to(self.device)
+    def loss(self, update: Update) -> Loss:
+        self.asked += update.samples
+        x = torch.stack([normal((3,), seeded(number)) for number in update.samples]).to(self.device)
         loss = (self.toy(x[:, :2]) - 5 * x[:, 2:]).square().mean()
         figures = {"first": x[:, 0].mean().item()}
-        for figure in (self.broken[number] for number in samples if number in self.broken):
+        for figure in (self.broken[number] for number in update.samples if number in self.broken):
             if figure == "loss":
                 loss = loss * math.nan
             else:
@@ -140,15 +137,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_rate_warms_up_and_stays() -> None:
     training = Training(steps=100, lr=2.0, warmup=4)
-    assert [training.schedule(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx(
+    assert [training.lr_scale(step) for step in (0, 1, 3, 4, 5, 99)] == pytest.approx(
         [0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
     )
-    assert Training(steps=100).schedule(0) == 1.0
+    assert Training(steps=100).lr_scale(0) == 1.0
 
 
 def test_the_rate_falls_along_a_cosine() -> None:
     training = Training(steps=104, lr=2.0, warmup=4, decay="cosine")
-    rates = [training.lr * training.schedule(step) for step in range(105)]
+    rates = [training.lr * training.lr_scale(step) for step in range(105)]
     assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
     assert rates[4] == 2.0
     assert rates[54] == pytest.approx(2.0 * 0.505)
@@ -168,7 +165,7 @@ def test_updates_are_clipped_adamw() -> None:
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     for step in range(4):
         record = trainer.update()
-        loss, figures = twin.loss([2 * step, 2 * step + 1])
+        loss, figures = twin.loss(Update(step, 0, 0, (2 * step, 2 * step + 1)))
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt().item()
         assert norm > 0.5, "the clip would not show"
@@ -205,19 +202,19 @@ def test_the_average_is_the_recurrence(tmp_path: Path) -> None:
     expected = history[4]
     for weight in history[5:]:
         expected = 0.9 * expected + 0.1 * weight
-    assert trainer.average is not None
+    assert trainer.ema is not None
     torch.testing.assert_close(
-        trainer.average["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0
+        trainer.ema["toy"]["inner.weight"].double(), expected.detach(), atol=1e-6, rtol=0
     )
     assert (expected - history[-1]).abs().max() > 1e-3
-    assert_equal(contents(tmp_path, 12)["toy-ema"], trainer.average["toy"])
+    assert_equal(contents(tmp_path, 12)["toy-ema"], trainer.ema["toy"])
     assert_equal(contents(tmp_path, 12)["toy"], objective.toy.state_dict())
 
 
 def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
     train(tmp_path, stop=4)
     assert not (checkpoint.path_of(tmp_path, 4) / "toy-ema").exists()
-    assert not checkpoint.has_average(tmp_path, 4)
+    assert not checkpoint.has_ema(tmp_path, 4)
 
 
 @pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
@@ -287,34 +284,36 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path: Path, whole: Path) -> None:
 
 def test_players_take_turns() -> None:
     """In order, each as often as it should, at its own rate; the main player's figures have no prefix."""
-    turns = []
+    updates = []
 
     class Two:
         def __init__(self) -> None:
             self.toys = Toy(), Toy()
             self.players = (
-                Player({"one": self.toys[0]}, self.losses),
-                Player({"two": self.toys[1]}, self.losses, name="other", updates=3, lr=0.5, averaged=False),
+                Player({"one": self.toys[0]}, self.loss),
+                Player({"two": self.toys[1]}, self.loss, name="other", updates=3, lr=0.5, has_ema=False),
             )
 
-        def losses(self, turn: Turn) -> Losses:
-            turns.append(turn)
-            for value in (1.0, 3.0):
-                yield sum(p.sum() for p in self.toys[turn.player].parameters()) * 0 + value, {"value": value}
+        def loss(self, update: Update) -> Loss:
+            updates.append(update)
+            value = 1.0 + update.player + update.repeat
+            return sum(p.sum() for p in self.toys[update.player].parameters()) * 0 + value, {
+                "value": 2 * value
+            }
 
     trainer = Trainer(Two(), Training(steps=1, batch=2, lr=0.1, ema_start=0, warmup=1), Path())
     record = trainer.update()
-    assert [(turn.player, turn.repeat) for turn in turns] == [(0, 0), (1, 0), (1, 1), (1, 2)]
-    assert all(turn.samples == (0, 1) for turn in turns)
+    assert [(update.player, update.repeat) for update in updates] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert all(update.samples == (0, 1) for update in updates)
     assert {key: record[key] for key in ("loss", "value", "other_loss", "other_value")} == {
-        "loss": 4.0,
+        "loss": 1.0,
         "value": 2.0,
-        "other_loss": 4.0,
-        "other_value": 2.0,
+        "other_loss": 3.0,
+        "other_value": 6.0,
     }
     assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == [0.05, 0.25]
-    assert trainer.average is not None
-    assert trainer.average.keys() == {"one"}
+    assert trainer.ema is not None
+    assert trainer.ema.keys() == {"one"}
 
 
 def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from sfpp_cli.core.cache import BlockCausal
-from sfpp_cli.core.dmd import Choices, DistributionMatching, Rolling
-from sfpp_cli.core.flow import FlowSchedule
-from sfpp_cli.core.objective import Turn
+from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
+from sfpp_cli.core.objective import Update
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.layout import Layout
@@ -77,7 +76,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 PARAMETERS = 1_418_996_800
 """Of Wan 1.3B."""
-PLUS = Choices(method="self-forcing++", frames=252, horizon=21)
+PLUS = DMDConfig(method="self-forcing++", frames=252, horizon=21)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ def test_trajectories() -> None:
 # How far rollouts go
 
 
-def mean_chunks(choices: Choices) -> float:
+def mean_chunks(choices: DMDConfig) -> float:
     windows = windows_of(choices, Settings())
     assert sum(windows.last) == pytest.approx(1)
     return sum(windows.chunks(start) * chance for start, chance in enumerate(windows.last))
@@ -181,8 +180,6 @@ def mean_chunks(choices: Choices) -> float:
         ({}, 38.5 + 7),  # 78 starts, and the window's 7 chunks
         ({"noise_init": "random"}, 38.5 + 1),  # up to the window's start and its chunk
         ({"window": "beta(1,2)"}, 77577.5 / 3042 + 7),  # sum of s (77.5 - s) over that of 77.5 - s
-        ({"windows_per_rollout": 2}, 2 * 79 / 3 - 1 + 7),
-        ({"windows_per_rollout": 78}, 77 + 7),
         ({"frames": 21}, 7),
     ],
 )
@@ -207,14 +204,12 @@ def test_chances_are_those_of_every_order_of_draws(
     assert start_chances(5, windows, kind) == pytest.approx(expected, abs=1e-6 if exact else 0.03)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"window": "beta(1,2)"}, {"window": "beta(1,2)", "windows_per_rollout": 2}]
-)
+@pytest.mark.parametrize("changes", [{}, {"window": "beta(1,2)"}])
 def test_chances_are_those_of_training(changes: dict[str, Any]) -> None:
     choices = dataclasses.replace(PLUS, frames=18, horizon=6, **changes)
     objective, settings = matching(choices)
     draws = torch.Generator().manual_seed(1)
-    drawn = torch.tensor([objective.draw_starts(draws)[-1] for _ in range(3000)])
+    drawn = torch.tensor([objective.draw_start(draws) for _ in range(3000)])
     found = drawn.bincount(minlength=objective.starts) / 3000
     assert found.tolist() == pytest.approx(windows_of(choices, settings).last, abs=0.03)
 
@@ -222,7 +217,7 @@ def test_chances_are_those_of_training(changes: dict[str, Any]) -> None:
 # Passes, counted in a real step
 
 
-def matching(choices: Choices) -> tuple[DistributionMatching, Settings]:
+def matching(choices: DMDConfig) -> tuple[DistributionMatching, Settings]:
     settings = Settings(chunk=2, context=6, sink=1, steps=(1000, 750, 500), horizon=6, text_length=8)
     objective = DistributionMatching(
         make_student(),
@@ -230,11 +225,10 @@ def matching(choices: Choices) -> tuple[DistributionMatching, Settings]:
         make_teacher(),
         lambda texts: prompts(len(texts)),
         ["a", "b"],
-        schedule=FlowSchedule(5.0),
-        rolling=Rolling(
-            settings.steps, settings.chunk, settings.context, settings.sink, 6, (CONFIG["in_channels"], *SIZE)
-        ),
-        choices=choices,
+        sampler=settings.sampler(),
+        horizon=6,
+        latent=(CONFIG["in_channels"], *SIZE),
+        config=choices,
         seed=0,
     )
     return objective, settings
@@ -270,9 +264,8 @@ class Count:
     [
         {"frames": 6},
         {"frames": 6, "guidance": 1.0},
-        {"frames": 8, "windows_per_rollout": 2},
-        {"frames": 8, "windows_per_rollout": 2, "noise_init": "random"},
-        {"frames": 8, "windows_per_rollout": 2, "shared_rollout": False},
+        {"frames": 6, "noise_init": "random"},
+        {"frames": 6, "shared_rollout": False},
         {"method": "self-forcing", "frames": None, "noise_init": "random"},
         {"method": "self-forcing", "frames": None, "noise_init": "random", "shared_rollout": False},
     ],
@@ -282,14 +275,13 @@ def test_passes_are_those_of_a_step(changes: dict[str, Any], monkeypatch: pytest
     choices = dataclasses.replace(PLUS, horizon=6, critic_updates=2, **changes)
     objective, settings = matching(choices)
     student, others = Count(), Count()
-    for method in ("forward", "remember"):
+    for method in ("forward", "cache_clean"):
         student.watch(monkeypatch, objective.student, method, settings.context)
     for model in (objective.critic, objective.teacher):
         others.watch(monkeypatch, model, "forward")
     for number, player in enumerate(objective.players):
         for repeat in range(player.updates):
-            for loss, _ in player.losses(Turn(0, number, repeat, (0,))):
-                loss.backward()
+            player.loss(Update(0, number, repeat, (0,)))[0].backward()
     stand_in: Any = Count()
     flop = matching_flop(stand_in, stand_in, windows_of(choices, settings), choices, settings, trained=1)
     assert flop["rollouts"] + flop["windows"] == pytest.approx(student.total)
@@ -524,7 +516,6 @@ def test_what_cannot_run_is_refused(wan: Path) -> None:
         {"horizon": 20},
         {"frames": 100},
         {"frames": 18},
-        {"frames": 24, "windows_per_rollout": 3},
     ):
         with one_line("do not come out in chunks of 3: change dmd.frames"):
             told(dataclasses.replace(recipe, dmd=dataclasses.replace(recipe.dmd, **changes)))
