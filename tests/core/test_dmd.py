@@ -274,7 +274,7 @@ def test_the_score_difference_is_the_formula() -> None:
         cond, uncond = (x_t - sigma * objective.teacher(x_t, timestep, given) for given in (text, negative))
     teacher = cond + 2 * (cond - uncond)
     expected = (critic - teacher) / (x - teacher).abs().mean((1, 2, 3, 4), keepdim=True)
-    found = objective.score_difference(x, text, negative, which, 0)
+    found = objective.score_difference(x, text, negative, which)
     torch.testing.assert_close(
         found, expected, atol=rounding(expected, 300), rtol=0
     )  # guidance triples errors
