@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sfpp_cli.commands.console import result
+from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.models.releases import RUNNABLE
 
 app = typer.Typer(help="Models: list them, look at one, fetch, convert.", no_args_is_help=True)
 
@@ -62,11 +63,20 @@ def pull(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Original weights: .pt, .pth, .bin or .safetensors.")],
+    source: Annotated[
+        Path, typer.Argument(help="Weights: .pt, .pth, .bin, .safetensors, an index of shards, or a folder.")
+    ],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    like: Annotated[
+        str | None,
+        typer.Option(help=f"Release whose settings to write: {', '.join(RUNNABLE)}.", show_default=False),
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="LoRA to merge; may be repeated.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Model whose VAE and text encoder to copy.")] = None,
     which: Annotated[
-        str | None, typer.Option(help="Part of a checkpoint: generator or generator_ema.")
+        str | None, typer.Option(help="Part of a checkpoint: generator, generator_ema ...")
     ] = None,
     num_heads: Annotated[
         int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)
@@ -75,12 +85,20 @@ def convert(
     context: Annotated[int | None, typer.Option(help="Cached latent frames.")] = None,
     sink: Annotated[int | None, typer.Option(help="First latent frames never forgotten.")] = None,
     shift: Annotated[float | None, typer.Option(help="Timestep shift in training.")] = None,
-    steps: Annotated[str | None, typer.Option(help="Timesteps, as in 1000,750,500,250.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
+    unwarped: Annotated[
+        bool, typer.Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")
+    ] = False,
     horizon: Annotated[int | None, typer.Option(help="Longest rollout in training, latent frames.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 (default: as it is).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
 ) -> None:
-    """Turn original Self-Forcing weights into a folder that every command takes, also as --student."""
+    """Turn a published student into a folder that every command takes, also as --student.
+
+    Weights do not tell how a student was trained: name its release with --like, or give its settings.
+    Code in a file is never executed, and what would be read by half is refused.
+    """
+    from sfpp_cli.models.lora import Lora
     from sfpp_cli.models.packing import convert as write
     from sfpp_cli.models.packing import parse_steps
 
@@ -92,10 +110,21 @@ def convert(
         "horizon": horizon,
     }
     given["steps"] = None if steps is None else parse_steps(steps)
-    changes = {name: value for name, value in given.items() if value is not None}
-    write(
-        source, target, changes, base=base, which=which, num_heads=num_heads, dtype=dtype, overwrite=overwrite
+    notes = write(
+        source,
+        target,
+        {name: value for name, value in given.items() if value is not None},
+        like=like,
+        unwarp=unwarped,
+        loras=[Lora.parse(text) for text in lora or []],
+        base=base,
+        which=which,
+        num_heads=num_heads,
+        dtype=dtype,
+        overwrite=overwrite,
     )
+    for note in notes:
+        Terminal().warn(note)
     result(str(target))
 
 

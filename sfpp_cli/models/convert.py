@@ -1,37 +1,38 @@
-"""Weights under Wan's original names, as Self-Forcing and its relatives publish them, into the house's models.
+"""Weights under Wan's original names, as Self-Forcing and its relatives have them, into models of sfpp.
 
-One side is named as in github.com/Wan-Video/Wan2.1 (`wan/modules/model.py` and `vae.py`), the other as in diffusers. A tensor has
-the same shape on both sides, so a conversion is a renaming; names that are diffusers' already pass through unchanged.
+One side is named as in github.com/Wan-Video/Wan2.1 (`wan/modules/model.py` and `vae.py`), the other as in
+diffusers. A tensor has the same shape on both sides, so a conversion is a renaming; names that are diffusers'
+already pass through unchanged.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.modeling_utils import no_init_weights
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.original import Weights, rename
 
-Weights = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
-
-PICKLES = (".pt", ".pth", ".bin")
-WRAPPERS = ("generator_ema", "generator", "critic", "state_dict", "model")
-"""Top-level keys under which training scripts store weights, in order of preference."""
 
 WAN_HEAD_DIM = 128
 SMALLEST_WAN_DIM = 1024
+WAN_2_2_CHANNELS = 48
+
+_OTHER_MODELS = {
+    r"img_emb\.|\.(k_img|v_img|add_k_proj)\.|image_embedder": "an image-to-video Wan",
+    r"vace_": "a VACE model",
+    r"fps_(embedding|projection)": "SkyReels-V2",
+}
+"""Names by which weights are known that no text-to-video Wan transformer has."""
 
 _TRANSFORMER_NAMES = {
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -74,29 +75,30 @@ _RESIDUAL_NAMES = {
 }
 
 
-def load_original(path: str | Path, which: str | None = None) -> Weights:
-    """Read a state dict from a .pt, .pth, .bin or .safetensors file; nothing in the file is ever executed.
-
-    Of a training checkpoint, `which` names the part to take ("generator", "generator_ema"); by default the first of `WRAPPERS` that
-    is there. Prefixes that FSDP, compile and module wrappers leave in names are dropped. Tensors may be mapped from the file.
-    Raises UserError if the file is missing, damaged, holds anything but weights, or lacks `which`.
-    """
-    path = Path(path)
-    return _rename(_unwrap(_read(path), which, path), _unwrapped_name)
-
-
 def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None) -> dict[str, Any]:
     """A transformer's configuration, in Wan's words, from the shapes of its weights.
 
-    Heads leave no trace in shapes: they have 128 channels in all released Wan models; a smaller model must state `num_heads`.
-    Raises UserError if the weights are no Wan transformer's, or if `num_heads` is needed.
+    Heads leave no trace in shapes: they have 128 channels in all released Wan models; a smaller model must
+    state `num_heads`. Raises UserError if the weights are no Wan 2.1 text-to-video transformer's, or if
+    `num_heads` is needed.
     """
     weights = transformer_keys(state_dict)
+    for pattern, kind in _OTHER_MODELS.items():
+        if any(re.search(pattern, name) for name in weights):
+            raise UserError(f"the weights are of {kind}; sfpp takes text-to-video students of Wan 2.1")
     dim, in_dim, *patch = _shape(weights, "patch_embedding.weight", 5)
+    if in_dim == WAN_2_2_CHANNELS:
+        raise UserError(f"the weights have {in_dim} latent channels, as Wan 2.2 5B's; sfpp takes Wan 2.1's")
+    out_dim = _shape(weights, "proj_out.weight", 2)[0] // math.prod(patch)
+    if in_dim != out_dim:
+        raise UserError(
+            f"the weights take {in_dim} channels and return {out_dim}, as an image-to-video Wan; "
+            "sfpp takes text-to-video students of Wan 2.1"
+        )
     if num_heads is None:
         if dim < SMALLEST_WAN_DIM or dim % WAN_HEAD_DIM:
             raise UserError(
-                f"the weights do not tell the number of heads of a transformer of width {dim}; state num_heads"
+                f"the weights do not tell how many heads a transformer of width {dim} has; state num_heads"
             )
         num_heads = dim // WAN_HEAD_DIM
     return {
@@ -107,7 +109,7 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
         "text_dim": _shape(weights, "condition_embedder.text_embedder.linear_1.weight", 2)[1],
         "freq_dim": _shape(weights, "condition_embedder.time_embedder.linear_1.weight", 2)[1],
         "in_dim": in_dim,
-        "out_dim": _shape(weights, "proj_out.weight", 2)[0] // math.prod(patch),
+        "out_dim": out_dim,
         "patch_size": patch,
         "qk_norm": "blocks.0.attn1.norm_q.weight" in weights,
         "cross_attn_norm": "blocks.0.norm2.weight" in weights,
@@ -115,18 +117,18 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
 
 
 def student_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> CausalWanModel:
-    """The causal student, in float32, its weights copied. Raises UserError if weights and config do not fit each other."""
+    """The causal student, in float32, its weights copied. UserError unless weights and config fit."""
     student: CausalWanModel = _build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
     return student
 
 
 def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Teacher:
-    """The bidirectional teacher or critic, in float32, its weights copied. Raises UserError as `student_from_original` does."""
+    """The bidirectional teacher or critic, as `student_from_original` makes a student."""
     return _build(Teacher, transformer_config(config), transformer_keys(state_dict))
 
 
 def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoencoderKLWan:
-    """Wan's VAE, in float32, its weights copied. Raises UserError if weights and config do not fit each other."""
+    """Wan's VAE, in float32, its weights copied. UserError if weights and config do not fit each other."""
     arguments = vae_config(config)
     return _build(AutoencoderKLWan, arguments, vae_keys(state_dict, config))
 
@@ -134,8 +136,9 @@ def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Wan's configuration -> the arguments of diffusers' `WanTransformer3DModel`.
 
-    Sizes that differ between Wan's models must be there, the rest defaults to Wan's. Other keys (attention window, sink, length of
-    the text) say how the weights are used, and are ignored. Raises UserError naming the key at fault.
+    Sizes that differ between Wan's models must be there, the rest defaults to Wan's. Other keys (attention
+    window, sink, length of the text) say how the weights are used, and are ignored. Raises UserError naming
+    the key at fault.
     """
     dim, heads = _size(config, "dim"), _size(config, "num_heads")
     if dim % (2 * heads):
@@ -144,7 +147,7 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if not config.get("qk_norm", True):
         raise UserError(
-            "qk_norm is off, but diffusers' Wan always normalises queries and keys; use weights trained with it"
+            "qk_norm is off, but diffusers' Wan normalises queries and keys; use weights trained with it"
         )
     return {
         "patch_size": _sizes(config, "patch_size", (1, 2, 2), count=3),
@@ -162,10 +165,10 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Wan's VAE configuration -> the arguments of diffusers' `AutoencoderKLWan`; what is missing defaults to Wan2.1's.
+    """Wan's VAE configuration -> the arguments of diffusers' `AutoencoderKLWan`; Wan2.1's by default.
 
-    Without `latents_mean` and `latents_std`, 16 channels get Wan's statistics and any other number gets none (mean 0, deviation 1).
-    Raises UserError naming the key at fault.
+    Without `latents_mean` and `latents_std`, 16 channels get Wan's statistics and any other number gets none
+    (mean 0, deviation 1). Raises UserError naming the key at fault.
     """
     channels = _size(config, "z_dim", 16)
     widths = _sizes(config, "dim_mult", (1, 2, 4, 4))
@@ -191,21 +194,22 @@ def vae_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def transformer_keys(state_dict: Mapping[str, Tensor]) -> Weights:
     """The same tensors under diffusers' names."""
-    return _rename(state_dict, _transformer_name)
+    return rename(state_dict, transformer_name)
 
 
-def vae_keys(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
-    """The same tensors under diffusers' names. `config` tells where the decoder's flat list of layers breaks into stages."""
-    residuals = _size(config, "num_res_blocks", 2)
-    return _rename(state_dict, lambda name: _vae_name(name, residuals))
-
-
-def _transformer_name(name: str) -> str:
+def transformer_name(name: str) -> str:
+    """A parameter's name in diffusers' transformer, from Wan's name or diffusers' own."""
     stem, leaf = _split(name)
     if block := re.match(r"blocks\.\d+\.", stem):
         inner = stem[block.end() :]
         return block[0] + _BLOCK_NAMES.get(inner, inner) + leaf
     return _TRANSFORMER_NAMES.get(stem, stem) + leaf
+
+
+def vae_keys(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:
+    """The same tensors under diffusers' names; `config` tells how many layers a stage of the decoder has."""
+    residuals = _size(config, "num_res_blocks", 2)
+    return rename(state_dict, lambda name: _vae_name(name, residuals))
 
 
 def _vae_name(name: str, residuals: int) -> str:
@@ -217,9 +221,10 @@ def _vae_name(name: str, residuals: int) -> str:
 
 
 def _vae_layer(group: str, index: int, residuals: int) -> str:
-    """Where diffusers keeps layer `index` of one of Wan's flat lists; only the decoder's is broken into stages.
+    """Where diffusers keeps layer `index` of one of Wan's flat lists; only the decoder's breaks into stages.
 
-    A stage of the decoder has one residual block more than one of the encoder, then a resampler (which the last stage lacks).
+    A stage of the decoder has one residual block more than one of the encoder, then a resampler (which the
+    last stage lacks).
     """
     if group == "downsamples":
         return f"down_blocks.{index}"
@@ -230,16 +235,9 @@ def _vae_layer(group: str, index: int, residuals: int) -> str:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Module and parameter: a.b.weight -> (a.b, .weight). What a module holds itself (a.modulation) is not split."""
+    """Module and parameter: a.b.weight -> (a.b, .weight). A module's own tables (a.modulation) stay whole."""
     stem, _, leaf = name.rpartition(".")
     return (stem, f".{leaf}") if leaf in ("weight", "bias", "gamma") else (name, "")
-
-
-def _rename(weights: Mapping[str, Tensor], new_name: Callable[[str], str]) -> Weights:
-    renamed = {new_name(name): tensor for name, tensor in weights.items()}
-    if len(renamed) < len(weights):
-        raise UserError("the weights name some parameters twice, in two naming schemes; keep one of them")
-    return renamed
 
 
 def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights: Weights) -> Model:
@@ -259,7 +257,8 @@ def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights
     if any(faults.values()):
         found = "; ".join(f"{fault}: {_first(names)}" for fault, names in faults.items() if names)
         raise UserError(
-            f"the weights do not fit a {type(model).__name__} of this config ({found}); check the file and its config"
+            f"the weights do not fit a {type(model).__name__} of this config ({found}); "
+            "check the file and its config"
         )
     model.load_state_dict(weights)
     return model.eval()
@@ -316,52 +315,3 @@ def _shape(weights: Weights, name: str, rank: int) -> tuple[int, ...]:
             f"the weights are no Wan transformer's: no {name} with {rank} dimensions; check the file"
         )
     return shape
-
-
-def _read(path: Path) -> object:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; give the path of a checkpoint")
-    if path.suffix not in (*PICKLES, ".safetensors"):
-        raise UserError(f"{path} is of no known kind; give a {', '.join(PICKLES)} or .safetensors file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a hostile file can make the restricted unpickler fail in any way
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): it is damaged, or holds more than tensors (code is never executed); "
-            "fetch it again, or save its weights as .safetensors"
-        ) from error
-
-
-def _unwrap(tree: object, which: str | None, path: Path) -> Weights:
-    """Descend to the first mapping that holds nothing but tensors."""
-    offered: list[str] = []
-    taken: list[str] = []
-    while isinstance(tree, Mapping) and not _is_weights(tree):
-        parts = [name for name, value in tree.items() if isinstance(name, str) and isinstance(value, Mapping)]
-        offered += parts
-        name = next((name for name in (which, *WRAPPERS) if name in parts and name not in taken), None)
-        if name is None:
-            break
-        taken.append(name)
-        tree = tree[name]
-    if which is not None and which not in taken:
-        has = ", ".join(offered) or "one set of weights without a name"
-        raise UserError(f"{path} has no part {which!r}, only {has}; choose another")
-    if not isinstance(tree, Mapping) or not _is_weights(tree):
-        raise UserError(
-            f"{path} holds no state dict; give a checkpoint with weights, or under one of {', '.join(WRAPPERS)}"
-        )
-    return dict(tree)
-
-
-def _is_weights(tree: Mapping[Any, Any]) -> bool:
-    return bool(tree) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tree.items()
-    )
-
-
-def _unwrapped_name(name: str) -> str:
-    name = re.sub(r"\b(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.", "", name)
-    return re.sub(r"^((model|module)\.)+", "", name)

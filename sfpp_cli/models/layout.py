@@ -1,8 +1,9 @@
 """A model as people name it, and where its parts are. Importing this loads no torch.
 
-A bundle is a folder with `transformer/ vae/ text_encoder/ tokenizer/ scheduler/` and `sfpp.json`. `transformer/` is the causal
-student; a bundle without `sfpp.json` is plain Wan, its transformer a bidirectional teacher. A bundle may hold its teacher too, in
-`teacher/`. A folder with a student alone is good for `--student`.
+A bundle is a folder with `transformer/ vae/ text_encoder/ tokenizer/ scheduler/` and `sfpp.json`.
+`transformer/` is the causal student; a bundle without `sfpp.json` is plain Wan, its transformer a
+bidirectional teacher. A bundle may hold its teacher too, in `teacher/`. A folder with a student alone is good
+for `--student`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Layout:
     """The folders and configurations of a model. Reads small files only."""
 
     def __init__(self, model: str, student: str | None = None, *, offline: bool = False) -> None:
-        """`student` names a folder, bundle or hub id whose causal weights replace the bundle's own transformer.
+        """`student` names a folder, bundle or hub id whose causal weights replace the bundle's transformer.
 
         Raises UserError if parts are missing, or if the student's channels and text are not the bundle's.
         """
@@ -66,7 +67,7 @@ class Layout:
 
     @property
     def teacher_horizon(self) -> int:
-        """Latent frames that the bundle's teacher can judge. A student that was trained on more says so in its own folder."""
+        """Latent frames that the bundle's teacher can judge; a student's own may be longer."""
         own = self.folder / SETTINGS
         return (Settings.read(own) if own.exists() else Settings()).horizon
 
@@ -89,16 +90,18 @@ class Layout:
                 else ""
             )
             raise UserError(
-                f"{self.folder} is not a model: {', '.join(missing)} missing; it takes diffusers' layout{also}"
+                f"{self.folder} is not a model: {', '.join(missing)} missing; "
+                f"it takes diffusers' layout{also}"
             )
 
     def check_fit(self, config: Mapping[str, Any], what: str) -> None:
-        """Refuse a transformer of another family: one whose latent or text channels are not those of this VAE and text encoder."""
+        """Refuse a transformer of another family, with other latent or text channels than VAE and encoder."""
         for ours, part, theirs in (("in_channels", "vae", "z_dim"), ("text_dim", "text_encoder", "d_model")):
             own, others = config.get(ours), read_config(self.folder / part).get(theirs)
             if own is not None and others is not None and own != others:
                 raise UserError(
-                    f"{what} has {ours} {own}, but the {part} of {self.name} has {theirs} {others}: use a base of its family"
+                    f"{what} has {ours} {own}, but the {part} of {self.name} has {theirs} {others}: "
+                    "use a base of its family"
                 )
 
 
@@ -117,7 +120,11 @@ class Header:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A component's config.json."""
-    path = folder / "config.json"
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. UserError if the file holds anything else."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -134,19 +141,21 @@ def class_of(folder: Path) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """A component's safetensors files: those that its index lists, or all there are. UserError if none, or one is missing."""
+    """A component's safetensors files: those that its index lists, or all there are. UserError if none."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    if index is None:
-        files = sorted(folder.glob("*.safetensors"))
-    else:
-        try:
-            files = [
-                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
+    files = sorted(folder.glob("*.safetensors")) if index is None else indexed_files(index)
     if not files:
         raise UserError(f"no weights in {folder}: it takes .safetensors files")
+    return files
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files that an index of shards lists. UserError if it is damaged, or one of them is missing."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [index.parent / name for name in sorted(set(names))]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None:
         raise UserError(f"{missing} is missing: fetch or convert the model again")

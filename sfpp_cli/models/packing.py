@@ -1,11 +1,10 @@
-"""Original weights into a bundle: Self-Forcing's and its relatives' checkpoints become folders that every command takes."""
+"""Published weights into a model's folder, which every command takes."""
 
 from __future__ import annotations
 
 import shutil
-import stat
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,17 @@ from torch import Tensor
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.devices import DTYPES
 from sfpp_cli.errors import UserError
-from sfpp_cli.models.convert import infer_config, load_original, student_from_original, transformer_keys
+from sfpp_cli.files import replacing
+from sfpp_cli.models.convert import infer_config, student_from_original, transformer_keys
 from sfpp_cli.models.layout import SHARED, Layout, read_config
+from sfpp_cli.models.lora import Lora, merge
+from sfpp_cli.models.original import FP8, Original, load_original
 from sfpp_cli.models.quiet import quiet_libraries
+from sfpp_cli.models.releases import RELEASES, RUNNABLE, SAMPLING, guess_release, release, unwarped
 from sfpp_cli.models.settings import SETTINGS, Settings
 
 _COPIED = (*SHARED, "scheduler", "teacher")
+_BIDIRECTIONAL = ("WanModel", "WanTransformer3DModel", "Teacher")
 
 
 def convert(
@@ -28,36 +32,46 @@ def convert(
     target: Path,
     changes: Mapping[str, Any],
     *,
+    like: str | None = None,
+    unwarp: bool = False,
+    loras: Sequence[Lora] = (),
     base: str | None = None,
     which: str | None = None,
     num_heads: int | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
-) -> Path:
-    """Write `source` to the folder `target`: the student, `sfpp.json`, and everything else of `base` if there is one.
+) -> list[str]:
+    """Write `source` to the folder `target`: the student, `sfpp.json`, and all else of a `base` if given.
 
-    `changes` are settings that differ from the base's (or Wan's). `dtype` is the source's by default. The folder appears complete
-    or not at all. Raises UserError if anything is wrong, before anything is written where that can be known.
+    `changes` are the settings that are told. The others are those of the release `like`, or of the source's
+    folder, or of the base, or Self-Forcing's, in this order. `unwarp` says that the steps told are timesteps
+    as the network gets them. `dtype` is the source's by default. The folder appears complete or not at all.
+    Returns what a user should know of the result, a sentence each. Raises UserError if anything is wrong.
     """
     quiet_libraries()
     _check_target(target, overwrite)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: it takes {', '.join(DTYPES)}")
+    if unwarp and "steps" not in changes:
+        raise UserError("--unwarped says what kind of timesteps --steps are: give --steps too")
     layout = None if base is None else Layout(base)
-    settings = _settings(layout, changes)
-    student = _student(source, which, num_heads, layout, dtype)
-    parts = (
-        []
-        if layout is None
-        else [layout.folder / part for part in _COPIED if (layout.folder / part).is_dir()]
-    )
-    try:
-        _write(target, student, settings, parts)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {target} ({error.strerror or error}): choose another folder, or make room"
-        ) from error
-    return target
+    known = release(like) if like else None
+    original = load_original(source, which)
+    _refuse_unmerged(original, which, loras)
+    told = {**_published(original), **(known.settings if known else {}), **changes}
+    settings = _settings(layout, told, unwarp)
+    student = _student(original, loras, num_heads, layout, dtype)
+    with replacing(target) as part:
+        student.save_pretrained(part / "transformer")
+        for copied in _COPIED:
+            if layout is not None and (layout.folder / copied).is_dir():
+                shutil.copytree(layout.folder / copied, part / copied)
+        settings.write(part / SETTINGS)
+    if known is None:
+        notes = list(_assumptions(settings, told, original, loras))
+    else:
+        notes = [known.warning, "" if loras else known.without_lora]
+    return [note for note in (*_doubts(original, which), *notes) if note]
 
 
 def parse_steps(text: str) -> list[int]:
@@ -78,28 +92,94 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise UserError(f"{target} exists: use --overwrite, or choose another folder")
 
 
-def _settings(layout: Layout | None, changes: Mapping[str, Any]) -> Settings:
+def _refuse_unmerged(original: Original, which: str | None, loras: Sequence[Lora]) -> None:
+    """Never take one half of a base and its LoRA unless told to."""
+    path = original.path
+    if original.lora and "patch_embedding.weight" not in original.weights:
+        raise UserError(
+            f"{path} holds a LoRA, no model: convert the model it was made for, with --lora {path}"
+        )
+    beside = which is None and any("lora" in part for part in original.others)
+    if (original.lora or beside) and not any(lora.path.resolve() == path.resolve() for lora in loras):
+        raise UserError(
+            f"{path} holds a model and a LoRA: merge it with --lora {path}, or leave it out: --lora {path}:0"
+        )
+
+
+def _published(original: Original) -> dict[str, Any]:
+    """Settings that the folder of the weights tells: sfpp's own, or FastVideo's in its config.json."""
+    if original.settings is not None:
+        return asdict(Settings.read(original.settings))
+    # hao-ai-lab/FastVideo: fastvideo/configs/models/dits/wanvideo.py; local_attn_size -1 sets no limit
+    config = original.config
+    window = config.get("local_attn_size", -1)
+    told = {
+        "chunk": config.get("num_frames_per_block"),
+        "context": config.get("sliding_window_num_frames") if window == -1 else window,
+        "sink": config.get("sink_size"),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _settings(layout: Layout | None, told: Mapping[str, Any], unwarp: bool) -> Settings:
     try:
-        return (layout.settings if layout else Settings()).changed(changes)
+        settings = (layout.settings if layout else Settings()).changed(told)
+        return settings.changed({"steps": unwarped(settings.steps, settings.shift)}) if unwarp else settings
     except ValueError as error:
         raise UserError(f"the student's settings: {error}") from None
 
 
+def _assumptions(
+    settings: Settings, told: Mapping[str, Any], original: Original, loras: Sequence[Lora]
+) -> Iterator[str]:
+    """What was taken for granted, and which release the files' names suggest."""
+    guess = guess_release([original.path, *(lora.path for lora in loras)])
+    values = asdict(settings) | {"steps": ",".join(map(str, settings.steps))}
+    assumed = ", ".join(f"{name} {values[name]}" for name in SAMPLING if name not in told)
+    advice = f"the name suggests --like {guess}" if guess else f"--like takes {', '.join(RUNNABLE)}"
+    if guess and RELEASES[guess].refusal:
+        yield f"the name suggests {guess}, which sfpp cannot run as it was trained: {RELEASES[guess].refusal}"
+    elif assumed:
+        yield f"assumed {assumed}, since weights do not tell how they were trained; {advice}"
+
+
+def _doubts(original: Original, which: str | None) -> Iterator[str]:
+    """What may be wrong with the weights themselves."""
+    others = [part for part in original.others if "lora" not in part]
+    if others and which is None:
+        yield f"took {original.part} of {original.path}; --which takes another: {', '.join(others)}"
+    coarse = next((tensor.dtype for tensor in original.weights.values() if tensor.dtype in FP8), None)
+    if coarse is not None:
+        error = torch.finfo(coarse).eps / 2
+        yield f"{original.path} is in {coarse} without scales, which rounds weights by up to {error:.0%}"
+    if original.config.get("_class_name") in _BIDIRECTIONAL:
+        yield f"{original.path} calls itself a bidirectional model: it is no student before `sfpp distill`"
+
+
 def _student(
-    source: Path, which: str | None, num_heads: int | None, layout: Layout | None, dtype: str | None
+    original: Original,
+    loras: Sequence[Lora],
+    num_heads: int | None,
+    layout: Layout | None,
+    dtype: str | None,
 ) -> CausalWanModel:
-    weights = transformer_keys(load_original(source, which))
-    student = student_from_original(weights, infer_config(weights, num_heads or _heads_of(layout, weights)))
-    if layout is not None:
-        layout.check_fit(student.config, str(source))
+    weights = transformer_keys(original.weights)
+    own_heads = original.config.get("num_attention_heads") or original.config.get("num_heads")
+    config = infer_config(weights, num_heads or own_heads or _heads_of(layout, weights))
     stored = weights["patch_embedding.weight"].dtype
+    for lora in loras:
+        weights = merge(weights, lora)
+    student = student_from_original(weights, config)
+    if layout is not None:
+        layout.check_fit(student.config, str(original.path))
     student.to(DTYPES[dtype] if dtype else stored if stored in DTYPES.values() else torch.float32)
     broken = next(
         (name for name, tensor in student.state_dict().items() if not tensor.isfinite().all()), None
     )
     if broken is not None:
         raise UserError(
-            f"{source}: {broken} is not finite in {student.dtype}: fetch it again, or use a wider --dtype"
+            f"{original.path}: {broken} is not finite in {student.dtype}: "
+            "fetch it again, or use a wider --dtype"
         )
     return student
 
@@ -112,22 +192,4 @@ def _heads_of(layout: Layout | None, weights: Mapping[str, Tensor]) -> int | Non
     heads, head_dim = config.get("num_attention_heads"), config.get("attention_head_dim")
     if not isinstance(heads, int) or not isinstance(head_dim, int):
         return None
-    return heads if heads * head_dim == len(weights["patch_embedding.bias"]) else None
-
-
-def _write(target: Path, student: CausalWanModel, settings: Settings, parts: list[Path]) -> None:
-    """Everything under a temporary name beside `target`, then one rename; whatever happens, the temporary folder goes."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        new = Path(scratch, "new")
-        student.save_pretrained(new / "transformer")
-        for part in parts:
-            shutil.copytree(part, new / part.name)
-        settings.write(new / SETTINGS)
-        for file in new.rglob("*.safetensors"):
-            file.chmod(
-                stat.S_IMODE((new / SETTINGS).stat().st_mode)
-            )  # safetensors writes for the owner's eyes only
-        if target.exists():
-            target.rename(Path(scratch, "old"))
-        new.rename(target)
+    return heads if weights["patch_embedding.bias"].shape == (heads * head_dim,) else None

@@ -1,4 +1,4 @@
-"""Original weights: both naming schemes cover each other, converted models answer as the reference, bad files are refused."""
+"""Both naming schemes cover each other, converted models answer as the reference, bad files are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.convert import (
     infer_config,
-    load_original,
     student_from_original,
     teacher_from_original,
     transformer_config,
@@ -26,6 +25,7 @@ from sfpp_cli.models.convert import (
     vae_from_original,
     vae_keys,
 )
+from sfpp_cli.models.original import load_original
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
 
 VAE_CONFIGS = [
@@ -208,7 +208,7 @@ def test_loading_is_strict(transformer_case: tuple[dict[str, Any], dict[str, Ten
     state = dict(weights("transformer"))
     state["head.extra"] = state.pop("head.modulation")
     state["patch_embedding.bias"] = torch.zeros(95)
-    complaint = r"missing: scale_shift_table; unexpected: head\.extra; .*patch_embedding\.bias \[95\] instead of \[96\]"
+    complaint = r"missing: scale_shift_table; unexpected: head\.extra; .*ing\.bias \[95\] instead of \[96\]"
     with one_line_error(complaint):
         student_from_original(state, config)
     with one_line_error(r"and \d+ more"):
@@ -235,7 +235,7 @@ def test_files_of_every_kind_are_read(name: str, prefix: str, tmp_path: Path) ->
     }
     (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
     assert_same(
-        load_original(tmp_path / name),
+        load_original(tmp_path / name).weights,
         dict(zip(["head.modulation", "blocks.0.norm3.bias"], state.values(), strict=True)),
     )
 
@@ -246,18 +246,20 @@ def test_a_part_of_a_training_checkpoint_is_chosen(tmp_path: Path) -> None:
     torch.save(
         {"state_dict": {"generator": parts["generator"], "critic": parts["critic"]}}, tmp_path / "two.pt"
     )
-    assert torch.equal(load_original(tmp_path / "all.pt")["w"], parts["generator_ema"]["model.w"])
-    assert torch.equal(load_original(tmp_path / "two.pt")["w"], parts["generator"]["model.w"])
+    assert torch.equal(load_original(tmp_path / "all.pt").weights["w"], parts["generator_ema"]["model.w"])
+    assert torch.equal(load_original(tmp_path / "two.pt").weights["w"], parts["generator"]["model.w"])
     for name, part in parts.items():
-        assert torch.equal(load_original(tmp_path / "all.pt", which=name)["w"], part["model.w"])
-    assert torch.equal(load_original(tmp_path / "two.pt", which="critic")["w"], parts["critic"]["model.w"])
+        assert torch.equal(load_original(tmp_path / "all.pt", which=name).weights["w"], part["model.w"])
+    assert torch.equal(
+        load_original(tmp_path / "two.pt", which="critic").weights["w"], parts["critic"]["model.w"]
+    )
     with one_line_error("'generator_ema', only state_dict, generator, critic"):
         load_original(tmp_path / "two.pt", which="generator_ema")
 
 
 def test_the_legacy_format_is_read(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert_same(load_original(tmp_path / "old.pt"), {"w": torch.ones(2)})
+    assert_same(load_original(tmp_path / "old.pt").weights, {"w": torch.ones(2)})
 
 
 class Payload:
@@ -304,8 +306,11 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
         torch.save(content, tmp_path / name)
         with one_line_error("holds no state dict"):
             load_original(tmp_path / name)
-    with one_line_error("not a file"):
-        load_original(tmp_path)
+    with one_line_error("is not there"):
+        load_original(tmp_path / "absent.pt")
+    (tmp_path / "folder").mkdir()
+    with one_line_error("no weights in"):
+        load_original(tmp_path / "folder")
     with one_line_error("no known kind"):
         (tmp_path / "w.gguf").touch()
         load_original(tmp_path / "w.gguf")

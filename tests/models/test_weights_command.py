@@ -525,7 +525,8 @@ def test_originals_become_a_student(
         *("convert", original, target, "--num-heads", 4, *(["--which", which] if which else [])),
         *("--chunk", 2, "--context", 12, "--sink", 1, "--shift", 8, "--steps", "1000,500", "--horizon", 100),
     )
-    assert answer == (0, f"{target}\n", "")
+    assert (answer.code, answer.out) == (0, f"{target}\n")
+    assert ("took generator_ema" in answer.err) == (which is None)
     expected = student_from_original(
         {name: tensor + shift for name, tensor in golden_weights("transformer").items()},
         {"dim": 96, "num_heads": 4, "ffn_dim": 128, "num_layers": 2, "text_dim": 32},
@@ -555,6 +556,23 @@ def test_a_base_gives_everything_else(
         assert everything(target / part) == everything(tiny_bundle / part)
     shown = json.loads(weights("show", target, "--json").out)
     assert (shown["heads"], shown["horizon"]) == (CONFIG["num_attention_heads"], 99)
+
+
+def test_a_release_and_its_lora_are_named_on_the_command_line(
+    weights: Command, fitting: Path, tmp_path: Path
+) -> None:
+    bias = "blocks.0.attn1.to_q.bias"
+    save_file({"blocks.0.attn1.to_q.diff_b": torch.ones(24)}, tmp_path / "lora.safetensors")
+    answer = weights(
+        *("convert", fitting, tmp_path / "out", "--num-heads", 2, "--like", "rolling-forcing", "--sink", 0),
+        *("--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "--lora", tmp_path / "lora.safetensors"),
+        *("--steps", "1000,937,833,625", "--unwarped"),
+    )
+    assert (answer.code, answer.out) == (0, f"{tmp_path / 'out'}\n")
+    assert answer.err.startswith("warning: Rolling Forcing denoises five chunks jointly")
+    assert Settings.read(tmp_path / "out" / SETTINGS) == Settings(steps=(1000, 748, 499, 250))
+    state = CausalWanModel.from_pretrained(tmp_path / "out" / "transformer").state_dict()
+    assert torch.equal(state[bias], load_file(fitting)[f"model.{bias}"] + 0.5 + 1)
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
@@ -668,14 +686,14 @@ def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], 
         (_malicious, [], "code is never executed"),
         (_raw_pickle, [], "code is never executed"),
         (lambda path: path.write_bytes(b"PK\x03\x04 no zip"), [], "cannot be read"),
-        (lambda path: path.mkdir(), [], "is not a file"),
-        (lambda path: None, [], "is not a file"),
+        (lambda path: path.mkdir(), [], "no weights in"),
+        (lambda path: None, [], "is not there"),
         (_vae, [], "no Wan transformer's"),
         (_changed(lambda state: state.pop("proj_out.bias")), [], "missing: proj_out.bias"),
         (
             _changed(lambda state: state.update({"img_emb.proj.weight": torch.ones(2)})),
             [],
-            "unexpected: img_emb.proj.weight",
+            "are of an image-to-video Wan",
         ),
         (
             _changed(lambda state: state["proj_out.bias"].fill_(float("nan"))),
@@ -733,7 +751,7 @@ def test_nothing_else_is_walked_over(kind: str, weights: Command, fitting: Path,
     before = everything(tmp_path)
     chosen = target / "out" if kind == "below a file" else target
     answer = weights("convert", fitting, chosen, "--num-heads", 2, "--overwrite")
-    refused(answer, "cannot write" if kind == "below a file" else "exists and is no converted model")
+    refused(answer, "cannot be written" if kind == "below a file" else "exists and is no converted model")
     assert everything(tmp_path) == before
 
 
