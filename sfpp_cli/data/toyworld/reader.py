@@ -35,7 +35,7 @@ from sfpp_cli.data.toyworld.world import (
 LUMA_MARGIN = 0.05
 """How far the background's luma may be from `BACKGROUND_LUMA`; reading errs by less than 0.005."""
 CHROMA_MARGIN = 0.08
-"""How far its `chroma` may be from every named background: 7 degrees past the tint, 1/8 of blue's saturation."""
+"""How far its `chroma` may be from every named background: 7 degrees past the tint, 1/8 of the saturation."""
 COLOR_MARGIN = 0.25
 """How far an object's mean colour may be from the nearest named one, as a distance in RGB of [0, 1]."""
 DARK, BRIGHT = 0.02, 0.98

@@ -62,7 +62,7 @@ TEMPLATES = (
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes, each field [B]; indices into the tables above, lengths in frame widths."""
+    """A batch of scenes, each field [B]: indices into the tables above, lengths in frame widths, radians."""
 
     color: Tensor
     shape: Tensor
