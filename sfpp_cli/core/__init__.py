@@ -1,1 +1,1 @@
-"""The method. It knows no terminal and no files of people's; it reports through return values and small callbacks."""
+"""The method. It knows no terminal and no command; it reports through return values and small callbacks."""

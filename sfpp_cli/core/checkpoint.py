@@ -1,7 +1,7 @@
 """Checkpoints: complete, written under a temporary name and renamed, refused unless complete.
 
-The exact state goes through `torch.distributed.checkpoint`, so a run continues on any number of ranks; beside it every model and
-its average lie as folders in the model's own format.
+The exact state goes through `torch.distributed.checkpoint`, so a run continues on any number of ranks. Beside
+it lie every model and its EMA as folders in the model's own format.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class State:
     """All that training changes."""
 
     learners: Sequence[tuple[Mapping[str, nn.Module], optim.Optimizer]]
-    """Models by name, and the optimiser that moves them."""
+    """For every player its models by name, and its optimiser."""
     ema: States | None
-    """Averages of models' weights, by model name."""
+    """Averages of weights, by model name; None before the first."""
 
     @property
     def models(self) -> dict[str, nn.Module]:
         return {name: model for models, _ in self.learners for name, model in models.items()}
 
     def tensors(self) -> dict[str, Any]:
-        """As nested dictionaries; the tensors are the live ones where possible, so that loading into them is loading."""
+        """As nested dictionaries of the live tensors where possible, so that loading into them is loading."""
         optimizers = {
             "+".join(models): get_optimizer_state_dict(nn.ModuleDict(models), optimizer)
             for models, optimizer in self.learners
@@ -84,7 +84,8 @@ def save(
 ) -> Path:
     """Write the state and every model's folders, whose format `skeletons` (models without weights) know.
 
-    Of older checkpoints the newest `keep` stay, and those whose step `keep_every` divides. All ranks take part.
+    Of all checkpoints the newest `keep` stay, and those whose step is a multiple of `keep_every`. All ranks
+    take part.
     """
     final = path_of(run, step)
     temporary = final.with_name(f".{final.name}.part")
@@ -115,7 +116,10 @@ def save(
 
 
 def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
-    """Put a checkpoint into the live `state`, on any number of ranks. UserError unless it is whole and of these very models."""
+    """Put a checkpoint into the live `state`, on any number of ranks.
+
+    UserError unless it is whole and of these very models.
+    """
     folder = path_of(run, step)
     tensors = state.tensors()
     saved = _metadata(run, step)
@@ -127,7 +131,8 @@ def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
     theirs = {key: getattr(value, "size", None) for key, value in saved.items() if key.startswith("models.")}
     if mine != theirs:
         raise UserError(
-            f"{folder} is not of this recipe's models: resume with the recipe that wrote it, or choose another --out"
+            f"{folder} is not of this recipe's models: "
+            "resume with the recipe that wrote it, or choose another --out"
         )
     try:
         with _one_rank_is_meant():

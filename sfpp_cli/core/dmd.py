@@ -30,7 +30,7 @@ from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 
 Videos = Callable[[Update], tuple[list[str], Tensor]]
-"""An update's prompts, and clean videos [B, F, C, H, W] of whole chunks whose last K frames are the window."""
+"""An update's prompts, and clean videos [B, F, C, H, W] in whole chunks that end in the window."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class DMDConfig:
     context_noise: float = CLEAN
     """Timestep to which clean chunks are re-noised before they are cached."""
     shared_rollout: bool = True
-    """The critic learns from the student's window of the same step; if false, from a new rollout every time."""
+    """The critic learns from the student's window of the step; if false, from a new rollout each time."""
     guidance: float = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
     negative_prompt: str = ""
@@ -69,7 +69,8 @@ class DMDConfig:
         problems = []
         if self.method == "self-forcing" and (self.frames, self.noise_init) != (None, "random"):
             problems.append(
-                "Self-Forcing's rollout is its window, from noise: set noise_init = 'random' and leave 'frames' out"
+                "Self-Forcing's rollout is its window, from noise: "
+                "set noise_init = 'random' and leave 'frames' out"
             )
         if self.method == "self-forcing++" and self.frames is None:
             problems.append("'frames' is missing: how many latent frames rollouts may go")
@@ -92,7 +93,7 @@ class _For(IntEnum):
 
 
 class DistributionMatching:
-    """The student learns from teacher and critic on windows of its own rollouts; the critic follows the student."""
+    """The student learns on windows of its own rollouts, from teacher and critic; the critic follows it."""
 
     def __init__(
         self,
@@ -131,7 +132,8 @@ class DistributionMatching:
         frames = config.frames or horizon
         if horizon % sampler.chunk or frames % sampler.chunk or frames < horizon:
             raise ValueError(
-                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {sampler.chunk}"
+                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks "
+                f"of {sampler.chunk}"
             )
         self.length = horizon // sampler.chunk
         """Chunks of a window."""
@@ -169,7 +171,7 @@ class DistributionMatching:
         return critic_loss(flow, x, noise), {}
 
     def window(self, update: Update, text: Tensor, *, gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """A window x0 [B, K, C, H, W] of the student's own rollout, and which of its frames learn, [K] of bool."""
+        """A window x0 [B, K, C, H, W] of the student's rollout, and its loss mask [K] of bool."""
         draws = seeded(self.seed, _For.UPDATE, update.step, update.player, update.repeat)
         start = self.draw_start(draws)
         step = self.draw_step(draws)
@@ -191,7 +193,7 @@ class DistributionMatching:
 
     @torch.no_grad()
     def roll_out(self, update: Update, text: Tensor, start: int) -> tuple[list[Tensor], CacheSnapshot | None]:
-        """Clean chunks up to the end of the window at chunk `start`, and the cache as it was before the window.
+        """Clean chunks up to the end of the window at chunk `start`, and the cache before the window.
 
         Self-Forcing's window has nothing before it.
         """
@@ -254,7 +256,7 @@ class DistributionMatching:
 
     @torch.no_grad()
     def _given(self, latents: Tensor, text: Tensor) -> tuple[int, list[Tensor], CacheSnapshot]:
-        """Clean latents in place of a rollout: the window's first chunk, all chunks, the cache before the window."""
+        """Clean latents in place of a rollout: the window's first chunk, all chunks, the cache before it."""
         sampler = self.sampler
         video = list(latents.split(sampler.chunk, dim=1))
         start = len(video) - self.length
@@ -269,7 +271,7 @@ class DistributionMatching:
         return self.sampler.rollout(self.student, x, text, noise.draw, **options)
 
     def _image_first(self, x: Tensor, before: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The window and its loss mask; its first frame as an image latent (which does not learn) if so wanted.
+        """The window and its loss mask; its first frame as an image latent, without loss, if so wanted.
 
         `before` are the clean chunks before the window. Without any, it starts with an image latent anyway.
         """
@@ -281,7 +283,7 @@ class DistributionMatching:
         return x, loss_mask
 
     def _keep(self, update: Update, x: Tensor) -> None:
-        """Remember a window for the critic's updates of the same step, and forget those of the step before."""
+        """Keep a window for the critic's updates of the same step; those of earlier steps are dropped."""
         if update.step != self.step:
             self.step = update.step
             self.kept = {}
@@ -305,15 +307,16 @@ def start_weights(starts: int, window: str) -> Tensor:
 
 
 def score_timesteps(schedule: FlowSchedule, uniform: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Uniform numbers in 0..1 to timesteps within `limits`: shifted as all others are, clamped to the same limits."""
+    """Uniform numbers in 0..1 to timesteps within `limits`, shifted as all others are."""
     low, high = limits
     return schedule.shift_timesteps(low + (high - low) * uniform).clamp(low, high)
 
 
 def dmd_gradient(x: Tensor, critic: Tensor, teacher: Tensor) -> Tensor:
-    """The gradient of the distribution matching loss, from x0 predictions [B, F, C, H, W] of critic and teacher.
+    """The distribution matching gradient, from x0 predictions [B, F, C, H, W] of critic and teacher.
 
-    Normalised for each sample by the mean distance of x from the teacher's prediction (arXiv 2311.18828, equation 8).
+    Normalised for each sample by the mean distance of x from the teacher's prediction (arXiv 2311.18828,
+    equation 8).
     """
     distance = (x - teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
     return (critic - teacher) / distance.clamp(min=torch.finfo(distance.dtype).tiny)

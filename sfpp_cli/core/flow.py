@@ -1,7 +1,7 @@
 """Rectified flow: the noise schedule and the conversions between x0, flow and x_t.
 
-x_t = (1 - sigma) x0 + sigma eps and flow = eps - x0, hence x0 = x_t - sigma flow (method: arXiv 2510.02283, section 3; schedule:
-the Self-Forcing reference, whose table the released checkpoints were trained with).
+x_t = (1 - sigma) x0 + sigma eps and flow = eps - x0, hence x0 = x_t - sigma flow (method: arXiv 2510.02283,
+section 3; schedule: the Self-Forcing reference, whose table the released checkpoints were trained with).
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
 
 
 class FlowSchedule:
-    """sigma' = shift sigma / (1 + (shift - 1) sigma) on a grid of 1000 steps, sigma 1 included and sigma 0 not.
+    """sigma' = shift sigma / (1 + (shift - 1) sigma) on a grid of 1000 steps, from sigma 1 to above 0.
 
-    Tables are float32 and descending: `sigmas` [1000] and `timesteps` [1000] = 1000 sigmas. Timestep arguments are tensors of any
-    shape that is a prefix of the latents' ([B], [B, F], or a scalar, which may stay on the CPU); they select the nearest table
-    entry, never t / 1000.
+    Tables are float32 and descending: `sigmas` [1000] and `timesteps` [1000] = 1000 sigmas. Timestep
+    arguments are tensors of any shape that is a prefix of the latents' ([B], [B, F], or a scalar, which may
+    stay on the CPU). They select the nearest table entry, never t / 1000, since that is what students were
+    trained with.
     """
 
     def __init__(self, shift: float) -> None:
@@ -31,8 +32,9 @@ class FlowSchedule:
         self.timesteps = self.sigmas * TRAIN_STEPS
 
     def warp(self, steps: Sequence[int] | Tensor) -> Tensor:
-        """Nominal student steps to timesteps: (1000, 750, 500, 250) -> (1000, 937.5, 833.333, 625) at shift 5; 0 stays 0.
+        """Nominal student steps to timesteps; 0 stays 0.
 
+        At shift 5, (1000, 750, 500, 250) become (1000, 937.5, 833.333, 625).
         Steps are integers; floating-point values are timesteps already and come back as they are.
         """
         nominal = torch.as_tensor(steps)

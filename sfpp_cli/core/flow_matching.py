@@ -24,7 +24,10 @@ class Clips(Protocol):
 
 
 class FlowMatching:
-    """Mean squared error of the predicted flow, timesteps uniform and then shifted; captions are dropped for later guidance."""
+    """Mean squared error of the predicted flow, at timesteps drawn uniformly and then shifted.
+
+    Some captions are dropped, so that guidance has an unconditional prediction to lead away from.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,12 @@ class FlowMatching:
         seed: int,
         models: Mapping[str, nn.Module],
     ) -> None:
-        self.teacher, self.encode_text, self.clips = teacher, encode_text, clips
-        self.schedule, self.text_dropout, self.seed = schedule, text_dropout, seed
+        self.teacher = teacher
+        self.encode_text = encode_text
+        self.clips = clips
+        self.schedule = schedule
+        self.text_dropout = text_dropout
+        self.seed = seed
         self.players = (Player(models, self.loss),)
 
     def loss(self, update: Update) -> Loss:
@@ -54,6 +61,7 @@ class FlowMatching:
         x0 = torch.stack(latents).to(device)
         noise = torch.stack([normal(x0.shape[1:], generator) for generator in generators]).to(device)
         timestep = self.schedule.shift_timesteps(TRAIN_STEPS * uniform[1]).to(device)
+        # Not `FlowSchedule.add_noise`: a teacher learns at continuous noise levels, not at the table's.
         sigma = (timestep / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
         flow = self.teacher((1 - sigma) * x0 + sigma * noise, timestep, self.encode_text(prompts))
         return F.mse_loss(flow.float(), noise - x0), {}

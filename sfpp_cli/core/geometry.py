@@ -14,7 +14,7 @@ class Compression:
     spatial: int
 
     def latent_frames(self, video_frames: int) -> int:
-        """The fewest latent frames that decode to at least `video_frames`; the first latent frame is one picture."""
+        """The fewest latent frames that decode to at least `video_frames`."""
         return 1 + math.ceil((video_frames - 1) / self.temporal)
 
     def video_frames(self, latent_frames: int) -> int:

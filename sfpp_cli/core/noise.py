@@ -1,4 +1,7 @@
-"""Randomness as a pure function of what it is for: no state to save, so any batch, rank, length or restart draws the same."""
+"""Randomness as a pure function of what it is for.
+
+There is no state to save, so any batch, rank, length or restart draws the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 
 
 def mixed(*numbers: int) -> int:
-    """A number determined by `numbers` alone (a splitmix-style hash; neighbouring numbers give unrelated ones)."""
+    """A number that depends on `numbers` alone (a splitmix-style hash: neighbours give unrelated ones)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) % 2**64
@@ -49,6 +52,5 @@ class VideoNoise:
         return self._draw(chunk, step + 1).to(like)
 
     def _draw(self, chunk: int, use: int) -> Tensor:
-        return torch.stack([normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]).to(
-            self.device
-        )
+        noise = [normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]
+        return torch.stack(noise).to(self.device)

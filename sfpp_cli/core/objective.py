@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Update:
-    """Which update this is. All its randomness is a function of these numbers alone, on any number of ranks."""
+    """Which update this is. All its randomness is a function of these numbers alone."""
 
     step: int
     """Training step, from 0; it holds one or more updates of every player."""

@@ -23,13 +23,16 @@ from sfpp_cli.errors import UserError
 
 
 def sampling_sigmas(schedule: FlowSchedule, sampling_steps: int) -> Tensor:
-    """The sampler's grid: `sampling_steps` + 1 noise levels from 1 to 0, float64, shifted like the student's."""
+    """The teacher's grid: `sampling_steps` + 1 sigmas from 1 to 0, float64, shifted as the student's."""
     uniform = torch.linspace(1.0, 0.0, sampling_steps + 1, dtype=torch.float64)
     return schedule.shift * uniform / (1 + (schedule.shift - 1) * uniform)
 
 
 def student_step_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_steps: int) -> list[int]:
-    """Where the student's steps lie on the sampler's grid; a grid that misses them would train the student off its noise levels."""
+    """Where the student's steps lie on the teacher's grid of `sampling_steps`.
+
+    UserError if the grid misses them, as the student would be trained at noise levels it never meets.
+    """
     if list(steps) != sorted(set(steps), reverse=True) or steps[-1] < 1:
         raise ValueError(f"student steps must descend and end above 0, not {tuple(steps)}")
     timesteps = TRAIN_STEPS * sampling_sigmas(schedule, sampling_steps)
@@ -38,7 +41,8 @@ def student_step_indices(schedule: FlowSchedule, steps: Sequence[int], sampling_
         fitting = TRAIN_STEPS // math.gcd(TRAIN_STEPS, *steps)
         nearest = max(1, round(sampling_steps / fitting)) * fitting
         raise UserError(
-            f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: set sampling_steps to {nearest}"
+            f"{sampling_steps} sampling steps miss the student's steps {tuple(steps)}: "
+            f"set sampling_steps to {nearest}"
         )
     return distance.argmin(1).tolist()
 
@@ -57,7 +61,7 @@ def trajectory(
 ) -> Tensor:
     """Euler from `noise` [B, F, C, H, W] down the teacher's guided flow: [B, len(steps) + 1, F, C, H, W].
 
-    Kept are the latents at the student's steps and the clean end. Guidance in the usual convention: negative + g (text - negative).
+    Kept are the latents at the student's steps and the clean end. `guidance` is `Teacher.guided`'s scale.
     """
     keep = student_step_indices(schedule, steps, sampling_steps)
     sigmas = sampling_sigmas(schedule, sampling_steps)
@@ -80,7 +84,7 @@ class Trajectories(Protocol):
 
 
 class TrajectoryRegression:
-    """L = E || G({x_t_i}, {t_i}) - {x0_i} ||^2 with an independent student step for every chunk (equation 4)."""
+    """L = E || G({x_t_i}, {t_i}) - {x0_i} ||^2, with a student step for every chunk i (equation 4)."""
 
     def __init__(
         self,
@@ -94,7 +98,9 @@ class TrajectoryRegression:
         context: int,
         seed: int,
     ) -> None:
-        self.student, self.encode_text, self.trajectories = student, encode_text, trajectories
+        self.student = student
+        self.encode_text = encode_text
+        self.trajectories = trajectories
         self.schedule = schedule
         self.timesteps = schedule.warp(steps)
         self.chunk = chunk

@@ -1,6 +1,7 @@
-"""Ranks: the only module that knows there is more than one process. `torchrun` starts them; a plain start is rank 0 of 1.
+"""Ranks: the only module that knows there may be more than one process.
 
-Models are sharded from outside, by PyTorch's own FSDP2; they do not know.
+`torchrun` starts them; a plain start is rank 0 of 1. Models are sharded from outside, by PyTorch's own FSDP2;
+they do not know.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Read what `torchrun` sets, without joining a process group: enough to share out independent work."""
+        """Read what `torchrun` sets without joining a process group: enough to share out independent work."""
         rank, world, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
         return cls(rank, world, local)
 
@@ -41,7 +42,7 @@ class Ranks:
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:
-        """Open the process group (NCCL between GPUs, gloo between CPUs); nothing to do for a single process."""
+        """Open the process group (NCCL between GPUs, gloo between CPUs) if there are several processes."""
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.world > 1 and not dist.is_initialized():
@@ -52,10 +53,10 @@ class Ranks:
         return range(self.rank, count, self.world)
 
     def shard(self, model: nn.Module) -> None:
-        """Shard weights, gradients and, with them, optimiser states over the ranks; nothing to do for a single process.
+        """Shard weights, gradients and optimiser states over the ranks; does nothing for a single process.
 
-        A unit is a transformer block. What was gathered stays until the backward pass: a rollout is hundreds of passes with the
-        same weights, so it communicates once, and ranks need not run equally many.
+        A unit is a transformer block. What was gathered stays until the backward pass: a rollout is hundreds
+        of passes with the same weights, so it communicates once, and ranks need not run equally many.
         """
         if self.world == 1:
             return

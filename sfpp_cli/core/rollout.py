@@ -1,4 +1,7 @@
-"""The one chunk loop, for training and for inference (arXiv 2506.08009, algorithm 1; arXiv 2510.02283, algorithm 1)."""
+"""The one chunk loop, for training and for inference.
+
+arXiv 2506.08009, algorithm 1; arXiv 2510.02283, algorithm 1.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The causal student: Wan's transformer, with attention that sees only the past.
 
-Same modules, parameter names and configuration as diffusers' `WanTransformer3DModel`, so a teacher's weights load unchanged and a
-saved student is a diffusers folder. What differs is the forward pass: latents may start at any absolute frame, every frame has its
-own timestep, and self-attention goes through a `Memory` (arXiv 2506.08009, section 3.2; arXiv 2510.02283, section 3).
+Same modules, parameter names and configuration as diffusers' `WanTransformer3DModel`, so a teacher's weights
+load unchanged and a saved student is a diffusers folder. What differs is the forward pass: latents may start
+at any absolute frame, every frame has its own timestep, and self-attention goes through a `Memory` (arXiv
+2506.08009, section 3.2; arXiv 2510.02283, section 3).
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ ROPE_BASE = 10000.0
 
 
 class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
-    """A Wan block in three parts: `project` and `finish`, pure tensor functions that can be compiled, and the memory between."""
+    """A Wan block in three parts: `project` and `finish`, with the memory between them.
+
+    The two are pure functions of tensors, so they can be compiled.
+    """
 
     def forward(
         self, x: Tensor, modulation: Tensor, rope: KeysValues, attend: Attend, text: KeysValues
@@ -39,7 +43,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     def cache_keys_values(
         self, x: Tensor, modulation: Tensor, rope: KeysValues, cache: Past, layer: int
     ) -> None:
-        """Write this block's keys and values and nothing more: what the last block owes the context pass."""
+        """Write this block's keys and values and nothing more, all a context pass needs of the last one."""
         _, key, value = self.project(x, modulation, rope)
         cache.write(layer, key, value)
 
@@ -48,7 +52,8 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         shift, scale = self._modulation(modulation, 0, 1)
         h = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
         attn = self.attn1
-        query, key = _normalised(attn.norm_q, attn.to_q(h)), _normalised(attn.norm_k, attn.to_k(h))
+        query = _normalised(attn.norm_q, attn.to_q(h))
+        key = _normalised(attn.norm_k, attn.to_k(h))
         return (
             rotate(_heads(query, attn.heads), rope),
             rotate(_heads(key, attn.heads), rope),
@@ -58,7 +63,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     def finish(
         self, x: Tensor, attended: Tensor, modulation: Tensor, text_key: Tensor, text_value: Tensor
     ) -> Tensor:
-        """Everything behind self-attention: its gate, cross-attention to all text tokens, the feed-forward."""
+        """All after self-attention: its gate, cross-attention to all text tokens, the feed-forward."""
         gate, ffn_shift, ffn_scale, ffn_gate = self._modulation(modulation, 2, 3, 4, 5)
         frames = x.shape[1]
         out = self.attn1.to_out[0](attended.transpose(1, 2).flatten(2)).unflatten(1, (frames, -1))
@@ -75,11 +80,11 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         return x
 
     def text_keys_values(self, text: Tensor) -> KeysValues:
-        """Cross-attention's keys and values of embedded text [B, L, D]: the same for every chunk of a prompt."""
+        """Cross-attention's keys and values of embedded text [B, L, D]; they serve all chunks."""
         attn = self.attn2
-        return _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads), _heads(
-            attn.to_v(text), attn.heads
-        )
+        keys = _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads)
+        values = _heads(attn.to_v(text), attn.heads)
+        return keys, values
 
     def _modulation(self, modulation: Tensor, *which: int) -> list[Tensor]:
         """Rows of the adaptive-norm table plus the timestep's part, each [B, F, 1, D]."""
@@ -93,10 +98,10 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
     def __init__(self, *args: Any, **config: Any) -> None:
         super().__init__(*args, **config)
         for block in self.blocks:
-            block.__class__ = CausalBlock
+            block.__class__ = CausalBlock  # the modules stay, so names and weights are diffusers'
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a diffusers folder. Adapters are folded into the weights they adapt: what is saved is always a plain student."""
+        """Write a diffusers folder of a plain student: adapters are folded into the weights they adapt."""
         model = self
         if self._hf_peft_config_loaded:
             model = copy.deepcopy(self)
@@ -105,7 +110,10 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         super(CausalWanModel, model).save_pretrained(folder, **options)
 
     def compile_blocks(self) -> None:
-        """Compile the tensor functions of every block; the memory and its Python integers stay outside, so shapes are static."""
+        """Compile the tensor functions of every block.
+
+        The memory and its Python integers stay outside, so shapes are static.
+        """
         for block in self.blocks:
             block.project = torch.compile(block.project)
             block.finish = torch.compile(block.finish)
@@ -133,7 +141,10 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         return [block.text_keys_values(embedded) for block in self.blocks]
 
     def forward(self, latents: Tensor, timestep: Tensor, memory: Memory) -> Tensor:
-        """Flow of noisy `latents` [B, F, C, H, W], shaped alike. `timestep` [B] or [B, F] (the same within a chunk)."""
+        """Flow of noisy `latents` [B, F, C, H, W], shaped alike.
+
+        `timestep` is [B] or [B, F] (the same within a chunk), float32 whatever the latents are.
+        """
         x, temb, modulation, rope = self._embed(latents, timestep, memory.frame)
         for layer, block in enumerate(self.blocks):
             run = (
@@ -148,10 +159,10 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
 
     @torch.no_grad()
     def cache_clean(self, x0: Tensor, cache: Past, timestep: float = CLEAN) -> None:
-        """The context pass: run clean latents [B, F, C, H, W] at t = 0 so that the cache holds clean context, and commit them.
+        """The context pass: run clean latents [B, F, C, H, W] at t = 0 and commit them to the cache.
 
-        Only keys and values are wanted, so the last block's output and the head are never computed. Another `timestep` is for
-        latents with noise of that level in them.
+        Only keys and values are wanted, so the last block's output and the head are never computed. Another
+        `timestep` is for latents with noise of that level in them.
         """
         t = x0.new_full(x0.shape[:1], timestep, dtype=torch.float32)
         x, _, modulation, rope = self._embed(x0, t, cache.frame)
@@ -162,16 +173,17 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         cache.commit(x0.shape[1])
 
     def _checkpointed(self, block: CausalBlock) -> Callable[..., Tensor]:
-        """Forget the block's activations and compute them again in the backward pass.
+        """The block under gradient checkpointing: the backward pass computes its activations again.
 
-        All it is given (the attention to a fixed past included) is as it was in the forward pass, wherever the rollout is by then.
+        That is exact, since all its arguments are as they were in the forward pass, wherever the rollout is
+        by then; the attention it is given is to a past that nothing overwrites.
         """
         return partial(self._gradient_checkpointing_func, block)
 
     def _embed(
         self, latents: Tensor, timestep: Tensor, frame: int
     ) -> tuple[Tensor, Tensor, Tensor, KeysValues]:
-        """Patches [B, F, N, D]; time embedding [B, F', D] and modulation [B, F', 6, D] (F' = F or 1); the rotation."""
+        """Patches [B, F, N, D], time embedding [B, F', D], modulation [B, F', 6, D] (F' is F or 1), RoPE."""
         batch, frames, _, height, width = latents.shape
         _, patch_h, patch_w = self.config.patch_size
         x = self.patch_embedding(latents.transpose(1, 2).to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
@@ -190,7 +202,8 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
     def _unpatchify(self, x: Tensor, like: Tensor) -> Tensor:
         """Tokens [B, F, N, pH pW C] -> [B, F, C, H, W]."""
         _, patch_h, patch_w = self.config.patch_size
-        rows, columns = like.shape[3] // patch_h, like.shape[4] // patch_w
+        rows = like.shape[3] // patch_h
+        columns = like.shape[4] // patch_w
         x = x.unflatten(3, (patch_h, patch_w, -1)).unflatten(2, (rows, columns))
         return x.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4).to(like.dtype)
 

@@ -1,4 +1,4 @@
-"""The bidirectional teacher: Wan's own transformer behind the house's layout."""
+"""The bidirectional teacher: Wan's own transformer, for latents [B, F, C, H, W]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Teacher(WanTransformer3DModel):  # type: ignore[misc]
     """Wan2.1 as released; sees all frames of a clip at once."""
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """Flow of noisy `latents` [B, F, C, H, W] at `timestep` [B] under `text` [B, L, D]; shaped like `latents`."""
+        """Flow of noisy `latents` [B, F, C, H, W], shaped alike, at `timestep` [B] under `text` [B, L, D]."""
         flow: Tensor = super().forward(latents.transpose(1, 2), timestep, text, return_dict=False)[0]
         return flow.transpose(1, 2)
 

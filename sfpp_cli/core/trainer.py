@@ -1,4 +1,7 @@
-"""The training loop: turns, accumulation, clipping, AdamW, warm-up, EMA, exact resume. It knows no objective and no terminal."""
+"""The training loop: updates of all players, accumulation, clipping, AdamW, warm-up, EMA, exact resume.
+
+It knows no objective and no terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,12 @@ from sfpp_cli.errors import UserError
 
 @dataclass(frozen=True)
 class Training:
-    """How to train, whatever the objective. Defaults are the paper's where it gives one (arXiv 2510.02283, section 4)."""
+    """How to train, whatever the objective. The defaults are arXiv 2510.02283's, section 4, if it has one."""
 
     steps: int
     batch: int = 8
     micro_batch: int | None = None
-    """Samples a rank runs at once; their gradients accumulate. All of its share if not given."""
+    """Samples a rank runs at once; their gradients accumulate. All of its share if None."""
     lr: float = 2e-6
     betas: tuple[float, float] = (0.0, 0.999)
     weight_decay: float = 0.01
@@ -39,18 +42,18 @@ class Training:
     ema: float = 0.99
     ema_start: int = 200
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the arithmetic, by autocast: bfloat16 on CUDA and float32 elsewhere if auto. Weights are float32 always."""
+    """Of arithmetic, by autocast; auto is bfloat16 on CUDA, else float32. Weights are always float32."""
     parallel: Literal["shard", "replicate"] = "shard"
-    """Over several ranks, FSDP2; or whole models on every rank, which is faster for small ones."""
+    """Over several ranks: FSDP2, or whole models on every rank, which is faster for small ones."""
     gradient_checkpointing: bool = False
     compile: bool = False
     offload: bool = False
-    """Keep the average, and the optimiser of who is not learning, in main memory."""
+    """Keep the EMA, and the optimiser of whichever player is not learning, in main memory."""
     save_every: int = 500
     keep: int = 2
-    """The newest checkpoints stay ..."""
+    """How many of the newest checkpoints to keep."""
     keep_every: int = 0
-    """... and so do those whose step this divides, unless it is 0."""
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps no more."""
 
     def __post_init__(self) -> None:
         least = {
@@ -82,13 +85,14 @@ class Training:
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of arithmetic on `device`.
 
-        Autocast must not keep its casts: one made while gradients are off would be found again when they are on, without gradient.
+        Autocast must not keep its casts: one made while gradients are off would be found again when they are
+        on, without gradient.
         """
         lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
         return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
 
     def lr_scale(self, step: int) -> float:
-        """The share of the learning rate at 0-based `step`: linear warm-up, then constant or a cosine to a hundredth."""
+        """Factor of the learning rate at 0-based `step`: a linear warm-up, then 1 or a cosine to 0.01."""
         warm = min(1.0, (step + 1) / (self.warmup + 1))
         if self.decay == "constant":
             return warm
@@ -99,7 +103,8 @@ class Training:
 class Trainer:
     """Runs an objective to `training.steps`, from the newest checkpoint in `run` if there is one.
 
-    A resumed run equals an uninterrupted one bitwise, and two ranks follow one, since what is random depends on sample numbers.
+    A resumed run equals an uninterrupted one bitwise, and two ranks follow one, since all randomness is a
+    function of sample numbers.
     """
 
     def __init__(
@@ -112,22 +117,34 @@ class Trainer:
         watch_step: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
         on_save: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """`watch_step` adds to a step's record what it sees in the models, on every rank; `on_step` is shown the whole record.
+        """Checkpoints and metrics go to the folder `run`.
 
-        `on_save` may add files to a checkpoint's folder before it is complete.
+        After every step `watch_step`, on every rank, is given its record and answers what to add to it;
+        `on_step` is given the record as it is logged. `on_save` is given the folder of a checkpoint that is
+        about to be complete, and may add files.
+
+        Models are copied and sharded here, so compile them, or enable checkpointing, afterwards: a compiled
+        block's functions are bound to that block, and its copy would go on using the original's.
         """
         if training.batch % ranks.world:
             raise UserError(
-                f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple"
+                f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: "
+                "choose a multiple"
             )
         if training.offload and ranks.world > 1:
             raise UserError(
                 "offload is for a single process: over several ranks the states are sharded, so leave it out"
             )
-        self.objective, self.training, self.folder, self.ranks = objective, training, run, ranks
+        self.objective = objective
+        self.training = training
+        self.folder = run
+        self.ranks = ranks
         self.players = objective.players
-        self.on_step, self.watch_step, self.on_save = on_step, watch_step, on_save
+        self.on_step = on_step
+        self.watch_step = watch_step
+        self.on_save = on_save
         self.step = 0
+        """Finished steps."""
         self.models = {name: model for player in self.players for name, model in player.models.items()}
         self.skeletons = {name: _meta_copy(model) for name, model in self.models.items()}
         if training.parallel == "shard":
@@ -152,39 +169,41 @@ class Trainer:
             self.on_step(record)
 
     def update(self) -> dict[str, float]:
-        """One step: every player's turns, in order. Returns its record."""
+        """One step: all updates of every player, in order. Returns its record."""
         began = time.perf_counter()
         record: dict[str, float] = {}
         for number, player in enumerate(self.players):
             prefix = f"{player.name}_" if player.name else ""
-            records = [self._turn(number, repeat) for repeat in range(player.updates)]
-            record |= {prefix + figure: fmean(each[figure] for each in records) for figure in records[0]}
+            records = [self._update_player(number, repeat) for repeat in range(player.updates)]
+            record |= {prefix + name: fmean(each[name] for each in records) for name in records[0]}
         self.step += 1
         self._update_ema()
         return {"step": self.step, **record, "step_s": time.perf_counter() - began}
 
-    def _turn(self, number: int, repeat: int) -> dict[str, float]:
-        """One optimiser update of a player; returns its figures."""
-        player, optimizer = self.players[number], self.optimizers[number]
+    def _update_player(self, number: int, repeat: int) -> dict[str, float]:
+        """One optimiser update of a player; returns its metrics."""
+        player = self.players[number]
+        optimizer = self.optimizers[number]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = (player.lr or self.training.lr) * self.training.lr_scale(self.step)
         optimizer.zero_grad(set_to_none=True)
-        figures = self._accumulate(number, repeat)
+        metrics = self._accumulate(number, repeat)
         if self.training.parallel == "replicate":
             self.ranks.average(parameters)
         norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
-        record = self.ranks.mean(figures) | {"grad_norm": norm}
+        record = self.ranks.mean(metrics) | {"grad_norm": norm}
         if not all(math.isfinite(value) for value in record.values()):
             who = f"{player.name} at " if player.name else ""
             raise UserError(
-                f"{who}step {self.step + 1}: {record} is not finite; stopped before the update, the last checkpoint stands"
+                f"{who}step {self.step + 1}: {record} is not finite; stopped before the update, "
+                "the last checkpoint stands"
             )
-        self._update(optimizer, parameters[0].device)
+        self._step(optimizer, parameters[0].device)
         return record
 
-    def _update(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """One step; between steps an offloaded optimiser's moments rest in main memory."""
+    def _step(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        """Step an optimiser on `device`; when offloading, its moments are there for that time only."""
         if self.training.offload:
             _move(optimizer, device)
         optimizer.step()
@@ -192,28 +211,28 @@ class Trainer:
             _move(optimizer, torch.device("cpu"))
 
     def _accumulate(self, number: int, repeat: int) -> dict[str, float]:
-        """Back-propagate the loss of this rank's samples, part by part; returns the loss and the mean figures."""
+        """Back-propagate the loss of this rank's samples, part by part; returns it and the mean metrics."""
         player = self.players[number]
         device = next(p.device for model in player.models.values() for p in model.parameters())
         first = self.step * self.training.batch
         mine = [first + i for i in self.ranks.share(self.training.batch)]
         size = self.training.micro_batch or len(mine)
         total = 0.0
-        figures = defaultdict(list)
+        logged = defaultdict(list)
         for start in range(0, len(mine), size):
             part = tuple(mine[start : start + size])
             with self.training.autocast(device):
-                loss, beside = player.loss(Update(self.step, number, repeat, part))
+                loss, metrics = player.loss(Update(self.step, number, repeat, part))
             loss = loss * (len(part) / len(mine))
             loss.backward()
             total += loss.item()
-            for figure, value in beside.items():
-                figures[figure].append(value)
-        return {"loss": total, **{figure: fmean(values) for figure, values in figures.items()}}
+            for name, value in metrics.items():
+                logged[name].append(value)
+        return {"loss": total, **{name: fmean(values) for name, values in logged.items()}}
 
     @torch.no_grad()
     def _update_ema(self) -> None:
-        """The exponential moving average of the weights, from `ema_start` on."""
+        """Move the exponential moving average of the weights; it begins as a copy at step `ema_start`."""
         if self.step < self.training.ema_start:
             return
         if self.ema is None:
@@ -223,7 +242,7 @@ class Trainer:
                 averages[key].lerp_(value.to(averages[key].device), 1 - self.training.ema)
 
     def _copies(self) -> checkpoint.States:
-        """The averaged models' weights as they are now, where averages are kept."""
+        """Copies of the weights that have an EMA, where it is kept."""
         names = [name for player in self.players if player.has_ema for name in player.models]
         return {
             name: {key: self._to_host(value) for key, value in self.models[name].state_dict().items()}
@@ -231,7 +250,7 @@ class Trainer:
         }
 
     def save(self) -> Path:
-        """A checkpoint of everything; the models and their averages are folders that can be loaded as they are."""
+        """Write a checkpoint of everything, with the models and their EMA as folders of their own format."""
         t = self.training
         return checkpoint.save(
             self.folder,
@@ -270,11 +289,12 @@ class Trainer:
         return torch.optim.AdamW(parameters, lr=player.lr or t.lr, betas=t.betas, weight_decay=t.weight_decay)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
+        """A copy, in main memory when offloading."""
         copied = tensor.detach().clone()
         return copied.cpu() if self.training.offload else copied
 
     def _forget_records(self) -> None:
-        """Drop the records of steps behind the checkpoint: their updates are lost, and they will be written again."""
+        """Drop the records of steps after the checkpoint: their updates are lost, and will be made again."""
         lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
         whole_lines = [line for line in lines if line.endswith("\n")]
         self._metrics.write_text(
@@ -293,6 +313,10 @@ def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """The same model without its weights, to write weights from anywhere in its format."""
+    """The model on the meta device, to write weights from anywhere in its format.
+
+    deepcopy takes what `memo` holds as copied already, so parameters are replaced instead of being copied:
+    the weights are never in memory twice.
+    """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, memo)

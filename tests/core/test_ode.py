@@ -122,6 +122,29 @@ def test_without_guidance_the_negative_prompt_is_not_asked() -> None:
     assert sorted(asked) == [-1.0] * 4 + [2.0] * 4
 
 
+def test_the_teacher_is_told_exact_timesteps_whatever_the_latents_are() -> None:
+    told = []
+    teacher = make_teacher()
+
+    def forward(x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        told.append(timestep)
+        return x
+
+    teacher.forward = forward  # type: ignore[method-assign]
+    trajectory(
+        teacher,
+        gaussian(*SHAPE).bfloat16(),
+        TEXT,
+        NEGATIVE,
+        schedule=SCHEDULE,
+        steps=STEPS,
+        sampling_steps=4,
+        guidance=1.0,
+    )
+    assert all(timestep.dtype == torch.float32 for timestep in told)
+    assert [timestep[0].item() for timestep in told] == pytest.approx([1000, 937.5, 2500 / 3, 625], abs=1e-4)
+
+
 class Store:
     """Eight trajectories of 7 latent frames."""
 

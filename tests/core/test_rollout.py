@@ -71,6 +71,30 @@ def test_videos_are_the_references(case: str) -> None:
     )
 
 
+def test_numbers_one_by_one_are_a_sampler(student: CausalWanModel, noise: VideoNoise) -> None:
+    video = torch.cat(list(noise.chunks(0, 4)), dim=1)
+    settings: dict[str, Any] = {"schedule": FlowSchedule(5), "chunk": 3, "context": 8, "sink": 1}
+    expected = list(SAMPLER.rollout(student, video, TEXT, noise.draw))
+    for steps in (STEPS, torch.tensor(STEPS), FlowSchedule(5).warp(STEPS)):
+        for ours, theirs in zip(
+            rollout(student, video, TEXT, steps=steps, draw=noise.draw, **settings), expected, strict=True
+        ):
+            assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_the_network_is_told_exact_timesteps_whatever_the_latents_are() -> None:
+    """In bfloat16 937.5 would be 936, 833.3 would be 832 and 625 would be 624."""
+    student = make_student().to(torch.bfloat16)
+    noise = VideoNoise([7], CHUNK)
+    told: list[Tensor] = []
+    student.register_forward_pre_hook(lambda module, given: told.append(given[1]))
+    chunks = SAMPLER.rollout(student, next(noise.chunks(0, 1)).bfloat16(), TEXT[:1].bfloat16(), noise.draw)
+    assert next(chunks).dtype == torch.bfloat16
+    assert all(timestep.dtype == torch.float32 for timestep in told)
+    assert [timestep.item() for timestep in told] == pytest.approx([1000, 937.5, 2500 / 3, 625], abs=1e-4)
+
+
 def test_a_longer_video_begins_as_a_shorter_one(student: CausalWanModel, noise: VideoNoise) -> None:
     long = list(SAMPLER.rollout(student, noise.chunks(0, 6), TEXT, noise.draw))
     for count in (1, 3, 5):
