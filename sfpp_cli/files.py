@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from sfpp_cli.errors import UserError, reason
 
 
@@ -66,10 +64,17 @@ def writing(path: Path) -> Iterator[None]:
     """What goes wrong in the block while `path` is written, as a UserError."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+    except _disk_errors() as error:
         raise UserError(
             f"{path} cannot be written ({reason(error)}); check its directory's permissions and free space"
         ) from error
+
+
+def _disk_errors() -> tuple[type[Exception], ...]:
+    """safetensors has its own error for a full disk; imported late, since help texts do not wait for it."""
+    from safetensors import SafetensorError
+
+    return (OSError, SafetensorError)
 
 
 def file_digest(path: Path) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.errors import UserError, suggest
-from sfpp_cli.models.settings import TIMESTEPS, Settings
+from sfpp_cli.models.settings import Settings
 
 SAMPLING = ("chunk", "context", "sink", "shift", "steps", "horizon")
 """What no weight file tells of a student, and what must be right for it to be any good."""
@@ -108,5 +109,5 @@ def guess_release(files: Sequence[Path]) -> str | None:
 
 def unwarped(steps: Sequence[int], shift: float) -> list[int]:
     """The steps that a shift turns into these timesteps: s = t / (shift - (shift - 1) t), t in 0..1."""
-    given = [step / TIMESTEPS for step in steps]
-    return [round(TIMESTEPS * t / (shift - (shift - 1) * t)) for t in given]
+    given = [step / TRAIN_STEPS for step in steps]
+    return [round(TRAIN_STEPS * t / (shift - (shift - 1) * t)) for t in given]

@@ -139,7 +139,7 @@ def test_unknown_commands_and_options(arguments: list[str], sfpp: Sfpp) -> None:
         (["weights", "show", "[red]x[/red]"], "[red]x[/red]"),
         (["weights", "show", "x" * 500], "x" * 500),
         (["weights", "pull", "a/b/c"], "unknown model 'a/b/c'"),
-        (["weights", "convert", "absent.pt", "out"], "absent.pt is not a file"),
+        (["weights", "convert", "absent.pt", "out"], "absent.pt is not there"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
