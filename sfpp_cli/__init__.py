@@ -1,9 +1,65 @@
-"""sfpp: minute-long video from a causal few-step student (Self-Forcing++, arXiv 2510.02283)."""
+"""sfpp: minute-long video from a causal few-step student (Self-Forcing++, arXiv 2510.02283).
+
+    import sfpp_cli as sfpp
+
+    model = sfpp.load()
+    for frames in model.stream("a red circle bouncing over a blue background", seconds=10, seed=0):
+        ...  # numpy uint8 [T, height, width, 3]
+
+Importing this loads no torch; `load` does.
+"""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-# OpenMP's threads spin while they wait, which starves whoever shares the cores: a busy neighbour makes every small operation
-# many times slower. It reads this when torch is loaded, hence here; a user's own choice stays.
+from sfpp_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from sfpp_cli.generation.model import Model
+
+__all__ = ["UserError", "__version__", "load"]
+__version__ = "0.1.0"
+
+DEFAULT_MODEL = "toyworld"
+
+# OpenMP's threads spin while they wait, which starves whoever shares the cores: a busy neighbour makes every
+# small operation many times slower. It reads this when torch is loaded, hence here. A user's choice stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__version__ = "0.1.0"
+
+def load(
+    model: str = DEFAULT_MODEL,
+    *,
+    student: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    context: int | None = None,
+    sink: int | None = None,
+    offload: str = "text",
+    tile: int | None = None,
+    compile: bool = False,
+) -> Model:
+    """A model ready to make videos: the embedded one, a folder, or a name on the hub.
+
+    The arguments are the flags of `sfpp generate`. `student`: causal weights to use instead of the model's
+    own. `device`: cpu, cuda or cuda:N; the GPU if there is one. `dtype`: float32, bfloat16 or float16.
+    `context`, `sink`: how many latent frames the student sees, and how many of the first it never forgets; as
+    trained if not given. `offload`: what becomes of the text encoder between prompts ("text" frees it, "none"
+    keeps it, "sequential" never has more than a layer of it on the device). `tile`: decode in tiles of so
+    many latent cells, which saves memory. `compile`: torch.compile the student.
+    """
+    from sfpp_cli.generation.model import Model
+
+    return Model(
+        model,
+        student,
+        device=device,
+        dtype=dtype,
+        context=context,
+        sink=sink,
+        offload=offload,
+        tile=tile,
+        compile=compile,
+    )

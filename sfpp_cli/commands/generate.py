@@ -8,112 +8,212 @@ from typing import Annotated
 
 import typer
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.commands.console import Terminal, result
 
-_WHAT, _MODEL, _RUN, _OUT = "What to make", "Model", "How to run it", "Output"
-DEFAULT_MODEL = "toyworld"
+_WHAT = "What to make"
+_MODEL = "Model"
+_RUN = "How to run it"
+_OUT = "Output"
 
 
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="What the video shows; the model's example if left out.")
+        str | None,
+        typer.Argument(help="What the video should show. Left out: the model's own example."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A .txt (a prompt a line) or .jsonl file.", rich_help_panel=_WHAT)
+        Path | None,
+        typer.Option(
+            help="Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
+            "also set seed, seconds and out.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length (default 10).", rich_help_panel=_WHAT)] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length of the video; 10 if not given.", rich_help_panel=_WHAT)
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(help="Length in video frames instead.", rich_help_panel=_WHAT)
+        int | None, typer.Option(help="Length in frames, instead of --seconds.", rich_help_panel=_WHAT)
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="The same seed gives the same video.", min=0, rich_help_panel=_WHAT)
+        int,
+        typer.Option(
+            help="Any whole number. Another seed gives another video, the same seed the same one.",
+            min=0,
+            rich_help_panel=_WHAT,
+        ),
     ] = 0,
     seeds: Annotated[
-        str | None, typer.Option(help="A video for each, as in 0,3,8-11.", rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(help="Several seeds, such as 0,3,8-11: a video for each.", rich_help_panel=_WHAT),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT (default: as trained).", rich_help_panel=_WHAT)
+        str | None,
+        typer.Option(
+            help="Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     fps: Annotated[
-        float | None, typer.Option(help="Frames a second (default: as trained).", rich_help_panel=_WHAT)
+        float | None,
+        typer.Option(
+            help="Frames a second at which the video plays. Default: the rate of the training videos; at "
+            "another rate things move faster or slower.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Embedded name, folder or hub id.", rich_help_panel=_MODEL)
+        str,
+        typer.Option(
+            help="The embedded model's name, a folder, or a name on the Hugging Face hub.",
+            rich_help_panel=_MODEL,
+        ),
     ] = DEFAULT_MODEL,
     student: Annotated[
-        str | None, typer.Option(help="Causal weights to use instead.", rich_help_panel=_MODEL)
+        str | None,
+        typer.Option(
+            help="Other weights for the network that makes the video: a folder or a name on the hub.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Cached latent frames.", rich_help_panel=_MODEL)] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="How much of the video the model sees while it makes the next piece, in latent frames; a "
+            "latent frame stands for 4 video frames. Default: as trained.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     sink: Annotated[
-        int | None, typer.Option(help="First latent frames never forgotten.", rich_help_panel=_MODEL)
+        int | None,
+        typer.Option(
+            help="How many of the context's latent frames are kept for the very beginning of the video, so "
+            "that it is never forgotten. Default: as trained.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 (default: the best).", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(
+            help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(
+            help="Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
+            "GPU, float32 on the CPU.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     offload: Annotated[
-        str, typer.Option(help="none | text (freed after use) | sequential.", rich_help_panel=_RUN)
+        str,
+        typer.Option(
+            help="What to do with the text encoder, the largest part of a big model. text: free its memory "
+            "once the prompts are read; sequential: also bring it to the GPU in parts; none: keep it.",
+            rich_help_panel=_RUN,
+        ),
     ] = "text",
     tile: Annotated[
-        int | None, typer.Option(help="Decode in tiles of this many latent cells.", rich_help_panel=_RUN)
+        int | None,
+        typer.Option(
+            help="Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
+            "cell stands for 8x8 pixels. Default: the whole picture at once.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     compile: Annotated[
-        bool, typer.Option("--compile", help="torch.compile the blocks.", rich_help_panel=_RUN)
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the network with torch.compile: it starts later and runs faster.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help=".mp4 .webm .gif .png", rich_help_panel=_OUT)
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .mp4, .webm, .gif, or .png for a folder of pictures. Default: called after "
+            "the prompt.",
+            rich_help_panel=_OUT,
+        ),
     ] = None,
-    out_dir: Annotated[Path | None, typer.Option(help="Folder for a batch.", rich_help_panel=_OUT)] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the videos of a batch.", rich_help_panel=_OUT)
+    ] = None,
     sheet: Annotated[
-        bool, typer.Option("--sheet", help="A contact sheet beside it.", rich_help_panel=_OUT)
+        bool,
+        typer.Option(
+            "--sheet", help="Also write 24 frames of the video as one picture.", rich_help_panel=_OUT
+        ),
     ] = False,
     save_latents: Annotated[
-        bool, typer.Option("--save-latents", help="Keep the latents too.", rich_help_panel=_OUT)
+        bool,
+        typer.Option(
+            "--save-latents",
+            help="Also write the latent frames that the picture is decoded from, as .safetensors.",
+            rich_help_panel=_OUT,
+        ),
     ] = False,
     json_: Annotated[
-        bool, typer.Option("--json", help="The result as one JSON object.", rich_help_panel=_OUT)
+        bool,
+        typer.Option("--json", help="Print one JSON object that describes the videos.", rich_help_panel=_OUT),
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace existing videos.", rich_help_panel=_OUT)
+        bool, typer.Option("--overwrite", help="Replace videos that exist.", rich_help_panel=_OUT)
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue what was interrupted.", rich_help_panel=_OUT)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue videos that were interrupted, and skip those that are finished.",
+            rich_help_panel=_OUT,
+        ),
     ] = False,
 ) -> None:
-    """Turn a prompt into a video of any length, streamed chunk by chunk."""
+    """Make a video of any length from a prompt.
+
+    The video is made in chunks of a few frames. Each chunk continues those before it, of which the model sees
+    the most recent (--context), and is written to the file at once.
+    """
     from sfpp_cli.core.parallel import Ranks
     from sfpp_cli.devices import pick_device, pick_dtype
     from sfpp_cli.generation.batch import make_all
-    from sfpp_cli.generation.generator import Options
-    from sfpp_cli.generation.requests import Wish
+    from sfpp_cli.generation.generator import ModelOptions
+    from sfpp_cli.generation.requests import GenerateOptions
     from sfpp_cli.models.bundle import Bundle
 
     ranks = Ranks.from_environment()
     where = pick_device(device, ranks.local)
-    precision = pick_dtype(dtype, where)
-    bundle = Bundle(model, student)
-    wish = Wish(prompt, prompts, seconds, frames, seed, seeds, size, fps, out, out_dir)
-    options = Options.of(
-        bundle.settings,
-        precision,
-        context,
-        sink,
+    model_options = ModelOptions(
+        device=where,
+        dtype=pick_dtype(dtype, where),
+        context=context,
+        sink=sink,
         offload=offload,
         tile=tile,
         compile=compile,
-        save_latents=save_latents,
-        sheet=sheet,
     )
-    made = make_all(
-        wish,
-        bundle,
-        where,
-        options,
-        ranks,
-        Terminal(quiet=not ranks.first),
+    options = GenerateOptions(
+        prompt=prompt,
+        prompts=prompts,
+        seconds=seconds,
+        frames=frames,
+        seed=seed,
+        seeds=seeds,
+        size=size,
+        fps=fps,
+        out=out,
+        out_dir=out_dir,
+        sheet=sheet,
+        save_latents=save_latents,
         overwrite=overwrite,
         resume=resume,
     )
-    result(json.dumps({"videos": made}) if json_ else "\n".join(video["path"] for video in made))
+    progress = Terminal(quiet=not ranks.first)
+    videos = make_all(options, Bundle(model, student), model_options, ranks, progress)
+    result(json.dumps({"videos": videos}) if json_ else "\n".join(video["path"] for video in videos))

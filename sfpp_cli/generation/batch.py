@@ -1,4 +1,4 @@
-"""A batch of videos on this rank: what is finished is skipped, what was interrupted goes on, what fails is said in one line."""
+"""A batch of videos on this rank: what is finished is skipped, what was interrupted goes on."""
 
 from __future__ import annotations
 
@@ -11,67 +11,80 @@ import torch
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import Interrupted, UserError
-from sfpp_cli.generation.generator import Generator, Options, Request
-from sfpp_cli.generation.requests import Wish, plan, refuse_existing
+from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan, refuse_existing
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Watch
 
 
 def make_all(
-    wish: Wish,
-    bundle: Bundle,
-    device: torch.device,
-    options: Options,
-    ranks: Ranks,
-    watch: Watch,
-    *,
-    overwrite: bool,
-    resume: bool,
+    options: GenerateOptions, bundle: Bundle, model: ModelOptions, ranks: Ranks, progress: Watch
 ) -> list[dict[str, Any]]:
     """Make this rank's share of the videos; returns their descriptions, finished ones included."""
-    requests = plan(wish, bundle)
+    model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
+    requests = plan(options, bundle)
+    check_outputs(requests)
     mine = [requests[i] for i in ranks.share(len(requests))]
-    if not (overwrite or resume):
+    if not (options.overwrite or options.resume):
         refuse_existing(mine)
-    _warn_beyond_horizon(requests, bundle, watch)
+    _warn_beyond_horizon(requests, bundle, progress)
     with _explained():
-        return _make_share(
-            mine,
-            Generator(bundle, device, options, [request.prompt for request in mine], watch),
-            overwrite,
-            resume,
-        )
+        description = describe_model(bundle, model)
+        jobs = [Job(request, description) for request in mine]
+        finished = _finished(jobs, options)
+        missing = [job for job in jobs if job not in finished]
+        if missing:
+            prompts = [job.request.prompt for job in missing]
+            generator = Generator.load(bundle, model, prompts, progress)
+        results = []
+        for job in jobs:
+            if job in finished:
+                progress.say(f"{finished[job]['path']} is finished already")
+                results.append(finished[job])
+            else:
+                results.append(make(job, generator, options, progress))
+        return results
 
 
-def _make_share(
-    mine: Sequence[Request], generator: Generator, overwrite: bool, resume: bool
-) -> list[dict[str, Any]]:
-    finished = {request: generator.finished(request) if resume else None for request in mine}
-    if resume and not overwrite:
-        refuse_existing(
-            [request for request in mine if finished[request] is None and not generator.interrupted(request)]
-        )
-    results = []
-    for request in mine:
-        done = finished[request]
-        if done is not None:
-            generator.watch.say(f"{done} is finished already")
-            results.append(json.loads(done.with_suffix(".json").read_text()) | {"path": str(done)})
-            continue
-        results.append(_make(generator, request, resume))
-    return results
-
-
-def _make(generator: Generator, request: Request, resume: bool) -> dict[str, Any]:
-    if not resume:
-        generator.discard(request)
-    made = generator.generate(request)
+def make(job: Job, generator: Generator, options: GenerateOptions, progress: Watch) -> dict[str, Any]:
+    """Make one video, or with `options.resume` what is missing of it; returns its description."""
+    if not options.resume:
+        job.discard()
+    made = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
     speed = made["speed"]
-    generator.watch.say(
-        f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, VAE {speed['vae_fps']:g} fps, end to end "
-        f"{speed['end_to_end_fps']:g} fps, first frame after {speed['time_to_first_frame_s']:g} s, {made['memory_mb']} MB"
+    progress.say(
+        f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, "
+        f"VAE {speed['vae_fps']:g} fps, end to end {speed['end_to_end_fps']:g} fps, "
+        f"first frame after {speed['time_to_first_frame_s']:g} s, {made['memory_mb']} MB"
     )
     return made
+
+
+def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: Watch) -> None:
+    """Say so if a video is longer than what the student was trained on."""
+    settings = bundle.settings
+    trained = bundle.compression.video_frames(settings.horizon)
+    longest = max(request.frames for request in requests)
+    if longest > trained:
+        progress.warn(
+            f"this student was trained on rollouts of {trained / settings.fps:.0f} s; "
+            "beyond that, expect the picture to drift"
+        )
+
+
+def _finished(jobs: Sequence[Job], options: GenerateOptions) -> dict[Job, dict[str, Any]]:
+    """Jobs whose videos are there already, with their descriptions; what has another's name is refused."""
+    if not options.resume:
+        return {}
+    videos = {job: job.finished() for job in jobs}
+    if not options.overwrite:
+        refuse_existing([job.request for job in jobs if videos[job] is None and not job.interrupted()])
+    return {
+        job: json.loads(video.with_suffix(".json").read_text()) | {"path": str(video)}
+        for job, video in videos.items()
+        if video is not None
+    }
 
 
 @contextmanager
@@ -86,13 +99,3 @@ def _explained() -> Iterator[None]:
             "the GPU's memory is full: try --offload sequential, --tile 32, a smaller --size or --context; "
             "--resume goes on where videos were begun"
         ) from error
-
-
-def _warn_beyond_horizon(requests: list[Request], bundle: Bundle, watch: Watch) -> None:
-    settings = bundle.settings
-    trained = bundle.compression.video_frames(settings.horizon)
-    longest = max(request.frames for request in requests)
-    if longest > trained:
-        watch.warn(
-            f"this student was trained on rollouts of {trained / settings.fps:.0f} s; beyond that, expect the picture to drift"
-        )

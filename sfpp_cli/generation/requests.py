@@ -1,4 +1,7 @@
-"""From what the user asked for to a list of videos, checked in full before anything starts."""
+"""From what the user asked for to a list of videos, checked in full before anything starts.
+
+Loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -12,81 +15,106 @@ from pathlib import Path
 
 from sfpp_cli.data.prompts import PromptLine, read_prompts, slug
 from sfpp_cli.errors import UserError, reason
-from sfpp_cli.generation.generator import Request
-from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.layout import Layout
 from sfpp_cli.video.writer import EXTENSIONS, output_path
 
 DEFAULT_SECONDS = 10.0
+MAX_FPS = 240
 
 
-@dataclass(frozen=True)
-class Wish:
-    """The command's flags that say what to make; None where the user said nothing."""
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """What to make, and where it goes; None where the user said nothing."""
 
     prompt: str | None = None
     prompts: Path | None = None
+    """A file of prompts, instead of one."""
     seconds: float | None = None
     frames: int | None = None
+    """The length in video frames, instead of seconds."""
     seed: int = 0
     seeds: str | None = None
+    """Several, such as 0,3,8-11: every prompt with every seed."""
     size: str | None = None
+    """WIDTHxHEIGHT in pixels."""
     fps: float | None = None
     out: Path | None = None
     out_dir: Path | None = None
+    sheet: bool = False
+    """Write a contact sheet beside the video."""
+    save_latents: bool = False
+    overwrite: bool = False
+    resume: bool = False
 
 
-def plan(wish: Wish, bundle: Bundle) -> list[Request]:
-    """One request per prompt and seed, in order. Raises UserError for anything that could not be made as asked."""
-    if wish.seconds is not None and wish.frames is not None:
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One video. All but `out` decides its content."""
+
+    prompt: str
+    seed: int
+    frames: int
+    width: int
+    height: int
+    fps: float
+    out: Path
+
+
+def plan(options: GenerateOptions, model: Layout) -> list[Request]:
+    """One request per prompt and seed, in order. UserError for anything that could not be made as asked."""
+    if options.seconds is not None and options.frames is not None:
         raise UserError("--seconds and --frames say the same thing: give one of them")
-    if wish.out is not None and wish.out_dir is not None:
+    if options.out is not None and options.out_dir is not None:
         raise UserError("--out names one video and --out-dir a folder for many: give one of them")
-    settings = bundle.settings
-    fps = settings.fps if wish.fps is None else wish.fps
-    if not 0 < fps <= 240:
-        raise UserError(f"--fps {fps:g}: it takes a rate above 0 and at most 240")
-    width, height = _size(wish.size, bundle)
-    lines = _prompts(wish, settings.prompt)
-    seeds = [wish.seed] if wish.seeds is None else parse_seeds(wish.seeds)
-    wanted = [(line, seed) for line in lines for seed in ([line.seed] if line.seed is not None else seeds)]
-    if wish.out is not None and len(wanted) > 1:
-        raise UserError(f"--out names one video, but {len(wanted)} were asked for: use --out-dir")
-    requests = [
-        Request(
-            line.prompt,
-            seed,
-            _frames(wish, line, fps),
-            width,
-            height,
-            fps,
-            _out(wish, line, seed, position, len(wanted)),
-        )
-        for position, (line, seed) in enumerate(wanted, start=1)
+    fps = model.settings.fps if options.fps is None else options.fps
+    if not 0 < fps <= MAX_FPS:
+        raise UserError(f"--fps {fps:g}: it takes a rate above 0 and at most {MAX_FPS}")
+    width, height = _size(options.size, model)
+    seeds = [options.seed] if options.seeds is None else parse_seeds(options.seeds)
+    videos = [
+        (line, seed)
+        for line in _lines(options, model.settings.prompt)
+        for seed in (seeds if line.seed is None else [line.seed])
     ]
-    _apart(requests)
-    for folder in dict.fromkeys(request.out.parent for request in requests):
-        _writable(folder)
-    return requests
+    if options.out is not None and len(videos) > 1:
+        raise UserError(f"--out names one video, but {len(videos)} were asked for: use --out-dir")
+    return [
+        Request(
+            prompt=line.prompt,
+            seed=seed,
+            frames=_frames(options, line, fps),
+            width=width,
+            height=height,
+            fps=fps,
+            out=_out(options, line, seed, position, len(videos)),
+        )
+        for position, (line, seed) in enumerate(videos, start=1)
+    ]
 
 
-def _apart(requests: Sequence[Request]) -> None:
-    """What lies beside a video is named by its stem, so no two videos may share one."""
+def check_outputs(requests: Sequence[Request]) -> None:
+    """See that every video has a name of its own, in a folder that can be written."""
     owners: dict[Path, Path] = {}
     for request in requests:
+        # The files beside a video are called as it is but for the extension, so that part has to differ.
         other = owners.setdefault(request.out.with_suffix(""), request.out)
         if other is not request.out:
             raise UserError(
-                f"{other} and {request.out} share a name: give every video its own 'out', and leave --seeds to lines without"
+                f"{other} and {request.out} share a name: give every video its own 'out', "
+                "and leave --seeds to lines without"
             )
+    for folder in dict.fromkeys(request.out.parent for request in requests):
+        _check_writable(folder)
 
 
 def refuse_existing(requests: Sequence[Request]) -> None:
-    """Outputs that exist are not walked over."""
+    """Never replace a file unasked."""
     existing = [request.out for request in requests if output_path(request.out).exists()]
     if existing:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
         raise UserError(
-            f"{existing[0]}{more} exists: use --overwrite, another --out, or --resume if it is this very video"
+            f"{existing[0]}{more} exists: use --overwrite, another --out, "
+            "or --resume if it is this very video"
         )
 
 
@@ -101,60 +129,66 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def _prompts(wish: Wish, example: str) -> list[PromptLine]:
-    if wish.prompts is not None:
-        if wish.prompt is not None:
+def _lines(options: GenerateOptions, example: str) -> list[PromptLine]:
+    """What to show: the lines of the file, or the one prompt, or the model's example."""
+    if options.prompts is not None:
+        if options.prompt is not None:
             raise UserError("a prompt and --prompts exclude each other: put the prompt into the file")
-        return read_prompts(wish.prompts)
-    prompt = example if wish.prompt is None else wish.prompt
+        return read_prompts(options.prompts)
+    prompt = example if options.prompt is None else options.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty: say what the video should show")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of another encoding on the command line
+        raise UserError("the prompt is not UTF-8 text: write it in UTF-8") from error
     return [PromptLine(prompt)]
 
 
-def _frames(wish: Wish, line: PromptLine, fps: float) -> int:
-    if wish.frames is not None and line.seconds is None:
-        if wish.frames < 1:
-            raise UserError(f"--frames {wish.frames}: it takes at least 1 video frame")
-        return wish.frames
-    seconds = (
-        line.seconds
-        if line.seconds is not None
-        else DEFAULT_SECONDS
-        if wish.seconds is None
-        else wish.seconds
-    )
+def _frames(options: GenerateOptions, line: PromptLine, fps: float) -> int:
+    """The length of a line's video in frames; what the line says goes before the flags."""
+    if options.frames is not None and line.seconds is None:
+        if options.frames < 1:
+            raise UserError(f"--frames {options.frames}: it takes at least 1 video frame")
+        return options.frames
+    seconds = DEFAULT_SECONDS if options.seconds is None else options.seconds
+    if line.seconds is not None:
+        seconds = line.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--seconds {seconds:g}: it takes a length above 0")
     return max(1, round(seconds * fps))
 
 
-def _size(text: str | None, bundle: Bundle) -> tuple[int, int]:
-    settings = bundle.settings
+def _size(text: str | None, model: Layout) -> tuple[int, int]:
+    """(width, height) in pixels, which the VAE and the transformer's patches have to divide."""
+    settings = model.settings
     if text is None:
         return settings.width, settings.height
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if match is None:
+        example = f"{settings.width}x{settings.height}"
+        raise UserError(f"--size {text}: write it as WIDTHxHEIGHT, such as {example}")
+    width = int(match[1])
+    height = int(match[2])
+    _, patch_height, patch_width = model.transformer_config()["patch_size"]
+    across = model.compression.spatial * patch_width
+    down = model.compression.spatial * patch_height
+    if not width or not height or width % across or height % down:
+        nearest = f"{max(1, round(width / across)) * across}x{max(1, round(height / down)) * down}"
         raise UserError(
-            f"--size {text}: write it as WIDTHxHEIGHT, such as {settings.width}x{settings.height}"
-        )
-    patch = bundle.transformer_config()["patch_size"]
-    width, height = int(match[1]), int(match[2])
-    steps = bundle.compression.spatial * patch[2], bundle.compression.spatial * patch[1]
-    if not width or not height or width % steps[0] or height % steps[1]:
-        near = max(1, round(width / steps[0])) * steps[0], max(1, round(height / steps[1])) * steps[1]
-        raise UserError(
-            f"--size {text}: width must be a multiple of {steps[0]} and height of {steps[1]}; the nearest is {near[0]}x{near[1]}"
+            f"--size {text}: width must be a multiple of {across} and height of {down}; "
+            f"the nearest is {nearest}"
         )
     return width, height
 
 
-def _out(wish: Wish, line: PromptLine, seed: int, position: int, total: int) -> Path:
-    folder = wish.out_dir or Path()
+def _out(options: GenerateOptions, line: PromptLine, seed: int, position: int, total: int) -> Path:
+    """The file of one of `total` videos: as its line says, as --out says, or after its prompt."""
+    folder = options.out_dir or Path()
     if line.out is not None:
         out = folder / line.out
-    elif wish.out is not None:
-        out = wish.out
+    elif options.out is not None:
+        out = options.out
     else:
         number = f"{position:0{len(str(total))}d}-" if total > 1 else ""
         out = folder / f"{number}{slug(line.prompt)}-{seed}.mp4"
@@ -165,8 +199,8 @@ def _out(wish: Wish, line: PromptLine, seed: int, position: int, total: int) -> 
     return out
 
 
-def _writable(folder: Path) -> None:
-    """See that a file can be written into the folder, or into what exists of its path; nothing stays behind."""
+def _check_writable(folder: Path) -> None:
+    """See that a file can be written into the folder, or into what exists of its path; none is left."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as probe:

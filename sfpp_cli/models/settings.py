@@ -72,7 +72,7 @@ class Settings:
         return validate(_SCHEMA, {**asdict(self), **values})
 
     def sampler(self, *, context: int | None = None, sink: int | None = None) -> Sampler:
-        """How the student samples; another `context` or `sink` than the one it was trained with may be tried."""
+        """How the student samples; another `context` or `sink` than it was trained with may be tried."""
         from sfpp_cli.core.flow import FlowSchedule
         from sfpp_cli.core.rollout import Sampler
 

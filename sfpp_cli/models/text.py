@@ -20,14 +20,19 @@ def clean(prompt: str) -> str:
 
 
 class TextEncoder:
-    """Tokenizer and UMT5 encoder. Embeddings are padded with zeros to `length` tokens; the networks attend to all of them."""
+    """Tokenizer and UMT5 encoder.
+
+    Embeddings are padded with zeros to `length` tokens; the networks attend to all of them.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: UMT5EncoderModel, length: int) -> None:
-        self.tokenizer, self.model, self.length = tokenizer, model, length
+        self.tokenizer = tokenizer
+        self.model = model
+        self.length = length
         self.device: torch.device = model.device
 
     def place(self, device: torch.device, *, layerwise: bool = False) -> None:
-        """Run on `device`; `layerwise` keeps the weights in main memory and brings one layer at a time there."""
+        """Run on `device`; `layerwise` keeps weights in main memory and brings a layer at a time there."""
         self.device = device
         if layerwise:
             cpu_offload(self.model, device)
@@ -35,8 +40,11 @@ class TextEncoder:
             self.model.to(device)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, length, D] of cleaned prompts. Differentiable; callers that only read wrap it in `no_grad`."""
-        return _pad(self.unpadded(prompts), self.length)
+        """Embeddings [B, length, D] of cleaned prompts.
+
+        Differentiable; callers that only read wrap it in `no_grad`.
+        """
+        return padded(self.unpadded(prompts), self.length)
 
     def unpadded(self, prompts: Sequence[str]) -> list[Tensor]:
         """The same without padding: for every prompt [n, D], n being its tokens."""
@@ -52,28 +60,41 @@ class TextEncoder:
         hidden: Tensor = self.model(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
         return [row[:count] for row, count in zip(hidden, counts, strict=True)]
 
-    def cut(self, prompt: str) -> str:
-        """The end of the prompt that does not fit into `length` tokens; empty if all of it does."""
+    def embed(self, prompt: str) -> tuple[Tensor, str]:
+        """One prompt, tokenised once: its embeddings [n, D], and the end that did not fit into `length`."""
         text = clean(prompt)
         tokens = self.tokenizer(text, return_offsets_mapping=True)
-        if len(tokens.input_ids) <= self.length:
-            return ""
-        first_lost = max(0, self.length - self.tokenizer.num_special_tokens_to_add())
-        return text[tokens.offset_mapping[first_lost][0] :].strip()
+        ids: list[int] = tokens.input_ids
+        cut = ""
+        if len(ids) > self.length:
+            marks = (
+                self.tokenizer.num_special_tokens_to_add()
+            )  # which UMT5 has at the end, and they stay there
+            kept = max(0, self.length - marks)
+            cut = text[tokens.offset_mapping[kept][0] :].strip()
+            ids = ids[:kept] + ids[len(ids) - marks :]
+        batch = torch.tensor([ids], device=self.device)
+        hidden: Tensor = self.model(batch, attention_mask=torch.ones_like(batch)).last_hidden_state
+        return hidden[0], cut
 
 
 class EmbeddedPrompts:
-    """Embeddings of a known set of prompts, computed once, kept without their padding; the encoder can be freed behind them."""
+    """Embeddings of known prompts, computed once, kept without padding; the encoder can be freed after."""
 
     @torch.no_grad()
     def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
         self.length = encoder.length
-        self.embeddings = {prompt: encoder.unpadded([prompt])[0] for prompt in dict.fromkeys(prompts)}
+        self.embeddings: dict[str, Tensor] = {}
+        self.cut: dict[str, str] = {}
+        """Of every prompt the end that did not fit, empty if all of it did."""
+        for prompt in dict.fromkeys(prompts):
+            self.embeddings[prompt], self.cut[prompt] = encoder.embed(prompt)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Padded embeddings [B, length, D]."""
-        return _pad([self.embeddings[prompt] for prompt in prompts], self.length)
+        return padded([self.embeddings[prompt] for prompt in prompts], self.length)
 
 
-def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
+def padded(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Rows [n, D] of several lengths as one tensor [B, length, D], filled up with zeros."""
     return torch.stack([torch.nn.functional.pad(row, (0, 0, 0, length - row.shape[0])) for row in rows])

@@ -166,7 +166,7 @@ bundle, cpu = Bundle(str(folder)), torch.device("cpu")
 models = [bundle.load_student(cpu, torch.bfloat16), bundle.load_teacher(cpu, torch.float32), bundle.load_vae(cpu, torch.float32)]
 text = bundle.load_text(cpu, torch.float32)
 text(["a zebra " * 20])
-text.cut("a zebra " * 20)
+text.embed("a zebra " * 20)
 for number, model in enumerate([*models, text.model]):
     model.save_pretrained(out / str(number), max_shard_size="20KB")
 """

@@ -117,13 +117,12 @@ def test_gradient_reaches_the_encoder(encoder: TextEncoder) -> None:
     ],
 )
 def test_what_does_not_fit_is_told(encoder: TextEncoder, prompt: str, cut: str) -> None:
-    assert encoder.cut(prompt) == cut
+    assert EmbeddedPrompts(encoder, [prompt]).cut == {prompt: cut}
 
 
 def test_a_length_that_only_holds_the_end_mark(encoder: TextEncoder) -> None:
     shortest = TextEncoder(encoder.tokenizer, encoder.model, 1)
-    assert shortest.cut("a red circle") == "a red circle"
-    assert shortest.cut("") == ""
+    assert EmbeddedPrompts(shortest, ["a red circle", ""]).cut == {"a red circle": "a red circle", "": ""}
 
 
 @torch.no_grad()
@@ -142,7 +141,9 @@ def test_any_text_is_embedded(encoder: TextEncoder) -> None:
     wild += ["🎬" * 100, "\ud800", "\x00", "بت", "zebra " * 500, "<pad> </s> <unk>"]
     assert encoder(wild).isfinite().all()
     for prompt in wild:
-        assert clean(prompt).endswith(encoder.cut(prompt))
+        embedding, cut = encoder.embed(prompt)
+        assert torch.equal(embedding, encoder.unpadded([prompt])[0])
+        assert clean(prompt).endswith(cut)
 
 
 @torch.no_grad()

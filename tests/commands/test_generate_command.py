@@ -1,4 +1,4 @@
-"""`sfpp generate` on the embedded model: what comes out, that a resume changes nothing, that bad input leaves nothing behind."""
+"""`sfpp generate` on the embedded model: what comes out, what a resume changes, what bad input leaves."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import Sfpp
 from PIL import Image
 from safetensors.torch import load_file
 
-from sfpp_cli.data.latent_log import LatentLog
-from sfpp_cli.errors import UserError
-from sfpp_cli.generation import generator as generation
-from sfpp_cli.generation.requests import parse_seeds
+from sfpp_cli.generation.job import Job
 from sfpp_cli.video.reader import probe, read_metadata
 from sfpp_cli.video.writer import VideoWriter
 
@@ -103,7 +99,7 @@ def test_an_interrupted_video_resumes_bit_for_bit(
         write(self, frames)
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.VideoWriter, "write", interrupted)
+        patched.setattr(VideoWriter, "write", interrupted)
         code, out, err = sfpp(*arguments, "parts/v.mp4")
     assert (code, out) == (130, "")
     assert "--resume" in err
@@ -123,12 +119,8 @@ def test_finished_videos_are_known_by_their_request_not_their_name(
     before = files(tmp_path / "v")
     (tmp_path / "p.txt").write_text(f"# now the second\na green square sliding over grey\n{PROMPT}\n")
     made = []
-    generate = generation.Generator.generate
-    monkeypatch.setattr(
-        generation.Generator,
-        "generate",
-        lambda self, request: made.append(request) or generate(self, request),
-    )
+    run = Job.run
+    monkeypatch.setattr(Job, "run", lambda self, *a, **b: made.append(self.request) or run(self, *a, **b))
     code, out, err = sfpp("generate", "--prompts", "p.txt", "--frames", "9", "--out-dir", "v", "--resume")
     assert code == 0
     assert [request.prompt for request in made] == ["a green square sliding over grey"]
@@ -267,27 +259,3 @@ def test_a_prompt_that_is_too_long_is_cut_with_a_warning(sfpp: Sfpp) -> None:
     assert code == 0
     assert "warning" in err
     assert "shiny" in err
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is Linux's")
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    log = LatentLog(tmp_path / "log", (1, 1, 1, 1, 1), {})
-    log.file = Path("/dev/full")
-    with pytest.raises(
-        UserError, match=r"/dev/full cannot be written \(No space left on device\): .*--resume"
-    ):
-        log.append(torch.zeros(1, 1, 1, 1, 1))
-
-
-def test_the_warm_up_does_not_count_unless_it_is_all_there_is() -> None:
-    pace = generation.Pace()
-    assert pace.fps == 0
-    pace.add(10.0, 9)
-    assert pace.fps == 0.9
-    pace.add(0.5, 12)
-    pace.add(0.5, 12)
-    assert pace.fps == 24
-
-
-def test_parse_seeds() -> None:
-    assert parse_seeds("0,3,8-11,3") == [0, 3, 8, 9, 10, 11]

@@ -1,0 +1,96 @@
+"""A model for use from Python: `sfpp_cli.load` gives one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sfpp_cli.devices import pick_device, pick_dtype
+from sfpp_cli.generation.batch import make
+from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan, refuse_existing
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.progress import Silent
+from sfpp_cli.video import Frames
+
+
+class Model:
+    """A loaded student with its VAE and text encoder. What cannot be done as asked raises `UserError`."""
+
+    def __init__(
+        self, name: str, student: str | None = None, *, device: str | None, dtype: str | None, **options: Any
+    ) -> None:
+        """As `sfpp_cli.load`, which says what the arguments mean."""
+        where = pick_device(device)
+        self._progress = Silent()
+        self._bundle = Bundle(name, student)
+        self._options = ModelOptions(device=where, dtype=pick_dtype(dtype, where), **options)
+        self._generator = Generator.load(self._bundle, self._options, [], self._progress)
+
+    @property
+    def fps(self) -> int:
+        """Frames a second that the student was trained on."""
+        return self._bundle.settings.fps
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        seconds: float | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        size: str | None = None,
+    ) -> Iterator[Frames]:
+        """Frames as they are made, a chunk at a time: numpy uint8 [T, height, width, 3].
+
+        The same frames as `sfpp generate` writes for the same seed. Without a prompt the model's example is
+        shown; without `seconds` or a number of `frames`, 10 seconds of it. `size` is such as "64x64".
+        """
+        options = GenerateOptions(prompt=prompt, seconds=seconds, frames=frames, seed=seed, size=size)
+        (request,) = plan(options, self._bundle)
+        return self._generator.frames(request)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        out: str | Path,
+        seconds: float | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+        size: str | None = None,
+        fps: float | None = None,
+        sheet: bool = False,
+        save_latents: bool = False,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Write a video and beside it a JSON file that describes it; returns that description and `path`.
+
+        The same files as of `sfpp generate`, with flags of the same names: .mp4, .webm, .gif, or .png for a
+        folder of pictures.
+        """
+        options = GenerateOptions(
+            prompt=prompt,
+            seconds=seconds,
+            frames=frames,
+            seed=seed,
+            size=size,
+            fps=fps,
+            out=Path(out),
+            sheet=sheet,
+            save_latents=save_latents,
+            overwrite=overwrite,
+        )
+        requests = plan(options, self._bundle)
+        check_outputs(requests)
+        if not overwrite:
+            refuse_existing(requests)
+        (request,) = requests
+        return make(Job(request, self._description), self._generator, options, self._progress)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return describe_model(self._bundle, self._options)

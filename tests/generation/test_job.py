@@ -1,0 +1,76 @@
+"""A request in its folder: what tells it from others, what is found of it, what a resume needs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfpp_cli.generation.generator import ModelOptions
+from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.requests import Request
+from sfpp_cli.models.bundle import Bundle
+
+pytest_plugins = ["tiny_bundle"]
+
+OPTIONS = ModelOptions(device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    return Request(prompt="a", seed=3, frames=9, width=64, height=48, fps=8, out=tmp_path / "v.mp4")
+
+
+@pytest.fixture
+def model(tiny_bundle: Path) -> dict[str, Any]:
+    return describe_model(Bundle(str(tiny_bundle)), OPTIONS)
+
+
+def test_all_but_the_name_decides_the_key(request_: Request, model: dict[str, Any]) -> None:
+    key = Job(request_, model).key
+    assert Job(replace(request_, out=request_.out.with_name("w.mp4")), model).key == key
+    others = [
+        Job(replace(request_, prompt="b"), model),
+        Job(replace(request_, seed=4), model),
+        Job(replace(request_, frames=10), model),
+        Job(replace(request_, width=96), model),
+        Job(replace(request_, fps=9), model),
+        Job(replace(request_, out=request_.out.with_suffix(".gif")), model),
+        *(Job(request_, model | {name: "another"}) for name in model),
+    ]
+    assert len({key, *(job.key for job in others)}) == 1 + len(others)
+
+
+def test_the_model_is_described_by_how_it_runs(tiny_bundle: Path) -> None:
+    bundle = Bundle(str(tiny_bundle))
+    model = describe_model(bundle, replace(OPTIONS, context=9, sink=2, dtype=torch.bfloat16, tile=3))
+    assert (model["context"], model["sink"], model["dtype"], model["tile"]) == (9, 2, "bfloat16", 3)
+    assert (model["chunk"], model["steps"]) == (bundle.settings.chunk, bundle.settings.steps)
+
+
+def test_a_finished_video_is_found_by_its_key(request_: Request, model: dict[str, Any]) -> None:
+    job = Job(request_, model)
+    folder = request_.out.parent
+    for name, content in {"no": "{", "list": "[]", "other": '{"key": "x", "video": "v.mp4"}'}.items():
+        (folder / f"{name}.json").write_text(content)
+    assert job.finished() is None
+    (folder / "w.json").write_text(json.dumps({"key": job.key, "video": "w.mp4"}))
+    assert job.finished() is None, "the video itself is gone"
+    (folder / "w.mp4").touch()
+    assert job.finished() == folder / "w.mp4"
+
+
+def test_an_interrupted_one_can_be_forgotten(request_: Request, model: dict[str, Any]) -> None:
+    job = Job(request_, model)
+    job.discard()
+    assert not job.interrupted()
+    job.folder.mkdir()
+    (job.folder / "latents.f32").write_bytes(b"half")
+    assert job.interrupted()
+    job.discard()
+    assert not job.interrupted()
+    assert list(request_.out.parent.iterdir()) == []

@@ -1,0 +1,120 @@
+"""From flags to requests: lengths, sizes, names, and what is refused; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sfpp_cli.errors import UserError
+from sfpp_cli.generation.requests import GenerateOptions, check_outputs, parse_seeds, plan
+from sfpp_cli.models.layout import Layout
+
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def model() -> Layout:
+    """64x64 pixels at 16 frames a second."""
+    return Layout("toyworld")
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, sfpp_cli.generation.requests; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "frames"),
+    [
+        ({}, 160),
+        ({"seconds": 1.5}, 24),
+        ({"seconds": 1e-9}, 1),
+        ({"frames": 7}, 7),
+        ({"seconds": 2.0, "fps": 8}, 16),
+    ],
+)
+def test_lengths(model: Layout, options: dict[str, Any], frames: int) -> None:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, **options), model)
+    assert request.frames == frames
+
+
+def test_without_a_flag_it_is_the_models_example(model: Layout) -> None:
+    (request,) = plan(GenerateOptions(), model)
+    assert (request.prompt, request.seed) == (model.settings.prompt, 0)
+    assert (request.width, request.height, request.fps) == (64, 64, 16)
+    assert request.out == Path("a-red-circle-bouncing-over-a-blue-background-0.mp4")
+
+
+def test_every_prompt_meets_every_seed_unless_its_line_has_one(model: Layout, tmp_path: Path) -> None:
+    lines = [{"prompt": "a", "seconds": 1}, {"prompt": "b", "seed": 5, "out": "x/b.gif"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = GenerateOptions(prompts=tmp_path / "p.jsonl", seeds="1,3", frames=4, out_dir=Path("v"))
+    requests = plan(options, model)
+    assert [(r.prompt, r.seed, r.frames) for r in requests] == [("a", 1, 16), ("a", 3, 16), ("b", 5, 4)]
+    assert [str(r.out) for r in requests] == ["v/1-a-1.mp4", "v/2-a-3.mp4", "v/x/b.gif"]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"prompt": " "}, "the prompt is empty"),
+        ({"prompt": "\udcff"}, "not UTF-8"),
+        ({"prompts": Path("p.txt")}, "exclude each other"),
+        ({"seconds": 1.0, "frames": 3}, "give one of them"),
+        ({"seconds": 0.0}, "--seconds 0: it takes a length above 0"),
+        ({"seconds": float("nan")}, "--seconds nan"),
+        ({"seconds": float("inf")}, "--seconds inf"),
+        ({"frames": 0}, "--frames 0: it takes at least 1"),
+        ({"fps": 0.0}, "--fps 0"),
+        ({"fps": 241.0}, "at most 240"),
+        ({"fps": float("nan")}, "--fps nan"),
+        ({"size": "big"}, "WIDTHxHEIGHT, such as 64x64"),
+        ({"size": "0x64"}, "multiple of 16"),
+        ({"size": "70x90"}, "the nearest is 64x96"),
+        ({"seeds": "5-2"}, "--seeds 5-2"),
+        ({"seeds": "1,x"}, "--seeds 1,x"),
+        ({"seeds": "1-3", "out": Path("v.mp4")}, "3 were asked for: use --out-dir"),
+        ({"out": Path("v.mp4"), "out_dir": Path("v")}, "give one of them"),
+        ({"out": Path("v.avi")}, "unknown kind of video '.avi'"),
+    ],
+)
+def test_what_cannot_be_is_refused(model: Layout, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plan(GenerateOptions(**{"prompt": PROMPT, **options}), model)
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_fits(model: Layout) -> None:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, size="96X48"), model)
+    assert (request.width, request.height) == (96, 48)
+
+
+def test_videos_may_not_share_what_lies_beside_them(model: Layout, tmp_path: Path) -> None:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "a.mp4"), model)
+    check_outputs([request, replace(request, out=tmp_path / "b.mp4")])
+    with pytest.raises(UserError, match=r"a\.mp4 and .*a\.gif share a name"):
+        check_outputs([request, replace(request, out=tmp_path / "a.gif")])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(model: Layout, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "file" / "a.mp4"), model)
+    with pytest.raises(UserError, match=r"cannot write to .*file \(Not a directory\)"):
+        check_outputs([request])
+
+
+def test_a_folder_is_not_made_before_it_is_needed(model: Layout, tmp_path: Path) -> None:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "new" / "a.mp4"), model)
+    check_outputs([request])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parse_seeds() -> None:
+    assert parse_seeds("0,3,8-11,3") == [0, 3, 8, 9, 10, 11]
