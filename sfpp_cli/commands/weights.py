@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from sfpp_cli.commands.console import Terminal, result
-from sfpp_cli.models.releases import RUNNABLE
 
 app = typer.Typer(help="Models: list them, look at one, fetch, convert.", no_args_is_help=True)
 
@@ -69,7 +68,10 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     like: Annotated[
         str | None,
-        typer.Option(help=f"Release whose settings to write: {', '.join(RUNNABLE)}.", show_default=False),
+        typer.Option(
+            help="Release whose settings to write: self-forcing, causvid, causvid-4step, causal-forcing, "
+            "causal-forcing-frame, longlive, krea, rolling-forcing, reward-forcing."
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="LoRA to merge; may be repeated.")

@@ -29,6 +29,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.models import hub, packing
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.convert import student_from_original
+from sfpp_cli.models.releases import RUNNABLE
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.summary import Shape, readable, summarise
 
@@ -573,6 +574,11 @@ def test_a_release_and_its_lora_are_named_on_the_command_line(
     assert Settings.read(tmp_path / "out" / SETTINGS) == Settings(steps=(1000, 748, 499, 250))
     state = CausalWanModel.from_pretrained(tmp_path / "out" / "transformer").state_dict()
     assert torch.equal(state[bias], load_file(fitting)[f"model.{bias}"] + 0.5 + 1)
+
+
+def test_help_names_every_release(weights: Command) -> None:
+    shown = " ".join(weights("convert", "--help").out.replace("│", " ").split())
+    assert f"settings to write: {', '.join(RUNNABLE)}." in shown
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
