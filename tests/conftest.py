@@ -1,4 +1,4 @@
-"""What all tests share. One thread: toy sizes gain nothing from more, and on busy cores more are many times slower."""
+"""What all tests share: one thread, since toy sizes gain nothing from more, and no GPU unless asked."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-# The suite is about the CPU, whatever the machine has, unless it is asked to be about the GPU: SFPP_TEST_GPU=1 pytest -m gpu
-if not os.environ.get("SFPP_TEST_GPU"):
+# Set before torch is loaded, and inherited by the processes that tests start.
+ON_GPU = bool(os.environ.get("SFPP_TEST_GPU"))
+if not ON_GPU:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
@@ -20,6 +22,11 @@ from sfpp_cli import app
 torch.set_num_threads(1)
 
 Sfpp = Callable[..., tuple[int, str, str]]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not ON_GPU:
+        pytest.skip("the suite hides GPUs unless asked: SFPP_TEST_GPU=1 pytest -m gpu")
 
 
 @pytest.fixture

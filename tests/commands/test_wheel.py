@@ -1,0 +1,54 @@
+"""What `pip install` puts on a machine: the package with its data, and the embedded weights inside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sfpp_cli import __version__
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without the network, by the tool that pyproject.toml names."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def files(root: str, folder: str = ".") -> list[str]:
+    """The files of a folder of the checkout, as paths from `root`."""
+    paths = [path for path in (ROOT / root / folder).rglob("*") if path.is_file()]
+    return [str(path.relative_to(ROOT / root)) for path in paths if "__pycache__" not in path.parts]
+
+
+def test_a_wheel_holds_code_data_and_weights_and_nothing_else(wheel: Path) -> None:
+    assert wheel.name == f"sfpp-{__version__}-py3-none-any.whl"
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"sfpp_cli/{name}" for name in (*files("sfpp_cli"), *files(".", "weights"))}
+    for needed in ("py.typed", "weights/toyworld/sfpp.json", "evaluation/report/templates/report.css"):
+        assert f"sfpp_cli/{needed}" in expected
+    assert {name for name in names if ".dist-info/" not in name} == expected
+
+
+def test_an_installed_wheel_finds_its_weights_and_templates(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "from sfpp_cli.models.hub import resolve; print(resolve('toyworld'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert Path(done.stdout.strip()) == (tmp_path / "site/sfpp_cli/weights/toyworld").resolve()
