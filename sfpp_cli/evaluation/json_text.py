@@ -1,4 +1,4 @@
-"""Results as JSON text: what is not JSON made so, and laid out so that people can look at it and curves take little space."""
+"""Results as JSON text: plain values, laid out for people to look at, with curves on one line."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from typing import Any
 import numpy as np
 
 
-def plain(value: Any) -> Any:
-    """JSON without NaN, which is not JSON, and without numpy's scalars."""
+def plain(value: Any, digits: int | None = None) -> Any:
+    """The value as JSON has it: no NaN, which becomes null, no tuples, paths or numpy scalars.
+
+    `digits`: significant digits that are kept of numbers, all by default.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry, digits) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
+        return [plain(entry, digits) for entry in value]
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+        return plain(value.tolist(), digits)
     if isinstance(value, Path):
         return str(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")
 
 
 def json_text(value: Any, indent: str = "") -> str:
-    """Indented, an entry a line; but a list that holds neither lists nor objects, such as a curve, is one line without spaces."""
+    """Indented, a line for each entry; but a list of plain values, such as a curve, is one dense line."""
     inner = indent + " "
     if isinstance(value, dict) and value:
         entries = [f"{json.dumps(key)}: {json_text(entry, inner)}" for key, entry in value.items()]

@@ -1,4 +1,7 @@
-"""Several videos in processes of their own, with a cache; what cannot be measured is reported, the others still are."""
+"""Several videos at once, in processes of their own, with a cache.
+
+What cannot be measured is reported, and the others still are.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,11 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
-from multiprocessing.queues import SimpleQueue
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,9 @@ from sfpp_cli.evaluation.source import Cache, digest, sidecar
 from sfpp_cli.progress import Watch
 
 SCHEMA = "sfpp-evaluation/1"
-PERCENT = 100
-"""Units of progress of one video."""
 
 Outcome = dict[str, Any] | str
-"""What `measure` found, or the line that says why it could not."""
-Tell = Callable[[int, float], None]
-"""(which video, share done) -> None."""
+"""What `measure` returned, or the line that says why it could not measure."""
 
 
 def evaluate(
@@ -41,44 +37,41 @@ def evaluate(
     prompts: Sequence[str | None] | None = None,
     workers: int | None = None,
     cache: Path | None = None,
-    watch: Watch | None = None,
+    progress: Watch | None = None,
 ) -> dict[str, Any]:
-    """Measure videos; the result is described in SCHEMA.md, its `videos` and `failed` are in the order of
+    """Measure videos. SCHEMA.md describes the result; its `videos` and `failed` are in the order of
     `paths`.
 
-    Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one for
-    each path, fills what is missing. `workers` processes (default: one a core, as far as there are videos)
-    share the work; one works in this process. `cache` is a directory of results by content, parameters and
-    versions. `watch` sees one stage of `PERCENT` units a video. ValueError if `prompts` are not as many as
-    `paths`.
+    Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one
+    for each path, fills in where that does not say. `workers` processes share the work (default: one a
+    core, but no more than videos); if that is one, the work is done in this process. `cache` is a folder
+    that keeps results by content, parameters and versions. `progress` is told of a stage with a unit for
+    each video. ValueError if `prompts` are not as many as `paths`.
     """
     if prompts is not None and len(prompts) != len(paths):
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
-    files, chosen = [Path(path) for path in paths], parameters or Parameters()
-    found = _measure_all(files, chosen, workers, Cache(cache), watch)
-    videos, failed = [], []
-    for path, prompt, outcome in zip(files, prompts or [None] * len(files), found, strict=True):
+    files = [Path(path) for path in paths]
+    parameters = parameters or Parameters()
+    outcomes = _measure_all(files, parameters, workers, Cache(cache), progress)
+    videos: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    for file, prompt, outcome in zip(files, prompts or [None] * len(files), outcomes, strict=True):
         if isinstance(outcome, str):
-            failed.append({"path": str(path), "error": outcome})
+            failed.append({"path": str(file), "error": outcome})
         else:
-            videos.append(
-                {
-                    "path": str(path),
-                    **_origin(path, prompt),
-                    **{k: v for k, v in outcome.items() if k != "path"},
-                }
-            )
+            measured = {name: value for name, value in outcome.items() if name != "path"}
+            videos.append({"path": str(file), **_origin(file, prompt), **measured})
     return {
         "schema": SCHEMA,
         "versions": versions(),
-        "parameters": json.loads(json.dumps(asdict(chosen))),
+        "parameters": json.loads(json.dumps(asdict(parameters))),  # as a reader of the JSON sees them
         "videos": videos,
         "failed": failed,
     }
 
 
-def _origin(path: Path, prompt: str | None) -> dict[str, Any]:
-    content = sidecar(path)
+def _origin(file: Path, prompt: str | None) -> dict[str, Any]:
+    content = sidecar(file)
     return {
         "prompt": content.get("prompt", prompt),
         "seed": content.get("seed"),
@@ -87,65 +80,53 @@ def _origin(path: Path, prompt: str | None) -> dict[str, Any]:
 
 
 def _measure_all(
-    files: Sequence[Path], parameters: Parameters, workers: int | None, cache: Cache, watch: Watch | None
+    files: Sequence[Path],
+    parameters: Parameters,
+    workers: int | None,
+    cache: Cache,
+    progress: Watch | None,
 ) -> list[Outcome]:
-    """The outcome of every file: from the cache where it is known, else from here or from worker processes."""
+    """The outcome of every file: from the cache where it is known, else measured."""
     keys: dict[int, str] = {}
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     for index, file in enumerate(files):
         try:
-            keys[index] = _key(file, parameters) if cache.directory else ""
+            keys[index] = _key(file, parameters) if cache.folder else ""
         except UserError as error:
-            found[index] = str(error)
-        if (known := cache.get(keys.get(index, ""))) is not None:
-            found[index] = known
-    wanted = {index: file for index, file in enumerate(files) if index not in found}
-    count = min(workers or os.cpu_count() or 1, len(wanted))
-    with _progress(watch, len(files), len(found)) as tell:
-        for index, outcome in (_in_pool if count > 1 else _here)(wanted, parameters, count, tell):
-            found[index] = outcome
+            outcomes[index] = str(error)
+            continue
+        known = cache.get(keys[index])
+        if known is not None:
+            outcomes[index] = known
+    missing = {index: file for index, file in enumerate(files) if index not in outcomes}
+    count = min(workers or os.cpu_count() or 1, len(missing))
+    measuring = _in_pool(missing, parameters, count) if count > 1 else _here(missing, parameters)
+    stage = progress.stage("measuring", len(files)) if progress and files else nullcontext()
+    with stage as advance:
+        for index, outcome in measuring:
+            outcomes[index] = outcome
             if isinstance(outcome, dict):
                 cache.put(keys[index], outcome)
-    return [found[index] for index in range(len(files))]
+            if advance:
+                advance(len(outcomes), {})
+    return [outcomes[index] for index in range(len(files))]
 
 
 def _key(file: Path, parameters: Parameters) -> str:
-    """Everything a result depends on."""
-    return hashlib.sha256(json.dumps([digest(file), parameters.key(), versions()]).encode()).hexdigest()
+    """A digest of everything that a result depends on."""
+    identity = [digest(file), parameters.key(), versions()]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-@contextmanager
-def _progress(watch: Watch | None, videos: int, known: int) -> Iterator[Tell]:
-    """How work on single videos becomes the progress of all."""
-    done = dict.fromkeys(range(-known, 0), PERCENT)
-    with (
-        watch.stage("measuring", videos * PERCENT)
-        if watch and videos
-        else nullcontext(lambda units, figures: None) as advance
-    ):
-
-        def tell(index: int, share: float) -> None:
-            percent = int(share * PERCENT)
-            if done.get(index) != percent:
-                done[index] = percent
-                finished = sum(value == PERCENT for value in done.values())
-                advance(sum(done.values()), {"videos": f"{finished}/{videos}"})
-
-        yield tell
-
-
-def _here(
-    wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell
-) -> Iterator[tuple[int, Outcome]]:
+def _here(files: Mapping[int, Path], parameters: Parameters) -> Iterator[tuple[int, Outcome]]:
     """One after the other, in this process."""
-    for index, file in wanted.items():
-        yield index, _outcome(file, parameters, partial(tell, index))
-        tell(index, 1.0)
+    for index, file in files.items():
+        yield index, _outcome(file, parameters)
 
 
-def _outcome(file: Path, parameters: Parameters, report: Callable[[float], None]) -> Outcome:
+def _outcome(file: Path, parameters: Parameters) -> Outcome:
     try:
-        return measure(file, parameters, report)
+        return measure(file, parameters)
     except UserError as error:
         return str(error)
 
@@ -153,60 +134,65 @@ def _outcome(file: Path, parameters: Parameters, report: Callable[[float], None]
 # --- worker processes -----------------------------------------------------------------------------------
 
 
-class _Stopped(Exception):
-    """The parent has given up."""
-
-
 def _in_pool(
-    wanted: Mapping[int, Path], parameters: Parameters, count: int, tell: Tell
+    files: Mapping[int, Path], parameters: Parameters, workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """In `count` fresh processes (a fork would inherit the threads of whatever else this process does), as they finish."""
-    context = multiprocessing.get_context("spawn")
-    queue, stop = context.SimpleQueue(), context.Event()
-    with ProcessPoolExecutor(count, context, _start_worker, (queue, stop)) as pool:
-        pending = {pool.submit(_work, index, file, parameters): index for index, file in wanted.items()}
+    """In worker processes, as they finish.
+
+    The processes start fresh, since a fork would inherit locks that other threads of this process hold.
+    They ignore Ctrl-C, which reaches them too: this process ends them.
+    """
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    with pool:
         try:
-            while pending:
-                done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-                while not queue.empty():
-                    tell(*queue.get())
-                for future in done:
-                    index = pending.pop(future)
-                    yield index, _result(future, wanted[index])
-                    tell(index, 1.0)
-        except BaseException:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            with _single_threaded():
+                futures = {pool.submit(_outcome, file, parameters): index for index, file in files.items()}
+            for future in as_completed(futures):
+                index = futures[future]
+                yield index, _result(future, files[index])
+        except BaseException:  # Ctrl-C, or whoever takes the outcomes has failed
+            _end(pool)
             raise
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Processes that start in the block compute on one thread each.
+
+    There is a worker for every core already, and numpy's own threads would take turns on them, or wait at
+    full speed. OpenCV is told by `measure`.
+    """
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    before = {name: os.environ.get(name) for name in one}
+    os.environ.update(one)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Without waiting for the videos that are being measured; from Python 3.14 on, `terminate_workers`."""
+    processes = list(pool._processes.values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
 
 
 def _result(future: Future[Outcome], file: Path) -> Outcome:
     try:
         return future.result()
     except BrokenProcessPool:
-        return f"{file} was not measured: a process was killed, perhaps for want of memory; try fewer workers"
-
-
-_messages: SimpleQueue[tuple[int, float]]
-_stop: Event
-
-
-def _start_worker(messages: SimpleQueue[tuple[int, float]], stop: Event) -> None:
-    """Ctrl-C is the parent's business."""
-    global _messages, _stop
-    _messages, _stop = messages, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _work(index: int, file: Path, parameters: Parameters) -> Outcome:
-    told = -1
-
-    def report(share: float) -> None:
-        nonlocal told
-        if _stop.is_set():
-            raise _Stopped
-        if int(share * PERCENT) > told:
-            told = int(share * PERCENT)
-            _messages.put((index, share))
-
-    return _outcome(file, parameters, report)
+        return (
+            f"{file} was not measured: a process was killed, perhaps for want of memory; "
+            "try fewer with --workers"
+        )

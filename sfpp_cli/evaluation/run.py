@@ -127,7 +127,7 @@ def run(
         prompts=[target.prompt for target in targets],
         workers=wishes.workers,
         cache=_cache_folder() if wishes.cache else None,
-        watch=watch,
+        progress=watch,
     )
     result = {
         **result,

@@ -1,4 +1,4 @@
-"""Video files as they come: whether they can be measured, what they were made from, and results kept by their content."""
+"""Video files as they come: can they be measured, what were they made from, are their results known."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.errors import UserError
-from sfpp_cli.files import atomic_write
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.files import atomic_write, file_digest
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import ask_ffmpeg, reading
 from sfpp_cli.video.reader import VideoInfo, probe, read_frames
 
 _RATE_TOLERANCE = 0.03
+"""By how much a file's header may be wrong about the frame rate before the frames' times are believed."""
 
 
 def inspect(path: Path) -> VideoInfo:
-    """Size, rate and length. UserError, one line, for what cannot be measured: no video, no frame, a variable frame rate."""
+    """Size, frame rate and length of a video.
+
+    UserError for what cannot be measured: no video, no frame, a variable frame rate.
+    """
     info = probe(path)
     if not info.frames or info.fps <= 0:
         raise UserError(f"{path} holds no frames; is it a video?")
@@ -32,15 +36,16 @@ def inspect(path: Path) -> VideoInfo:
 
 
 def _timed(path: Path, info: VideoInfo) -> VideoInfo:
-    """The same with the rate that the frames' times show, where that is another than the file's header claims (short GIFs)."""
+    """The same with the rate at which frames are shown, where the header claims another (short GIFs)."""
     times = frame_times(path)
-    gaps, tick = np.diff(times.seconds), times.tick
+    gaps = np.diff(times.seconds)
     if not gaps.size:
         return info
-    if not _is_constant(gaps, tick):
+    if not _is_constant(gaps, times.tick):
+        usual = max(1, round(1 / float(np.median(gaps))))
         raise UserError(
             f"{path} has a variable frame rate, so times and motion would be wrong; make it constant first: "
-            f"ffmpeg -i IN -vf fps={max(1, round(1 / float(np.median(gaps))))} OUT"
+            f"ffmpeg -i IN -vf fps={usual} OUT"
         )
     shown = 1 / float(gaps.mean())
     return info if abs(shown / info.fps - 1) < _RATE_TOLERANCE else replace(info, fps=shown)
@@ -48,7 +53,7 @@ def _timed(path: Path, info: VideoInfo) -> VideoInfo:
 
 @contextmanager
 def decoding(path: Path) -> Iterator[Iterator[Frames]]:
-    """The frames of a video [H, W, 3], whose decoder stops at the end of the block, however far it came."""
+    """The frames of a video [H, W, 3]; the decoder stops at the end of the block, however far it came."""
     frames = read_frames(path)
     try:
         yield frames
@@ -59,10 +64,12 @@ def decoding(path: Path) -> Iterator[Iterator[Frames]]:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """When each frame is shown, in order, and the resolution of the file's clock."""
+    """When each frame is shown."""
 
     seconds: NDArray[np.float64]
+    """In order."""
     tick: float
+    """Resolution of the file's clock, in seconds."""
 
 
 def frame_times(path: Path) -> FrameTimes:
@@ -78,7 +85,7 @@ def frame_times(path: Path) -> FrameTimes:
 
 
 def _is_constant(gaps: NDArray[np.float64], tick: float) -> bool:
-    """All gaps equal to within the clock's tick, which in WebM and GIF is a good part of a frame, and two per cent."""
+    """Whether all gaps are equal to within two per cent and the clock's tick (in WebM half a frame or so)."""
     usual = float(np.median(gaps))
     return usual > 0 and bool((np.abs(gaps - usual) <= 1.01 * tick + 0.02 * usual).all())
 
@@ -94,35 +101,36 @@ def sidecar(path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's content, or of the pictures of a directory. UserError if it cannot be read."""
-    found = hashlib.sha256()
+    """SHA-256 of a video file's bytes, or of a folder's frames in order. UserError if it cannot be read."""
     try:
-        for file in sorted(path.glob("*.png")) if path.is_dir() else [path]:
-            with file.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
+        if not path.is_dir():
+            return file_digest(path)
+        frames = hashlib.sha256()
+        for file in sorted(path.glob("*.png")):
+            frames.update(file.read_bytes())
+        return frames.hexdigest()
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist; give the path of a video") from error
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check its permissions"
-        ) from error
-    return found.hexdigest()
+        raise UserError(f"{path} cannot be read ({reason(error)}); check its permissions") from error
 
 
 class Cache:
-    """Results in a directory, by a key of everything they depend on. What cannot be read is not there; None keeps nothing."""
+    """Results in a folder, by a key of everything that they depend on. Without a folder it keeps nothing."""
 
-    def __init__(self, directory: Path | None) -> None:
-        self.directory = directory
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
     def get(self, key: str) -> dict[str, Any] | None:
-        if self.directory is None:
+        """What was kept, if it can be read."""
+        if self.folder is None:
             return None
         with suppress(OSError, ValueError):
-            content = json.loads((self.directory / f"{key}.json").read_text())
+            content = json.loads((self.folder / f"{key}.json").read_text())
             return content if isinstance(content, dict) else None
         return None
 
     def put(self, key: str, content: dict[str, Any]) -> None:
-        if self.directory is not None:
-            atomic_write(self.directory / f"{key}.json", json.dumps(content))
+        """UserError where the folder cannot be written."""
+        if self.folder is not None:
+            atomic_write(self.folder / f"{key}.json", json.dumps(content))

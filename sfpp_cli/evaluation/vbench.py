@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sfpp_cli.data.prompts import slug
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import atomic_write
 
 DIMENSIONS = (
@@ -119,7 +119,7 @@ def _place(place: Path, named: dict[str, Path]) -> None:
                 _link(path.resolve(), place / name)
     except OSError as error:
         raise UserError(
-            f"{place} cannot be filled ({error.strerror or error}); check permissions and free space"
+            f"{place} cannot be filled ({reason(error)}); check permissions and free space"
         ) from error
 
 

@@ -35,6 +35,7 @@ from sfpp_cli.evaluation.judge.service import (
     Service,
     Unusable,
 )
+from sfpp_cli.evaluation.source import digest
 from sfpp_cli.files import atomic_write
 from sfpp_cli.progress import Advance
 from sfpp_cli.video import Frames
@@ -238,7 +239,7 @@ class _Case:
                 "input": seen,
                 "question": self.question,
             },
-            "video": {"name": self.path.name, "sha256": _content(self.path)},
+            "video": {"name": self.path.name, "sha256": digest(self.path)},
             "prompt": self.prompt,
             "service": settings.url,
             "responses": [],
@@ -335,16 +336,6 @@ def _verdict(text: str) -> tuple[int, str]:
     if not reasoning:
         raise Unusable("a rating without reasoning")
     return int(value), reasoning
-
-
-def _content(path: Path) -> str:
-    """A digest of the video file, or of a directory's frames in order."""
-    digest = sha256()
-    for file in sorted(path.glob("*.png")) if path.is_dir() else [path]:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # --- what is shown --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from sfpp_cli import __version__
 from sfpp_cli.errors import UserError
+from sfpp_cli.evaluation.json_text import plain
 from sfpp_cli.evaluation.metrics import results
 from sfpp_cli.evaluation.metrics.borders import find_changes
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
@@ -36,10 +37,8 @@ from sfpp_cli.evaluation.source import decoding, inspect
 from sfpp_cli.video import Frames
 from sfpp_cli.video.reader import VideoInfo
 
-Report = Callable[[float], None]
-"""Told how much of the work is done, 0..1."""
-_FIRST_PASS = 0.85
-"""Its share of the time."""
+DIGITS = 6
+"""Significant digits of the numbers in a result."""
 
 
 def versions() -> dict[str, str]:
@@ -53,18 +52,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def measure(
-    path: str | Path, parameters: Parameters | None = None, advance: Report | None = None
-) -> dict[str, Any]:
+def measure(path: str | Path, parameters: Parameters | None = None) -> dict[str, Any]:
     """Everything that is known of one video (`videos[i]` of SCHEMA.md, without prompt, seed and system).
 
-    `path` is a video file or a directory of PNG frames. `advance` is told the share of the work done. One
-    picture, the flow's working pictures of a clip, a miniature and a dozen numbers a frame are held, whatever
-    the length. OpenCV runs on one thread, since DIS answers slightly differently on more. UserError, one
-    line, if the video cannot be measured.
+    `path` is a video file or a folder of PNG frames. Whatever the length, what is held in memory is one
+    picture, the small pictures of a clip for optical flow, and of every frame a miniature and a dozen
+    numbers. OpenCV runs on one thread, since DIS flow differs slightly with more. UserError where the video
+    cannot be measured.
     """
-    path, parameters = Path(path), parameters or Parameters()
-    info, report = inspect(path), advance or (lambda share: None)
+    path = Path(path)
+    parameters = parameters or Parameters()
+    info = inspect(path)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -72,11 +70,10 @@ def measure(
         with decoding(path) as frames:
             for frame in frames:
                 scan.update(frame, path)
-                report(min(1.0, len(scan) / info.frames) * _FIRST_PASS)
         if not len(scan):
             raise UserError(f"{path} holds no frames; is it a video?")
-        norepeat = _norepeat(path, scan, lambda share: report(_FIRST_PASS + share * (1 - _FIRST_PASS)))
-        return results.plain(_assemble(path, scan, norepeat))  # type: ignore[no-any-return]
+        measured: dict[str, Any] = plain(_assemble(path, scan), DIGITS)
+        return measured
     finally:
         cv2.setNumThreads(threads)
 
@@ -85,7 +82,9 @@ class _Scan:
     """The first pass: what has been seen of the stream so far."""
 
     def __init__(self, info: VideoInfo, parameters: Parameters) -> None:
-        self.size, self.fps, self.parameters = (info.width, info.height), info.fps, parameters
+        self.size = (info.width, info.height)
+        self.fps = info.fps
+        self.parameters = parameters
         self.flow = FlowMeter(self.size, info.fps, parameters.flow_short_side, parameters.clip_seconds)
         self.to_first: list[float] = []
         self._exposure: list[dict[str, float]] = []
@@ -121,42 +120,37 @@ class _Scan:
         return curves
 
 
-def _norepeat(path: Path, scan: _Scan, report: Report) -> dict[str, Any]:
-    """NoRepeat (metrics.md, section 1) with the P and n it was taken at; all null where the video is too short for them."""
+def _norepeat(path: Path, scan: _Scan) -> dict[str, Any]:
+    """NoRepeat as RIFLEx defines it, with the P and n it was taken at; all null if the video is too short."""
+    names = ("", "_distance", "_rms", "_offset", "_position", "_halfwidth", "_threshold")
     window = norepeat_window(len(scan), scan.fps, scan.parameters)
-    names = (
-        "norepeat",
-        "norepeat_distance",
-        "norepeat_rms",
-        "norepeat_offset",
-        "norepeat_position",
-        "norepeat_halfwidth",
-    )
     if window is None:
-        return dict.fromkeys((*names, "norepeat_threshold"))
+        return {f"norepeat{name}": None for name in names}
     offset = best_offset(scan.to_first, *window)
-    found = mean_distance(_pairs(path, offset, len(scan) - offset, report))
+    mean = mean_distance(_pairs(path, offset))
     threshold = norepeat_threshold(scan.size)
-    values = (100.0 if found > threshold else 0.0, found, rms(found, scan.size), offset, *window)
-    return {**dict(zip(names, values, strict=True)), "norepeat_threshold": threshold}
+    values = (100.0 if mean > threshold else 0.0, mean, rms(mean, scan.size), offset, *window, threshold)
+    return {f"norepeat{name}": value for name, value in zip(names, values, strict=True)}
 
 
-def _pairs(path: Path, offset: int, count: int, report: Report) -> Iterator[tuple[Frames, Frames]]:
+def _pairs(path: Path, offset: int) -> Iterator[tuple[Frames, Frames]]:
     """(x_i, x_{i + offset}), the file read at two positions at once."""
     with decoding(path) as early, decoding(path) as late:
-        for index, pair in enumerate(zip(islice(late, offset, None), early, strict=False), start=1):
-            yield pair[1], pair[0]
-            report(index / count)
+        # the early frames come second, so that none is decoded in vain when the late ones end
+        for frame, before in zip(islice(late, offset, None), early, strict=False):
+            yield before, frame
 
 
-def _assemble(path: Path, scan: _Scan, norepeat: dict[str, Any]) -> dict[str, Any]:
-    """The result from what both passes saw."""
-    parameters, fps, curves = scan.parameters, scan.fps, scan.curves()
+def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
+    """The result from what has been scanned, and from the second pass for NoRepeat."""
+    parameters = scan.parameters
+    fps = scan.fps
+    curves = scan.curves()
     miniatures = scan.miniatures
     changes = find_changes(miniatures, curves["luma"], np.array(scan.flow.shift), scan.size, fps, parameters)
     curves["picture_change"] = changes.picture
     similarity = self_similarity(miniatures, fps, parameters)
-    dynamic, whole = scan.flow.dynamic_clips(), scan.flow.dynamic()
+    dynamic = scan.flow.dynamic_clips()
     reference = reference_frames(len(scan), fps, parameters.reference_seconds)
     return {
         "path": str(path),
@@ -173,8 +167,8 @@ def _assemble(path: Path, scan: _Scan, norepeat: dict[str, Any]) -> dict[str, An
             **results.changes_since_reference(curves, fps, parameters),
             **results.spike_metrics(curves, scan.size, fps, parameters),
             "dynamic_degree_dis": sum(dynamic) / len(dynamic),
-            "dynamic_degree_dis_whole": int(whole),
-            **norepeat,
+            "dynamic_degree_dis_whole": int(scan.flow.dynamic()),
+            **_norepeat(path, scan),
             **_similarity_metrics(similarity, fps),
             **results.border_metrics(curves, parameters),
         },

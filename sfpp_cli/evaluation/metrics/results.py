@@ -13,7 +13,6 @@ from sfpp_cli.evaluation.metrics.motion import Curve, clip_ranges, spikes
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import reference_frames
 
-_DIGITS = 6
 MEANS = (
     "luma",
     "clipped",
@@ -101,14 +100,3 @@ def mean(values: NDArray[np.float64]) -> float | None:
 
 def _difference(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def plain(value: Any) -> Any:
-    """As JSON has it: six significant digits, None for what is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    if isinstance(value, float):
-        return float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None
-    return value

@@ -2,9 +2,9 @@
 downloaded.
 
 Consistency follows VBench-Long's rule, within clips and from clip to clip, and not its models: VBench takes
-DINO within clips and DreamSim for backgrounds, and maps the clip-to-clip score through a table of quantiles,
-which is not applied here. So these numbers compare videos measured here with each other; VBench's own come
-from VBench (see `vbench.py`).
+DINO within clips and DreamSim for backgrounds, and maps the clip-to-clip score through a table of
+quantiles, which is not applied here. So these numbers compare videos measured here with each other;
+VBench's own come from VBench (see `vbench.py`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Model
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.evaluation.networks.find import ModelFolder, skip_line
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.video import Frames
@@ -33,116 +32,48 @@ from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.sheet import SheetSampler
 
 FRAMES_A_CLIP = 8
+"""Frames of a clip that are looked at."""
 BATCH = 16
+"""Frames that go through a network together."""
 
 _RULE = (
-    "consistency of features f_0..f_n: mean over i > 0 of 1/2 [max(0, cos(f_i, f_(i-1))) + max(0, cos(f_i, f_0))]; "
-    "in_clip over a clip's frames, clip_to_clip over the first frames of the clips; VBench-Long's quantile map is not applied"
+    "consistency of features f_0..f_n: mean over i > 0 of 1/2 "
+    "[max(0, cos(f_i, f_(i-1))) + max(0, cos(f_i, f_0))]; in_clip over a clip's frames, clip_to_clip over the "
+    "first frames of the clips; VBench-Long's quantile map is not applied"
 )
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """From a frame to a network's input, as the model's `preprocessor_config.json` says.
-
-    `resize`: the shorter side, or (height, width), in pixels; `crop`: (height, width) of the centre; None
-    skips a step.
-    """
-
-    resize: int | tuple[int, int] | None
-    resample: int
-    crop: tuple[int, int] | None
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def read(cls, folder: Path) -> Preprocessing:
-        """UserError where the file is absent or asks for something else than resize, crop and normalise."""
-        file = folder / "preprocessor_config.json"
-        try:
-            config = json.loads(file.read_bytes())
-            size, crop = config.get("size"), config.get("crop_size")
-            return cls(
-                resize=_resize_of(size) if config.get("do_resize", True) else None,
-                resample=int(config.get("resample", Image.Resampling.BICUBIC)),
-                crop=_pair(crop) if config.get("do_center_crop", True) else None,
-                scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
-                mean=tuple(config["image_mean"]) if config.get("do_normalize", True) else (0.0, 0.0, 0.0),
-                std=tuple(config["image_std"]) if config.get("do_normalize", True) else (1.0, 1.0, 1.0),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{file} is absent or does not tell how to prepare a picture") from error
-
-    def __call__(self, frame: Frames) -> Tensor:
-        """uint8 [H, W, 3] -> float [3, h, w]. What is smaller than the crop is padded with black."""
-        image = Image.fromarray(frame)
-        if self.resize is not None:
-            image = image.resize(_target(image.size, self.resize), Image.Resampling(self.resample))
-        if self.crop is not None:
-            image = _centre(image, *self.crop)
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).double() * self.scale
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (self.mean, self.std)
-        )
-        return ((pixels - mean) / std).float()
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    """(height, width) of a number, or of an object with both."""
-    return (int(size["height"]), int(size["width"])) if isinstance(size, dict) else (int(size), int(size))
-
-
-def _resize_of(size: Any) -> int | tuple[int, int]:
-    if isinstance(size, dict) and "shortest_edge" not in size:
-        return _pair(size)
-    return int(size["shortest_edge"] if isinstance(size, dict) else size)
-
-
-def _target(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """(width, height) after resizing; the longer side is rounded down, as torchvision and transformers do."""
-    if not isinstance(resize, int):
-        return resize[1], resize[0]
-    width, height = size
-    return (
-        (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
-    )
-
-
-def _centre(image: Image.Image, height: int, width: int) -> Image.Image:
-    """`crop` fills what lies outside with black; half a pixel goes to the left and upwards."""
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-@dataclass(frozen=True)
 class Features:
-    """A network that turns frames into features, under the name that results give it."""
+    """A network that turns frames into features."""
 
     name: str
-    prepare: Preprocessing
+    """What results call the model."""
+    prepare: Callable[[Sequence[Frames]], Tensor]
+    """Frames [H, W, 3] -> the network's input [N, 3, h, w]."""
     network: Callable[[Tensor], Tensor]
+    """Input -> features [N, D]."""
     device: torch.device
 
     @torch.no_grad()
     def __call__(self, frames: Sequence[Frames]) -> Tensor:
         """Frames [H, W, 3] -> unit vectors [N, D] in float64 on the CPU."""
-        features = self.network(torch.stack([self.prepare(frame) for frame in frames]).to(self.device))
+        features = self.network(self.prepare(frames).to(self.device))
         return normalize(features.cpu().double(), dim=-1)
 
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """The models there are. `text` gives a prompt's unit vector [D] in float64, and whether its end was cut off."""
+    """The models there are."""
 
     clip: Features | None = None
     text: Callable[[str], tuple[Tensor, bool]] | None = None
+    """A prompt -> its unit vector [D] in float64 by CLIP, and whether the prompt's end was cut off."""
     dino: Features | None = None
 
 
 def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
-    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that is skipped since it cannot
-    be loaded.
+    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that cannot be loaded.
 
     Only safetensors are read, in float32; weights that do not fill the network are refused.
     """
@@ -176,12 +107,13 @@ def _load_clip(found: ModelFolder, device: torch.device) -> dict[str, Any]:
         features: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
         return features
 
-    return {"clip": Features(found.name, Preprocessing.read(folder), image, device), "text": text}
+    return {"clip": Features(found.name, image_processor(folder), image, device), "text": text}
 
 
 def _tokenizer(folder: Path) -> Any:
     """The files are looked for here, since transformers makes an empty tokenizer where there are none."""
-    whole, halves = folder / "tokenizer.json", (folder / "vocab.json", folder / "merges.txt")
+    whole = folder / "tokenizer.json"
+    halves = (folder / "vocab.json", folder / "merges.txt")
     if not (whole.is_file() or all(half.is_file() for half in halves)):
         raise UserError(f"{folder} holds no tokenizer; fetch the whole model")
     try:
@@ -199,7 +131,7 @@ def _load_dino(found: ModelFolder, device: torch.device) -> dict[str, Any]:
         features: Tensor = model(pixel_values=pixels).pooler_output
         return features
 
-    return {"dino": Features(found.name, Preprocessing.read(folder), image, device)}
+    return {"dino": Features(found.name, image_processor(folder), image, device)}
 
 
 _LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {
@@ -208,28 +140,51 @@ _LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {
 }
 
 
+def image_processor(folder: Path) -> Callable[[Sequence[Frames]], Tensor]:
+    """What turns frames [H, W, 3] into a network's input [N, 3, h, w], as the model's own config says.
+
+    CLIP's processor serves DINOv2 too: both resize, crop the centre and normalise. It is asked for by name,
+    for `AutoImageProcessor` wants torchvision before transformers 5.18. UserError where the config is
+    absent or cannot be followed.
+    """
+    try:
+        processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        processor(images=[Image.new("RGB", (64, 64))])  # some faults show only with a picture
+    except Exception as error:  # transformers stumbles over odd configs in many ways
+        raise UserError(
+            f"{folder / 'preprocessor_config.json'} is absent or does not tell how to prepare a picture "
+            f"({reason(error)}); fetch the whole model"
+        ) from error
+
+    def prepare(frames: Sequence[Frames]) -> Tensor:
+        images = [Image.fromarray(frame) for frame in frames]
+        pixels: Tensor = processor(images=images, return_tensors="pt").pixel_values
+        return pixels
+
+    return prepare
+
+
 def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> Any:
     """A network in evaluation mode, complete and of the kind expected."""
     try:
-        found = json.loads((folder / "config.json").read_bytes()).get("model_type")
+        there = json.loads((folder / "config.json").read_bytes()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder} holds no readable config.json; fetch the whole model") from error
-    if found != model_type:
+    if there != model_type:
         raise UserError(
-            f"{folder} holds a model of type '{found}', but '{model_type}' is needed; give another"
+            f"{folder} holds a model of type '{there}', but '{model_type}' is needed; give another"
         )
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{folder} holds no .safetensors; pickled weights are not read: fetch a revision or a model that has them"
+            f"{folder} holds no .safetensors; pickled weights are not read: fetch a revision or a model "
+            "that has them"
         )
     try:
         model, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} cannot be loaded ({str(error).split(chr(10))[0]}); fetch it again"
-        ) from error
+        raise UserError(f"{folder} cannot be loaded ({reason(error)}); fetch it again") from error
     if missing := [*report["missing_keys"], *report["mismatched_keys"]]:
         raise UserError(f"{folder} lacks {len(missing)} weights, such as {missing[0]}; fetch it again")
     return model.to(device).eval()
@@ -247,10 +202,11 @@ def model_metrics(
 ) -> dict[str, Any]:
     """What the loaded models say of a video, cut into `clips` [start, end) in frames.
 
-    Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as VBench
-    does). Gives `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and `clips`),
-    `subject_consistency` and `background_consistency` (`in_clip`, `clip_to_clip`, their `mean`, and `clips`;
-    None where there is nothing to compare), each only where its model is loaded, and always `parameters`.
+    Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as
+    VBench does). Gives `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and
+    `clips`), `subject_consistency` and `background_consistency` (`in_clip`, `clip_to_clip`, their `mean`,
+    and `clips`; None where there is nothing to compare), each only where its model is loaded, and always
+    `parameters`.
     """
     chosen = [_chosen(clip, frames_a_clip) for clip in clips]
     readers = {
@@ -316,8 +272,8 @@ def _consistencies(seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -
 
 
 def consistency(features: Sequence[Tensor]) -> float | None:
-    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None for
-    fewer than two.
+    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None
+    for fewer than two.
 
     The rule of VBench's subject and background consistency, and of VBench-Long's first frames of clips.
     """

@@ -1,8 +1,8 @@
 """Which of the models that metrics can use are here: a folder of the user's, or one in the hub's cache.
 Nothing is downloaded.
 
-Importing this imports neither torch nor transformers, so that an evaluation without models does not wait for
-them.
+Importing this imports neither torch nor transformers, so that an evaluation without models does not wait
+for them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 torch there is.
 
 VBench takes raft-things: the authors' weights after FlyingChairs and FlyingThings3D. torchvision publishes
-those very weights, converted, as `Raft_Large_Weights.C_T_V1`. vbench/dynamic_degree.py: 20 iterations between
-frames of native size, both sides padded to a multiple of 8 by repeating the border, half of it on either
-side; the fastest 5 % are taken on the padded flow.
+those very weights, converted, as `Raft_Large_Weights.C_T_V1`. vbench/dynamic_degree.py: 20 iterations
+between frames of native size, both sides padded to a multiple of 8 by repeating the border, half of it on
+either side; the fastest 5 % are taken on the padded flow.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.evaluation.metrics.motion import fastest, is_dynamic, stride
 from sfpp_cli.evaluation.source import decoding
 from sfpp_cli.video import Frames
@@ -37,9 +37,9 @@ SHORTEST_SIDE = 128
 
 @dataclass(frozen=True)
 class Raft:
-    """Flow from one frame to the next, and what it depends on. `network` is torchvision's RAFT: two pictures
-    [1, 3, H, W] in -1..1 and `num_flow_updates` -> that many flows [1, 2, H, W] in pixels, the last of which
-    counts.
+    """Flow from one frame to the next, and what it depends on. `network` is torchvision's RAFT: two
+    pictures [1, 3, H, W] in -1..1 and `num_flow_updates` -> that many flows [1, 2, H, W] in pixels, the
+    last of which counts.
     """
 
     network: Callable[..., Sequence[Tensor]]
@@ -65,8 +65,8 @@ def padding(width: int, height: int) -> tuple[int, int, int, int]:
 
 def load_raft(weights: str, device: torch.device) -> Raft:
     """torchvision's `raft_large` with the weights of a file, or with those that torchvision publishes
-    (`PUBLISHED`, 21 MB, fetched once into torch's hub cache). UserError where torchvision or the weights are
-    absent or do not fit.
+    (`PUBLISHED`, 21 MB, fetched once into torch's hub cache). UserError where torchvision or the weights
+    are absent or do not fit.
     """
     try:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
@@ -77,7 +77,7 @@ def load_raft(weights: str, device: torch.device) -> Raft:
         ) from error
     except (ImportError, RuntimeError, OSError) as error:  # one built for another torch lacks its operators
         raise UserError(
-            f"--raft runs torchvision's RAFT, and torchvision cannot be imported ({_first_line(error)}): pip install the one that "
+            f"--raft runs torchvision's RAFT, and torchvision cannot be imported ({reason(error)}): pip install the one that "
             f"was built for torch {torch.__version__}"
         ) from error
     network = raft_large()
@@ -102,7 +102,7 @@ def _published(entry: Any) -> dict[str, Tensor]:
         return dict(entry.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's RAFT weights cannot be fetched ({_first_line(error)}): download {entry.url} and give --raft that file"
+            f"torchvision's RAFT weights cannot be fetched ({reason(error)}): download {entry.url} and give --raft that file"
         ) from error
 
 
@@ -113,10 +113,6 @@ def _of_file(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} cannot be read as weights; give --raft a .pth of torchvision's raft_large, or '{PUBLISHED}'"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def dynamic_clips(
@@ -130,9 +126,9 @@ def dynamic_clips(
     """Whether each clip [start, end) of a video of `size` (W, H) moves by VBench's rule (`is_dynamic`), on
     this flow.
 
-    The video is read once; two frames and those between them are held. A pair that two clips share is looked
-    at once. `advance` is told the frames read. UserError for a side that RAFT cannot take, and where the
-    video ends before its clips do.
+    The video is read once; two frames and those between them are held. A pair that two clips share is
+    looked at once. `advance` is told the frames read. UserError for a side that RAFT cannot take, and where
+    the video ends before its clips do.
     """
     _check_size(path, size)
     step = stride(fps)
