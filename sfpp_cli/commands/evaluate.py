@@ -5,96 +5,183 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from sfpp_cli.commands.console import Terminal, error, result
 
-_WHAT, _MEASURE, _JUDGE, _OUT = "What to measure", "Metrics", "Judge", "Output"
+_WHAT = "What to measure"
+_MEASURE = "Metrics"
+_JUDGE = "Judge"
+_OUT = "Output"
+
+COLUMNS = ("local_stability", "luma", "flow_mean", "dynamic_degree_dis")
+"""Metrics in the table if no others are asked for."""
+BY_MODELS = (
+    "clip_text_alignment",
+    "subject_consistency",
+    "background_consistency",
+    "dynamic_degree_raft",
+    "visual_stability",
+)
+"""And these, where they were measured."""
+_NEVER_FOLDED = 10_000
+"""Characters in a line of the table where no terminal limits it."""
 
 
 def evaluate(
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files, or folders of them.")] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="What `generate --json` printed.", rich_help_panel=_WHAT)
+        Path | None,
+        typer.Option(
+            help="JSON file that names videos with their prompts, as `sfpp generate --json` prints it.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A prompt a video, in order.", rich_help_panel=_WHAT)
+        Path | None,
+        typer.Option(
+            help="File with one prompt per video, in the same order (.txt or .jsonl).", rich_help_panel=_WHAT
+        ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Every argument is a system.", rich_help_panel=_WHAT)
+        bool,
+        typer.Option(
+            "--compare", help="Treat each argument as a system, and compare them.", rich_help_panel=_WHAT
+        ),
     ] = False,
     metrics: Annotated[
-        str | None, typer.Option(help="Only these, as in luma,flow_mean.", rich_help_panel=_MEASURE)
+        str | None,
+        typer.Option(help="Metrics to keep, as in luma,flow_mean (default: all).", rich_help_panel=_MEASURE),
     ] = None,
     reference_seconds: Annotated[
-        float, typer.Option(help="What later seconds are held to.", rich_help_panel=_MEASURE)
+        float,
+        typer.Option(
+            help="Seconds at the start that the rest of the video is compared with.", rich_help_panel=_MEASURE
+        ),
     ] = 5.0,
-    clip_seconds: Annotated[int, typer.Option(help="Length of a clip.", min=1, rich_help_panel=_MEASURE)] = 2,
+    clip_seconds: Annotated[
+        int,
+        typer.Option(
+            help="Length of the clips that are also measured one by one, in seconds.",
+            min=1,
+            rich_help_panel=_MEASURE,
+        ),
+    ] = 2,
     clip: Annotated[
-        str | None, typer.Option(help="A CLIP model, for text alignment.", rich_help_panel=_MEASURE)
+        str | None,
+        typer.Option(
+            help="CLIP model (folder or hub id), for text alignment and background consistency.",
+            rich_help_panel=_MEASURE,
+        ),
     ] = None,
     dino: Annotated[
-        str | None, typer.Option(help="A DINOv2 model, for the subject.", rich_help_panel=_MEASURE)
+        str | None,
+        typer.Option(
+            help="DINOv2 model (folder or hub id), for subject consistency.", rich_help_panel=_MEASURE
+        ),
     ] = None,
     raft: Annotated[
-        str | None, typer.Option(help="RAFT's weights, or torchvision.", rich_help_panel=_MEASURE)
+        str | None,
+        typer.Option(
+            help="Weights of the RAFT network, for dynamic degree: a file, or torchvision to fetch them.",
+            rich_help_panel=_MEASURE,
+        ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Of these models (default: the best).", rich_help_panel=_MEASURE)
+        str | None,
+        typer.Option(
+            help="Where these models run: cpu, cuda or cuda:N (default: a GPU if there is one).",
+            rich_help_panel=_MEASURE,
+        ),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option(help="gemini or openai (key: environment).", rich_help_panel=_JUDGE)
+        str | None,
+        typer.Option(
+            help="Let a video language model rate the exposure: gemini or openai. "
+            "The key is read from GEMINI_API_KEY or OPENAI_API_KEY.",
+            rich_help_panel=_JUDGE,
+        ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option(help="Which of its models.", rich_help_panel=_JUDGE)
+        str | None,
+        typer.Option(help="Name of the model (default: gemini-2.5-pro).", rich_help_panel=_JUDGE),
     ] = None,
-    judge_url: Annotated[str | None, typer.Option(help="Another endpoint.", rich_help_panel=_JUDGE)] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="Address of another service with the same protocol.", rich_help_panel=_JUDGE),
+    ] = None,
     judge_frames: Annotated[
-        int, typer.Option(help="Shown, unless the video is.", min=1, rich_help_panel=_JUDGE)
+        int,
+        typer.Option(
+            help="Frames sent to the judge where the video itself is not sent.", min=1, rich_help_panel=_JUDGE
+        ),
     ] = 32,
     judge_rate: Annotated[
-        float, typer.Option(help="Requests a minute, at most.", rich_help_panel=_JUDGE)
+        float, typer.Option(help="Most requests to send in a minute.", rich_help_panel=_JUDGE)
     ] = 30.0,
     judge_prices: Annotated[
-        tuple[float, float] | None, typer.Option(help="Of a million tokens in, out.", rich_help_panel=_JUDGE)
+        tuple[float, float] | None,
+        typer.Option(
+            help="Prices of a million tokens in and out, to estimate the cost.", rich_help_panel=_JUDGE
+        ),
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Send it; it may cost money.", rich_help_panel=_JUDGE)
+        bool,
+        typer.Option(
+            "--yes",
+            help="Send the videos to the judge, which may cost money; otherwise only an estimate is shown.",
+            rich_help_panel=_JUDGE,
+        ),
     ] = False,
     vbench: Annotated[
-        Path | None, typer.Option(help="Lay out for VBench here.", rich_help_panel=_OUT)
+        Path | None,
+        typer.Option(
+            help="Folder to lay the videos out in for VBench, with the commands to run there.",
+            rich_help_panel=_OUT,
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html, results.json.", rich_help_panel=_OUT)
+        Path | None,
+        typer.Option(help="Folder for report.html, results.json and drift.png.", rich_help_panel=_OUT),
     ] = None,
     json_: Annotated[
-        bool, typer.Option("--json", help="The result as one JSON object.", rich_help_panel=_OUT)
+        bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_OUT)
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes (default: cores).", min=1, rich_help_panel=_OUT)
+        int | None,
+        typer.Option(
+            help="Videos measured at the same time (default: one per core).", min=1, rich_help_panel=_OUT
+        ),
     ] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Measure anew.", rich_help_panel=_OUT)] = False,
+    no_cache: Annotated[
+        bool,
+        typer.Option("--no-cache", help="Measure again what was measured before.", rich_help_panel=_OUT),
+    ] = False,
 ) -> None:
-    """Tell a stable minute from a decayed one: exposure, motion, repetition, and a verdict for every way to fail."""
-    from sfpp_cli.evaluation import Parameters, run
+    """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each way to fail."""
+    from sfpp_cli.evaluation import Parameters
     from sfpp_cli.evaluation.judge.service import JudgeSettings
+    from sfpp_cli.evaluation.run import EvaluateOptions, run
+    from sfpp_cli.evaluation.targets import find_targets
 
-    targets, failed = run.find_targets(videos or [], manifest, prompts, compare=compare)
-    asked = (
-        JudgeSettings(judge, judge_model, judge_url, judge_frames, requests_per_minute=judge_rate)
-        if judge
-        else None
-    )
-    wishes = run.Wishes(
+    targets, failed = find_targets(videos or [], manifest, prompts, compare=compare)
+    settings = None
+    if judge:
+        settings = JudgeSettings(judge, judge_model, judge_url, judge_frames, requests_per_minute=judge_rate)
+    options = EvaluateOptions(
         metrics=tuple(metrics.split(",")) if metrics else (),
         clip=clip,
         dino=dino,
         raft=raft,
         device=device,
-        judge=asked,
+        judge=settings,
         prices=judge_prices,
         yes=yes,
         vbench=vbench,
@@ -103,8 +190,44 @@ def evaluate(
         cache=not no_cache,
     )
     parameters = Parameters(reference_seconds=reference_seconds, clip_seconds=clip_seconds)
-    found = run.run(targets, failed, parameters, wishes, Terminal(), shlex.join(["sfpp", *sys.argv[1:]]))
-    result(json.dumps(found) if json_ else found.get("report") or run.as_text(found, wishes.metrics))
-    for failure in found["failed"]:
+    command = shlex.join(["sfpp", *sys.argv[1:]])
+    measured = run(targets, failed, parameters, options, Terminal(), command)
+    if json_:
+        result(json.dumps(measured))
+    else:
+        result(measured.get("report") or as_text(measured, options.metrics))
+    for failure in measured["failed"]:
         error(failure["error"])
-    raise typer.Exit(2 if found["failed"] else 0)
+    raise typer.Exit(2 if measured["failed"] else 0)
+
+
+def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """A table with a row for each video, then the commands for VBench, if any.
+
+    In a terminal long cells are folded to its width; in a pipe a video is always one line.
+    """
+    there = {name for video in measured["videos"] for name in video["metrics"]}
+    names = metrics or (*COLUMNS, *(name for name in BY_MODELS if name in there))
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column(escape(name), justify="right", no_wrap=True)
+    table.add_column("verdicts", overflow="fold")
+    table.add_column("video", overflow="fold")
+    for video in measured["videos"]:
+        numbers = (video["metrics"].get(name) for name in names)
+        cells = ("-" if number is None else f"{number:.2f}" for number in numbers)
+        table.add_row(*cells, _fired(video["verdicts"]), escape(video["path"]))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_NEVER_FOLDED)
+    with console.capture() as drawn:
+        console.print(table)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    return "\n".join([*lines, *measured["vbench"]])
+
+
+def _fired(verdicts: Mapping[str, Any]) -> str:
+    """The verdicts that fired, and since when."""
+    onsets = {name: verdict["onset_seconds"] for name, verdict in verdicts.items() if verdict["fired"]}
+    said = (name if onset is None else f"{name} from {onset:.1f} s" for name, onset in onsets.items())
+    return ", ".join(said) or "none"
