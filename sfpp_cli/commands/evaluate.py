@@ -165,7 +165,7 @@ def evaluate(
         typer.Option("--no-cache", help="Measure again what was measured before.", rich_help_panel=_OUT),
     ] = False,
 ) -> None:
-    """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each way to fail."""
+    """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each fault."""
     from sfpp_cli.evaluation import Parameters
     from sfpp_cli.evaluation.judge.service import JudgeSettings
     from sfpp_cli.evaluation.run import EvaluateOptions, run
