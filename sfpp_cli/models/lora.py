@@ -105,11 +105,11 @@ def _modules(path: Path) -> dict[str, Weights]:
     tensors = original.lora if holds_base else original.lora | original.weights
     modules: dict[str, Weights] = {}
     for name, tensor in tensors.items():
-        found = _TENSOR.fullmatch(name)
-        kind = found and _KINDS.get(found["kind"], found["kind"])
-        if not found or not kind or kind in modules.setdefault(found["module"], {}):
+        match = _TENSOR.fullmatch(name)
+        kind = match and _KINDS.get(match["kind"], match["kind"])
+        if not match or not kind or kind in modules.setdefault(match["module"], {}):
             raise UserError(f"{path}: sfpp cannot merge {name}; merge this LoRA with the tool that made it")
-        modules[found["module"]][kind] = tensor
+        modules[match["module"]][kind] = tensor
     return modules
 
 

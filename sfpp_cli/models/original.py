@@ -83,6 +83,11 @@ def load_original(path: str | Path, which: str | None = None, parts: Sequence[st
     return Original(path, plain, lora, part, others, config, settings)
 
 
+def no_model(path: Path) -> str:
+    """What to tell someone who takes a LoRA for a model."""
+    return f"{path} holds a LoRA, no model: convert the model it was made for, with --lora {path}"
+
+
 def rename(weights: Mapping[str, Tensor], new_name: Callable[[str], str]) -> Weights:
     """The same tensors under other names. UserError if two get the same."""
     renamed = {new_name(name): tensor for name, tensor in weights.items()}
@@ -123,9 +128,9 @@ def _read(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a hostile file can make the restricted unpickler fail in any way
         held = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it holds {held[1]} besides tensors" if held else f"it is damaged: {reason(error)}"
+        cause = f"it holds {held[1]} besides tensors" if held else f"it is damaged: {reason(error)}"
         raise UserError(
-            f"{path} cannot be read ({found}; code is never executed): fetch it again, "
+            f"{path} cannot be read ({cause}; code is never executed): fetch it again, "
             "or save its weights alone as .safetensors"
         ) from error
 
@@ -149,14 +154,13 @@ def _take(
         raise UserError(f"{path} has no part {which!r}, only {has}; choose another")
     if not isinstance(tree, Mapping) or not _is_weights(tree):
         if any("lora" in name for name in offered):
-            raise UserError(
-                f"{path} holds a LoRA, no model: convert the model it was made for, with --lora {path}"
-            )
+            raise UserError(no_model(path))
         raise UserError(
             f"{path} holds no state dict; give a checkpoint with weights, or under one of {', '.join(parts)}"
         )
     others = [name for name in offered if name not in taken and (name in PARTS or "lora" in name)]
-    return dict(tree), taken[-1] if taken else "", others
+    part = next((name for name in taken if name != "state_dict"), "")
+    return dict(tree), part, others
 
 
 def _grouped(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:

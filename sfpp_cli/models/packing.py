@@ -18,7 +18,7 @@ from sfpp_cli.files import replacing
 from sfpp_cli.models.convert import infer_config, student_from_original, transformer_keys
 from sfpp_cli.models.layout import SHARED, Layout, read_config
 from sfpp_cli.models.lora import Lora, merge
-from sfpp_cli.models.original import FP8, Original, load_original
+from sfpp_cli.models.original import FP8, Original, load_original, no_model
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.releases import RELEASES, RUNNABLE, SAMPLING, guess_release, release, unwarped
 from sfpp_cli.models.settings import SETTINGS, Settings
@@ -57,21 +57,21 @@ def convert(
     layout = None if base is None else Layout(base)
     known = release(like) if like else None
     original = load_original(source, which)
-    _refuse_unmerged(original, which, loras)
     told = {**_published(original), **(known.settings if known else {}), **changes}
     settings = _settings(layout, told, unwarp)
-    student = _student(original, loras, num_heads, layout, dtype)
+    student = _student(original, which, loras, num_heads, layout, dtype)
     with replacing(target) as part:
         student.save_pretrained(part / "transformer")
         for copied in _COPIED:
             if layout is not None and (layout.folder / copied).is_dir():
                 shutil.copytree(layout.folder / copied, part / copied)
         settings.write(part / SETTINGS)
+    notes = [*_doubts(original, which)]
     if known is None:
-        notes = list(_assumptions(settings, told, original, loras))
+        notes += _assumptions(settings, told, original, loras)
     else:
-        notes = [known.warning, "" if loras else known.without_lora]
-    return [note for note in (*_doubts(original, which), *notes) if note]
+        notes += [known.warning, "" if loras else known.without_lora]
+    return [note for note in notes if note]
 
 
 def parse_steps(text: str) -> list[int]:
@@ -95,10 +95,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _refuse_unmerged(original: Original, which: str | None, loras: Sequence[Lora]) -> None:
     """Never take one half of a base and its LoRA unless told to."""
     path = original.path
-    if original.lora and "patch_embedding.weight" not in original.weights:
-        raise UserError(
-            f"{path} holds a LoRA, no model: convert the model it was made for, with --lora {path}"
-        )
     beside = which is None and any("lora" in part for part in original.others)
     if (original.lora or beside) and not any(lora.path.resolve() == path.resolve() for lora in loras):
         raise UserError(
@@ -158,14 +154,18 @@ def _doubts(original: Original, which: str | None) -> Iterator[str]:
 
 def _student(
     original: Original,
+    which: str | None,
     loras: Sequence[Lora],
     num_heads: int | None,
     layout: Layout | None,
     dtype: str | None,
 ) -> CausalWanModel:
     weights = transformer_keys(original.weights)
+    if original.lora and "patch_embedding.weight" not in weights:
+        raise UserError(no_model(original.path))
     own_heads = original.config.get("num_attention_heads") or original.config.get("num_heads")
     config = infer_config(weights, num_heads or own_heads or _heads_of(layout, weights))
+    _refuse_unmerged(original, which, loras)
     stored = weights["patch_embedding.weight"].dtype
     for lora in loras:
         weights = merge(weights, lora)

@@ -85,8 +85,6 @@ RELEASES = {
         "Reward Forcing's sink is a moving average of frames past the context; sfpp keeps the first frames",
     ),
 }
-
-
 RUNNABLE = [name for name, known in RELEASES.items() if not known.refusal]
 
 
@@ -94,10 +92,10 @@ def release(name: str) -> Release:
     """The release that `--like` names. UserError if it is unknown, or if sfpp cannot run it."""
     if name not in RELEASES:
         raise UserError(f"--like {name}: it takes {', '.join(RUNNABLE)}{suggest(name, RELEASES)}")
-    found = RELEASES[name]
-    if found.refusal:
-        raise UserError(f"--like {name}: {found.refusal}")
-    return found
+    known = RELEASES[name]
+    if known.refusal:
+        raise UserError(f"--like {name}: {known.refusal}")
+    return known
 
 
 def guess_release(files: Sequence[Path]) -> str | None:

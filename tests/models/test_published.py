@@ -177,7 +177,8 @@ def test_a_bidirectional_folder_is_said_to_be_one(wan: Tensors, tmp_path: Path) 
 
 def test_which_part_was_taken_is_said_unless_chosen(wan: Tensors, tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
-    torch.save({"generator": shifted(wan), "generator_ema": wan, "optimizer": {"state": {}}}, path)
+    parts = {"generator": prefixed("model.", shifted(wan)), "generator_ema": prefixed(FSDP, wan)}
+    torch.save(parts | {"optimizer": {"state": {}}}, path)
     _, _, said = converted(path)
     assert "took generator_ema" in said
     assert "takes another: generator\n" in said
@@ -211,8 +212,11 @@ def refused_files(wan: Tensors) -> dict[str, tuple[Any, str]]:
         "scaled-fp8.pt": (scaled, "q.scale_weight is the scale of a quantised tensor"),
         "expanded.pt": ({**wan, name: torch.zeros(1).expand(10**10)}, f"{name} is without values of its own"),
         "scalar.pt": ({**wan, name: torch.tensor(1.0)}, "attn1.to_q.weight [] instead of [96, 96]"),
-        "wan22-5b.pt": ({"generator": five_b, "generator_lora": adapter}, "holds a model and a LoRA"),
-        "wan22-5b-alone.pt": (five_b, "48 latent channels, as Wan 2.2 5B's"),
+        "longlive2.pt": (
+            {"generator": five_b, "generator_lora": adapter},
+            "48 latent channels, as Wan 2.2 5B",
+        ),
+        "wan22-5b.pt": (five_b, "48 latent channels, as Wan 2.2 5B's"),
         "i2v-22.pt": (
             {**wan, "patch_embedding.weight": torch.zeros(96, 36, 1, 2, 2)},
             "take 36 channels and return 16, as an image-to-video Wan",
