@@ -16,9 +16,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def pick_device(name: str | None, local_rank: int = 0, *, absent_too: bool = False) -> torch.device:
-    """The device by name; by default this rank's GPU if there are any. What is asked for and absent is an error, no fallback.
+    """The device by name; by default this rank's GPU if there are any.
 
-    `absent_too` is for plans: they may be made for a GPU that another machine has.
+    What is asked for and absent is an error: nothing falls back to the CPU in silence. `absent_too` is for
+    plans, which may be made for a GPU that another machine has.
     """
     if name is None:
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -32,7 +33,8 @@ def pick_device(name: str | None, local_rank: int = 0, *, absent_too: bool = Fal
         return device
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            f"--device {name}: no CUDA device is available here; use --device cpu, or install a CUDA build of torch"
+            f"--device {name}: no CUDA device is available here; use --device cpu, "
+            "or install a CUDA build of torch"
         )
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local_rank)
@@ -57,7 +59,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def used_megabytes(device: torch.device) -> float:
-    """Memory in use now: the GPU's, or this process's resident memory (its peak where the system does not tell)."""
+    """Memory in use now: the GPU's, or this process's resident memory (its peak on systems without /proc)."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
     try:
@@ -69,15 +71,12 @@ def used_megabytes(device: torch.device) -> float:
 def peak_megabytes(device: torch.device) -> float:
     """The most memory that was ever in use: the GPU's, or this process's resident memory.
 
-    Linux is asked for the high-water mark, since a new process's `ru_maxrss` begins at that of the one that started it.
+    Linux is asked for the high-water mark, since a new process's `ru_maxrss` begins at that of its parent.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     with suppress(OSError):
         if mark := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(mark[1]) * 1024 / 1e6
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024)
-        / 1e6
-    )
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

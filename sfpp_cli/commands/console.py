@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from sfpp_cli.progress import Advance
 
@@ -16,7 +17,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Terminal:
-    """A `Watch` on stderr. Without a terminal there is no progress bar, and with `quiet` nothing but warnings."""
+    """Progress on stderr: no bar without a terminal, and with `quiet` nothing but warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -35,22 +36,21 @@ class Terminal:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
         )
         hidden = self.quiet or not err.is_terminal
-        with Progress(*columns, TimeRemainingColumn(), console=err, disable=hidden, transient=True) as bar:
+        with Bar(*columns, console=err, disable=hidden, transient=True) as bar:
             task = bar.add_task(escape(name), total=total, figures="")
 
             def advance(done: int, figures: Mapping[str, str]) -> None:
-                bar.update(
-                    task,
-                    completed=done,
-                    figures="  ".join(f"{key} {value}" for key, value in figures.items()),
-                )
+                text = "  ".join(f"{key} {value}" for key, value in figures.items())
+                bar.update(task, completed=done, figures=text)
 
             yield advance
 
 
 def error(text: str) -> None:
+    """What ended a command."""
     err.print(f"[bold red]error:[/] {escape(text)}")
 
 

@@ -15,15 +15,20 @@ from rich.table import Table
 
 from sfpp_cli.commands.console import Terminal, result
 
-app = typer.Typer(help="Models: list them, look at one, fetch, convert.", no_args_is_help=True)
+app = typer.Typer(help="Models: list them, look at one, fetch one, convert one.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
-Student = Annotated[str | None, typer.Option(help="Causal weights to look at instead of its own.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Student = Annotated[
+    str | None,
+    typer.Option(
+        help="Other weights, as a folder or a name on the hub, for the network that makes the video."
+    ),
+]
 
 
 @app.command("list")
 def list_(json_: Json = False) -> None:
-    """List the embedded models and those in the hub's cache."""
+    """List the models that come with sfpp and those that were fetched from the Hugging Face hub."""
     from sfpp_cli.models.summary import listing, readable
 
     models = listing()
@@ -38,11 +43,17 @@ def list_(json_: Json = False) -> None:
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="Embedded name, folder or fetched hub id.")],
+    model: Annotated[str, typer.Argument(help="The embedded model's name, a folder, or a fetched name.")],
     student: Student = None,
     json_: Json = False,
 ) -> None:
-    """Show a model's sizes, how it was trained, and what its cache takes."""
+    """Show a model's sizes, the numbers it was trained with, and the memory that its past takes.
+
+    A latent frame stands for 4 video frames. The model makes a chunk of them at a time. It sees at most as
+    many as the context holds; those of the sink are the video's first, which it never forgets. Each chunk
+    begins as noise, which the steps remove; a larger shift spends more of them on strong noise. The KV cache
+    is the memory that holds the context.
+    """
     from sfpp_cli.models.summary import summarise
 
     summary = summarise(model, student)
@@ -51,10 +62,15 @@ def show(
 
 @app.command()
 def pull(
-    model: Annotated[str, typer.Argument(help="Hub id (owner/name) of a model in diffusers' layout.")],
-    student: Annotated[bool, typer.Option("--student", help="Fetch the causal weights only.")] = False,
+    model: Annotated[
+        str, typer.Argument(help="Its name on the Hugging Face hub, owner/name; in diffusers' layout.")
+    ],
+    student: Annotated[
+        bool,
+        typer.Option("--student", help="Fetch only the network that makes the video, for --student."),
+    ] = False,
 ) -> None:
-    """Fetch a model from the hub, or go on with an interrupted download; prints its folder."""
+    """Fetch a model from the Hugging Face hub, or go on with an interrupted download; prints its folder."""
     from sfpp_cli.models.layout import pull as fetch
 
     result(str(fetch(model, student=student)))
@@ -83,10 +99,12 @@ def convert(
     num_heads: Annotated[
         int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)
     ] = None,
-    chunk: Annotated[int | None, typer.Option(help="Latent frames denoised together.")] = None,
-    context: Annotated[int | None, typer.Option(help="Cached latent frames.")] = None,
-    sink: Annotated[int | None, typer.Option(help="First latent frames never forgotten.")] = None,
-    shift: Annotated[float | None, typer.Option(help="Timestep shift in training.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="How many latent frames are made at a time.")] = None,
+    context: Annotated[int | None, typer.Option(help="How many latent frames it sees at most.")] = None,
+    sink: Annotated[int | None, typer.Option(help="How many first latent frames it never forgets.")] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="How far its steps lean towards strong noise; 1: not.")
+    ] = None,
     steps: Annotated[str | None, typer.Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
     unwarped: Annotated[
         bool, typer.Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")

@@ -34,9 +34,9 @@ class Bundle(Layout):
     def load_student(self, device: torch.device, dtype: torch.dtype) -> CausalWanModel:
         kind = self.transformer_config().get("_class_name")
         if kind not in STUDENTS:
-            found = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
+            what = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
             raise UserError(
-                f"{self.student} is {found}, not a causal student: name causal weights with --student, "
+                f"{self.student} is {what}, not a causal student: name causal weights with --student, "
                 "or make them with `sfpp weights convert`"
             )
         student: CausalWanModel = _load(CausalWanModel, self.student, dtype).to(device)
@@ -59,9 +59,9 @@ class Bundle(Layout):
         return channels_last(vae) if device.type == "cpu" else vae
 
     def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
-        """The text encoder; `layerwise` keeps it in main memory and brings one layer at a time to the device."""
-        # Wan's config calls the encoder's embedding untied, but its file holds one for both names, and transformers
-        # before 5.3 left the other at random (huggingface/transformers#43992).
+        """The text encoder; `layerwise` keeps it in main memory and brings it to the device by layers."""
+        # Wan's config calls the encoder's embedding untied, but its file holds one for both names, and
+        # transformers before 5.3 left the other at random (huggingface/transformers#43992).
         options = {"ignore_mismatched_sizes": True, "tie_word_embeddings": True}
         model = _load(UMT5EncoderModel, self.folder / "text_encoder", dtype, **options)
         encoder = TextEncoder(_tokenizer(self.folder / "tokenizer"), model, self.settings.text_length)
@@ -75,7 +75,10 @@ def fingerprint(bundle: Layout) -> str:
 
 
 def weights_digest(*folders: Path | None) -> str:
-    """A digest of weight files: names and sizes in full, and the bytes of every file's ends (names, shapes, last tensors)."""
+    """A digest of weight files: their names and sizes, and both ends of each (names, shapes, last tensors).
+
+    Reading Wan's text encoder in full would take as long as loading it.
+    """
     digest = hashlib.sha256()
     for folder in folders:
         for file in weight_files(folder) if folder else []:
@@ -88,7 +91,10 @@ def weights_digest(*folders: Path | None) -> str:
 
 
 def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of diffusers or transformers, for inference. UserError unless config and weights are whole and fit each other."""
+    """A model of diffusers or transformers, for inference.
+
+    UserError unless config and weights are whole and fit each other.
+    """
     read_config(folder)
     headers(folder)
     dtype_option = "dtype" if kind is UMT5EncoderModel else "torch_dtype"
@@ -107,7 +113,8 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     wrong = sorted(key if isinstance(key, str) else key[0] for key in keys)
     if wrong:
         raise UserError(
-            f"{folder}: its weights are not those of its config.json ({wrong[0]} and {len(wrong) - 1} more differ)"
+            f"{folder}: its weights are not those of its config.json "
+            f"({wrong[0]} and {len(wrong) - 1} more differ)"
         )
     return model.eval().requires_grad_(False)
 

@@ -27,25 +27,24 @@ STUDENT_FILES = [
     *("sfpp.json", "config.json", "diffusion_pytorch_model*.json", "diffusion_pytorch_model*.safetensors"),
     *("transformer/*.json", "transformer/*.safetensors"),
 ]
-"""What is fetched of a repository. To the hub a star matches slashes too, so every pattern begins with a name."""
+"""What is fetched of a repository.
+
+To the hub a star matches slashes too, so every pattern begins with a name.
+"""
 MODEL_FILES = [
     *STUDENT_FILES,
     *("teacher/*.json", "teacher/*.safetensors", "vae/*.json", "vae/*.safetensors"),
-    *(
-        "text_encoder/*.json",
-        "text_encoder/*.safetensors",
-        "tokenizer/*",
-        "scheduler/*.json",
-        "model_index.json",
-    ),
+    *("text_encoder/*.json", "text_encoder/*.safetensors", "tokenizer/*"),
+    *("scheduler/*.json", "model_index.json"),
 ]
 
 
 def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
-    """The folder of an embedded model, a path, or a hub id (downloaded if need be; interrupted downloads continue).
+    """The folder of an embedded model, a path, or a hub id.
 
-    An embedded name wins over a folder of that name, which is still reached as ./name. Of a hub id, `student` fetches the causal
-    weights only. `offline`, or the variable HF_HUB_OFFLINE, takes what the hub's cache holds and downloads nothing.
+    A hub id is downloaded if need be, and an interrupted download goes on. An embedded name wins over a
+    folder of that name, which is still reached as ./name. Of a hub id, `student` fetches the causal weights
+    only. `offline`, or the variable HF_HUB_OFFLINE, takes what the hub's cache holds and downloads nothing.
     """
     if name in embedded():
         return EMBEDDED / name
@@ -54,11 +53,13 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
         return Path(path)
     if os.path.isfile(path):
         raise UserError(
-            f"{name} is a file, but a model is a folder: make one of original weights with `sfpp weights convert`"
+            f"{name} is a file, but a model is a folder: "
+            "make one of original weights with `sfpp weights convert`"
         )
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        takes = f": it takes an embedded name ({', '.join(embedded()) or 'none here'}), a folder that exists, or a hub id"
-        raise UserError(f"unknown model '{name}'" + (suggest(name, embedded()) or f"{takes} (owner/name)"))
+        names = ", ".join(embedded()) or "none here"
+        takes = f": it takes an embedded name ({names}), a folder that exists, or a hub id (owner/name)"
+        raise UserError(f"unknown model '{name}'" + (suggest(name, embedded()) or takes))
     return _download(name, STUDENT_FILES if student else MODEL_FILES, offline)
 
 
@@ -68,7 +69,7 @@ def embedded() -> list[str]:
 
 
 def cached() -> Iterator[tuple[str, Path]]:
-    """Models in the hub's cache, by id: of each the folder of its main revision, or of the newest there is."""
+    """Models in the hub's cache: id, and the folder of its main revision, or of the newest there is."""
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:
@@ -95,7 +96,8 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"neither a folder '{name}' nor such a model on the hub: check the spelling, or `hf auth login` if it is private"
+            f"neither a folder '{name}' nor such a model on the hub: check the spelling, "
+            "or `hf auth login` if it is private"
         ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(_absence(name, offline)) from error
@@ -103,7 +105,8 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
         Exception
     ) as error:  # the network, the hub's transfer library and the disk fail each in its own way
         raise UserError(
-            f"'{name}' could not be fetched from the hub ({reason(error)}): try again, it continues where it stopped"
+            f"'{name}' could not be fetched from the hub ({reason(error)}): "
+            "try again, it continues where it stopped"
         ) from error
     if not folder.is_dir():
         raise UserError(
@@ -113,8 +116,9 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
 
 
 def _absence(name: str, offline: bool) -> str:
+    absent = f"'{name}' is no folder here and not (fully) in the hub's cache"
     if constants.HF_HUB_OFFLINE:
-        return f"'{name}' is no folder here and not (fully) in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that"
+        return f"{absent}, and HF_HUB_OFFLINE forbids to fetch it: unset that"
     if offline:
-        return f"'{name}' is no folder here and not (fully) in the hub's cache: fetch it with `sfpp weights pull {name}`"
+        return f"{absent}: fetch it with `sfpp weights pull {name}`"
     return f"'{name}' is no folder here and the hub cannot be reached: check the network, or give a folder"

@@ -1,4 +1,4 @@
-"""diffusers and transformers print progress bars, reports and advice of their own; here the command line speaks."""
+"""diffusers and transformers print bars, reports and advice of their own; here the command line speaks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from transformers.utils import logging as transformers_logging
 
 
 def quiet_libraries() -> None:
-    """Leave them their errors; what they would warn of (weights that do not fit) is checked and said here. Downloads keep bars."""
+    """Leave them their errors; what they would warn of (weights that do not fit) is checked and said here.
+
+    Downloads keep bars.
+    """
     hub_bars = not are_progress_bars_disabled()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()

@@ -1,4 +1,7 @@
-"""What a model is and what it costs, from its small files and its weights' headers alone. Importing this loads no torch."""
+"""What a model is and what it costs, from its small files and its weights' headers alone.
+
+Importing this loads no torch.
+"""
 
 from __future__ import annotations
 
@@ -85,11 +88,13 @@ class Summary:
         }
 
     def as_text(self) -> str:
-        s, shape = self.settings, self.shape
-        cache = (
-            f"{dtype} {readable(shape.cache_bytes(1, size))} a latent frame, {readable(shape.cache_bytes(s.context, size))} in all"
-            for dtype, size in ELEMENT_BYTES.items()
-        )
+        settings = self.settings
+        shape = self.shape
+        cache = []
+        for dtype, size in ELEMENT_BYTES.items():
+            one = readable(shape.cache_bytes(1, size))
+            whole = readable(shape.cache_bytes(settings.context, size))
+            cache.append(f"{dtype} {one} a latent frame, {whole} in all")
         lines = {
             "model": f"{self.name} ({self.kind}), {self.folder}",
             "weights": f"{self.weights}",
@@ -98,10 +103,15 @@ class Summary:
                 for name, part in self.parts.items()
             },
             "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
-            "video": f"{s.width}x{s.height} at {s.fps} fps, {shape.tokens} tokens a latent frame",
-            "rollout": f"chunks of {s.chunk} latent frames, context {s.context}, sink {s.sink}",
-            "sampling": f"shift {s.shift:g}, steps {' '.join(map(str, s.steps))}",
-            "trained on": f"rollouts of {s.horizon} latent frames ({self.horizon_seconds:.1f} s)",
+            "video": (
+                f"{settings.width}x{settings.height} at {settings.fps} fps, "
+                f"{shape.tokens} tokens a latent frame"
+            ),
+            "rollout": (
+                f"chunks of {settings.chunk} latent frames, context {settings.context}, sink {settings.sink}"
+            ),
+            "sampling": f"shift {settings.shift:g}, steps {' '.join(map(str, settings.steps))}",
+            "trained on": f"rollouts of {settings.horizon} latent frames ({self.horizon_seconds:.1f} s)",
             "KV cache": "; ".join(cache),
         }
         return "\n".join(f"{name:<13} {text}" for name, text in lines.items())
@@ -144,13 +154,11 @@ def listing() -> list[Listed]:
 
 def readable(count: int) -> str:
     """Bytes in decimal units."""
-    return (
-        f"{count / 1e9:.1f} GB"
-        if count >= 1e9
-        else f"{count / 1e6:.1f} MB"
-        if count >= 1e6
-        else f"{count / 1e3:.1f} kB"
-    )
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    if count >= 1e6:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e3:.1f} kB"
 
 
 def _part(tensors: dict[str, Header]) -> Part:

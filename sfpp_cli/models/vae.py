@@ -1,7 +1,7 @@
 """Wan's VAE as a stream: a video is encoded and decoded piece by piece, its temporal cache kept per video.
 
-diffusers keeps that cache inside the module and clears it on every call; here the cache belongs to the stream, so one VAE serves
-many videos at once and the memory of a decode does not grow with its length.
+diffusers keeps that cache inside the module and clears it on every call; here the cache belongs to the
+stream, so one VAE serves many videos at once and the memory of a decode does not grow with its length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Stream:
         return out
 
     def _pass_all(self, pieces: Tensor, first: int) -> Tensor:
-        """The first piece of a video goes alone (it becomes one picture, or comes from one); all later ones go together."""
+        """The first piece of a video goes alone, since it is one picture; the rest go together."""
         if self.started or pieces.shape[2] == first:
             out = self._pass(pieces)
         else:
@@ -46,8 +46,8 @@ class _Stream:
 class StreamingEncoder(_Stream):
     """Video frames [B, T, 3, H, W] in [-1, 1] -> latents [B, F, C, h, w], normalised by the VAE's statistics.
 
-    The first call takes 1 + 4k frames, later ones 4k (4 being the temporal compression); F = T / 4 but for the first frame, which
-    is a latent frame by itself.
+    The first call takes 1 + 4k frames, later ones 4k (4 being the temporal compression); F = T / 4 but for
+    the first frame, which is a latent frame by itself.
     """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -67,7 +67,7 @@ class StreamingEncoder(_Stream):
 
 
 class StreamingDecoder(_Stream):
-    """Latents [B, F, C, h, w] (normalised) -> video frames [B, T, 3, H, W], in [-1, 1] but for overshoot (not clamped).
+    """Normalised latents [B, F, C, h, w] -> video frames [B, T, 3, H, W], in [-1, 1] but for overshoot.
 
     T = 4 F, less 3 for the first latent frame of the video, which is one picture.
     """
@@ -87,7 +87,7 @@ class StreamingDecoder(_Stream):
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Convolution weights in the layout that CPU kernels are fastest with; the same numbers but for rounding."""
+    """Convolution weights in the layout that is fastest on a CPU; the same numbers but for rounding."""
     layouts = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
     for module in vae.modules():
         for kind, layout in layouts.items():
@@ -98,7 +98,10 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 @torch.no_grad()
 def image_latent(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
-    """The picture in which latents [B, F, C, h, w] from amid a video end, encoded as the first picture of one: [B, 1, C, h, w]."""
+    """The last picture of latents [B, F, C, h, w], encoded as if a video began with it: [B, 1, C, h, w].
+
+    A latent frame from the middle of a video holds four pictures, but a teacher expects its first to be one.
+    """
     picture = StreamingDecoder(vae)(latents)[:, -1:].clamp(-1, 1)
     return StreamingEncoder(vae)(picture)
 
@@ -110,6 +113,7 @@ def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """latents * std + mean per channel, [B, F, C, h, w]."""
     mean, std = _statistics(vae, latents)
     return latents * std + mean
 
@@ -123,17 +127,18 @@ def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class TiledDecoder:
-    """`StreamingDecoder` in spatial tiles that overlap and are blended, each with a temporal cache of its own.
+    """`StreamingDecoder` in overlapping spatial tiles that are blended, each with its own temporal cache.
 
-    The largest activation is that of one tile, so a small GPU decodes large frames; near tile borders the picture differs slightly
-    from an untiled decode, since a convolution there sees padding.
+    The largest activation is that of one tile, so a small GPU decodes large frames; near tile borders the
+    picture differs slightly from an untiled decode, since a convolution there sees padding.
     """
 
     def __init__(self, vae: AutoencoderKLWan, tile: int, overlap: int | None = None) -> None:
-        """`tile` and `overlap` in latent cells (height and width alike); the overlap is a quarter of the tile by default."""
+        """`tile` and `overlap` in latent cells, both ways; tiles overlap by a quarter if not told otherwise."""
         if tile < 2:
             raise UserError(f"a tile of {tile} latent cells is too small: use 2 or more")
-        self.vae, self.tile = vae, tile
+        self.vae = vae
+        self.tile = tile
         self.overlap = max(1, tile // 4) if overlap is None else overlap
         self.decoders: dict[tuple[int, int], StreamingDecoder] = {}
 
@@ -149,9 +154,9 @@ class TiledDecoder:
                 if total is None or weight is None:
                     total = piece.new_zeros(*piece.shape[:-2], height * scale, width * scale)
                     weight = piece.new_zeros(height * scale, width * scale)
-                ramp = self._ramp(piece.shape[-2], scale, piece)[:, None] * self._ramp(
-                    piece.shape[-1], scale, piece
-                )
+                down = self._ramp(piece.shape[-2], scale, piece)
+                across = self._ramp(piece.shape[-1], scale, piece)
+                ramp = down[:, None] * across
                 rows = slice(top * scale, top * scale + piece.shape[-2])
                 columns = slice(left * scale, left * scale + piece.shape[-1])
                 total[..., rows, columns] += piece * ramp
@@ -168,7 +173,10 @@ class TiledDecoder:
         return [*range(0, length - self.tile, stride), length - self.tile]
 
     def _ramp(self, pixels: int, scale: int, like: Tensor) -> Tensor:
-        """Weights that rise linearly over the overlap from both ends; positive everywhere, so a lone tile is untouched."""
+        """Weights that rise linearly over the overlap from both ends.
+
+        They are positive everywhere, so a tile without neighbours is left as it is.
+        """
         distance = torch.arange(pixels, device=like.device, dtype=like.dtype) + 0.5
         return torch.minimum(distance, pixels - distance).clamp(max=self.overlap * scale)
 
