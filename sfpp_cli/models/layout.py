@@ -143,7 +143,7 @@ def class_of(folder: Path) -> str | None:
 def weight_files(folder: Path) -> list[Path]:
     """A component's safetensors files: those that its index lists, or all there are. UserError if none."""
     index = next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
-    files = sorted(folder.glob("*.safetensors")) if index is None else indexed_files(index)
+    files = _present(sorted(folder.glob("*.safetensors"))) if index is None else indexed_files(index)
     if not files:
         raise UserError(f"no weights in {folder}: it takes .safetensors files")
     return files
@@ -156,6 +156,11 @@ def indexed_files(index: Path) -> list[Path]:
         files = [index.parent / name for name in sorted(set(names))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
+    return _present(files)
+
+
+def _present(files: list[Path]) -> list[Path]:
+    """These very files. UserError if one is missing, or is a link to what is."""
     missing = next((file for file in files if not file.exists()), None)
     if missing is not None:
         raise UserError(f"{missing} is missing: fetch or convert the model again")
