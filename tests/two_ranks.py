@@ -1,4 +1,4 @@
-"""Work on two ranks of this machine. No model library is imported here: the processes start fresh and should not wait for one."""
+"""Work on two ranks of this machine. No model library is imported here: fresh processes would wait for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Work = Callable[[Ranks, Path], None]
 
 
 def on_two_ranks(work: Work, folder: Path) -> None:
-    """Run `work`, a function at the top of its module, in two processes that have joined, and see both succeed."""
+    """Run `work`, a function at the top of its module, in two processes that have joined; both must succeed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

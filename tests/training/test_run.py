@@ -225,6 +225,7 @@ def test_matching_trains_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) ->
     assert (code, out) == (0, "run/curves.png\n")
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bitwise(sfpp: Sfpp, tmp_path: Path) -> None:
     """SIGKILL between two checkpoints, or so shortly behind one that it comes in the midst of anything."""
     assert sfpp("train", "matching.toml", "--out", "whole")[0] == 0
