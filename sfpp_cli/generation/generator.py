@@ -16,7 +16,8 @@ from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation.requests import Request
-from sfpp_cli.models.bundle import Bundle, Settings
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
 from sfpp_cli.progress import Watch

@@ -134,7 +134,7 @@ class TiledDecoder:
     """
 
     def __init__(self, vae: AutoencoderKLWan, tile: int, overlap: int | None = None) -> None:
-        """`tile` and `overlap` in latent cells, both ways; tiles overlap by a quarter if not told otherwise."""
+        """`tile` and `overlap` in latent cells; tiles overlap by a quarter if not told otherwise."""
         if tile < 2:
             raise UserError(f"a tile of {tile} latent cells is too small: use 2 or more")
         self.vae = vae

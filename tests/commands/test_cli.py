@@ -1,4 +1,4 @@
-"""The command line: light to start, answers on stdout, one line on stderr for what the user can fix, exit codes that mean it."""
+"""The command line: light to start, answers on stdout, a line a fault on stderr, exit codes that mean it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models load bitwise, in silence and without a network; whatever is wrong with a folder is said in one line."""
+"""Models load bitwise, in silence, without a network; what is wrong with a folder is said in one line."""
 
 from __future__ import annotations
 
@@ -163,7 +163,11 @@ from sfpp_cli.models.bundle import Bundle
 torch.set_num_threads(1)
 folder, out = map(Path, sys.argv[1:])
 bundle, cpu = Bundle(str(folder)), torch.device("cpu")
-models = [bundle.load_student(cpu, torch.bfloat16), bundle.load_teacher(cpu, torch.float32), bundle.load_vae(cpu, torch.float32)]
+models = [
+    bundle.load_student(cpu, torch.bfloat16),
+    bundle.load_teacher(cpu, torch.float32),
+    bundle.load_vae(cpu, torch.float32),
+]
 text = bundle.load_text(cpu, torch.float32)
 text(["a zebra " * 20])
 text.embed("a zebra " * 20)
@@ -173,7 +177,7 @@ for number, model in enumerate([*models, text.model]):
 
 
 def test_the_libraries_say_nothing(own_bundle: Path, tmp_path: Path) -> None:
-    """Loading, running and saving, in a process where nobody else has silenced them; one config is of a later diffusers."""
+    """Loading, running, saving: in a process that nobody else silenced; a config is of a later diffusers."""
     edit(own_bundle / "vae" / "config.json", unheard_of=True)
     environment = os.environ | {
         "PYTHONPATH": str(Path(sfpp_cli.__file__).parent.parent),

@@ -1,4 +1,4 @@
-"""`sfpp weights`: what it shows is what the models are, what it writes works, what it refuses leaves nothing behind."""
+"""`sfpp weights`: what it shows is what models are, what it writes works, what it refuses leaves nothing."""
 
 from __future__ import annotations
 
