@@ -23,8 +23,8 @@ from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import peak_megabytes, pick_device, synchronize
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
+from sfpp_cli.training.objectives import matching_objective
 from sfpp_cli.training.recipes import MatchingRecipe
-from sfpp_cli.training.run import matching_objective
 
 
 def main() -> None:

@@ -42,9 +42,9 @@ from sfpp_cli.core.trainer import Trainer
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.files import atomic_write
 from sfpp_cli.models.vae import to_uint8
+from sfpp_cli.training.objectives import matching_objective
 from sfpp_cli.training.preview import gauges
 from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
-from sfpp_cli.training.run import matching_objective
 
 HERE = Path(__file__).parent
 BATCH = 8

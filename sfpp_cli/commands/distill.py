@@ -7,49 +7,59 @@ from typing import Annotated
 
 import typer
 
-from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.commands.console import result
+from sfpp_cli.commands.train import run_context
 
 
 def distill(
-    recipe: Annotated[Path, typer.Argument(help="A recipe (TOML), such as examples/toyworld/student.toml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/student.toml.")
+    ],
     out: Annotated[
-        Path, typer.Option(help="Run folder: checkpoints, metrics.jsonl, the resolved recipe.")
+        Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
     ] = Path("runs/distill"),
-    steps: Annotated[int | None, typer.Option(help="Train for this many steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")
+    ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a recipe key, as in --set pairs.count=64.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in --set pairs.count=64."
+        ),
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Causal weights to start from, instead of the teacher's.")
+        str | None,
+        typer.Option(help="Folder of a causal student to start from, instead of the teacher's weights."),
     ] = None,
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Make the teacher's trajectories and stop.")
+        bool, typer.Option("--pairs-only", help="Make the teacher's sampling trajectories and stop.")
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan (memory, cost, what is written) and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
+        ),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")
+        str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
     ] = None,
 ) -> None:
-    """Warm up a causal student on the teacher's ODE trajectories; both stages continue where they were interrupted."""
-    from sfpp_cli.core.parallel import Ranks
-    from sfpp_cli.devices import pick_device
+    """Make a first causal student: sample the teacher many times, then train the student to jump to the ends.
+
+    Both stages continue where they were interrupted: the first by itself, the second with --resume.
+    """
     from sfpp_cli.training import run
 
-    ranks = Ranks.from_environment()
-    how = run.How(
-        out,
-        resume,
-        dry_run,
-        pick_device(device, ranks.local, absent_too=dry_run),
-        Terminal(quiet=not ranks.first),
-    )
-    changes = run.overrides(set_, steps, seed) | ({"init": init} if init else {})
-    plan = run.distill(recipe, changes, how, pairs_only=pairs_only)
-    if plan and ranks.first:
+    context = run_context(out, resume, device, dry_run)
+    changes = run.overrides(set_, steps, seed)
+    if init:
+        changes["init"] = init
+    plan = run.distill(recipe, changes, context, dry_run=dry_run, pairs_only=pairs_only)
+    if plan and context.ranks.first:
         result(plan)

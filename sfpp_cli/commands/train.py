@@ -3,40 +3,64 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfpp_cli.commands.console import Terminal, result
 
+if TYPE_CHECKING:
+    from sfpp_cli.training.context import RunContext
+
 
 def train(
     recipe: Annotated[
-        Path | None, typer.Argument(help="A recipe (TOML), such as examples/toyworld/self-forcing-pp.toml.")
+        Path | None,
+        typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/self-forcing-pp.toml."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Run folder: checkpoints, metrics.jsonl, the resolved recipe.")
+        Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
     ] = Path("runs/train"),
-    steps: Annotated[int | None, typer.Option(help="Train for this many steps.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a recipe key, as in --set training.lr=1e-4.")
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
     ] = None,
-    preview_seconds: Annotated[float | None, typer.Option(help="Length of the recipe's previews.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in --set training.lr=1e-4."
+        ),
+    ] = None,
+    preview_seconds: Annotated[
+        float | None,
+        typer.Option(help="Length of preview videos, in seconds, if the recipe makes any."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan (memory, cost, what is written) and stop.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
+        ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Draw a run's curves instead, finished or not.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Draw the curves of a run folder, finished or not, and stop."),
     ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
+    ] = False,
     device: Annotated[
-        str | None, typer.Option(help="cuda, cpu, cuda:1 ...; the best there is by default.")
+        str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
     ] = None,
 ) -> None:
-    """Train a model by a recipe; interrupted runs continue with --resume."""
+    """Train a student on its own videos (Self-Forcing, Self-Forcing++), or a teacher on stored ones.
+
+    The recipe says which. An interrupted run continues with --resume.
+    """
     from sfpp_cli.errors import UserError
 
     if plot is not None:
@@ -44,20 +68,36 @@ def train(
 
         result(str(plot_run(plot)))
         return
+    if schema:
+        from sfpp_cli.training.recipes import schema as recipe_schema
+
+        result(recipe_schema())
+        return
     if recipe is None:
         raise UserError("no recipe: give the path of a TOML file, such as those in examples/, or --plot RUN")
-    from sfpp_cli.core.parallel import Ranks
-    from sfpp_cli.devices import pick_device
     from sfpp_cli.training import run
 
-    ranks = Ranks.from_environment()
-    how = run.How(
-        out,
-        resume,
-        dry_run,
-        pick_device(device, ranks.local, absent_too=dry_run),
-        Terminal(quiet=not ranks.first),
-    )
-    plan = run.train(recipe, run.overrides(set_, steps, seed, preview_seconds), how)
-    if plan and ranks.first:
+    context = run_context(out, resume, device, dry_run)
+    changes = run.overrides(set_, steps, seed, preview_seconds)
+    plan = run.train(recipe, changes, context, dry_run=dry_run)
+    if plan and context.ranks.first:
         result(plan)
+
+
+def run_context(out: Path, resume: bool, device: str | None, dry_run: bool) -> RunContext:
+    """What the flags and the environment say about a run.
+
+    A dry run may name a GPU that this machine lacks.
+    """
+    from sfpp_cli.core.parallel import Ranks
+    from sfpp_cli.devices import pick_device
+    from sfpp_cli.training.context import RunContext
+
+    ranks = Ranks.from_environment()
+    return RunContext(
+        out=out,
+        resume=resume,
+        device=pick_device(device, ranks.local, absent_too=dry_run),
+        ranks=ranks,
+        progress=Terminal(quiet=not ranks.first),
+    )

@@ -80,7 +80,7 @@ def save(
     *,
     keep: int,
     keep_every: int = 0,
-    on_save: Callable[[Path], None] = lambda folder: None,
+    extras: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Path:
     """Write the state and every model's folders, whose format `skeletons` (models without weights) know.
 
@@ -95,13 +95,16 @@ def save(
         temporary.mkdir(parents=True)
     ranks.wait()
     for name, model in state.models.items():
-        _export(model.state_dict(), skeletons[name], temporary / name, ranks)
+        weights = {name: model.state_dict()}
         if state.ema and name in state.ema:
-            _export(state.ema[name], skeletons[name], temporary / f"{name}-ema", ranks)
+            weights[f"{name}-ema"] = state.ema[name]
+        for folder, values in weights.items():
+            _export(values, skeletons[name], temporary / folder, ranks)
+            if ranks.first and extras and name in extras:
+                extras[name](temporary / folder)
     with _one_rank_is_meant():
         save_distributed(state.tensors(), checkpoint_id=temporary / STATE, no_dist=ranks.world == 1)
     if ranks.first:
-        on_save(temporary)
         for file in temporary.rglob("*.safetensors"):
             file.chmod(
                 stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode)

@@ -12,12 +12,14 @@ arXiv 2506.08009 and arXiv 2510.02283. Algorithm 1 of Self-Forcing++ is `student
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from sfpp_cli.core.cache import CacheSnapshot
@@ -28,62 +30,83 @@ from sfpp_cli.core.objective import Loss, Player, Update
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
+from sfpp_cli.schema import STRICT
 
 Videos = Callable[[Update], tuple[list[str], Tensor]]
 """An update's prompts, and clean videos [B, F, C, H, W] in whole chunks that end in the window."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DMDConfig:
     """What the method leaves open. Frames are latent frames; the defaults are the paper's."""
 
     method: Literal["self-forcing", "self-forcing++"]
     """A rollout of K frames, all of it the window; or windows of K frames out of rollouts of N."""
-    frames: int | None = None
+    frames: Annotated[int | None, Field(ge=1, validate_default=True)] = None
     """N, the longest rollout."""
-    horizon: int | None = None
-    """K, what the teacher can judge; the model's if None."""
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """K, what the teacher can judge; the model's if not given."""
     window: Literal["uniform", "beta(1,2)"] = "uniform"
     """Where windows start; Beta(1, 2) prefers early ones."""
-    noise_init: Literal["backward", "random"] = "backward"
+    noise_init: Annotated[Literal["backward", "random"], Field(validate_default=True)] = "backward"
     """A window starts from its own clean rollout, re-noised (equation 1), or from pure noise."""
     gradient_step: Literal["last", "uniform"] = "last"
     """The denoising step that learns; if uniform, one is drawn an update, for all chunks."""
     first_frame: Literal["none", "reencode"] = "none"
     """Whether a window's first frame becomes an image latent, which is what a teacher's first frame is."""
-    context_noise: float = CLEAN
+    context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] = CLEAN
     """Timestep to which clean chunks are re-noised before they are cached."""
     shared_rollout: bool = True
-    """The critic learns from the student's window of the step; if false, from a new rollout each time."""
+    """The critic learns from the student's window of the same step; if false, from a new rollout every time."""
     guidance: float = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
     negative_prompt: str = ""
     """What guidance leads away from."""
     timesteps: tuple[float, float] = (20.0, 980.0)
     """Range of the noise at which teacher and critic are compared, drawn uniformly and then shifted."""
-    critic_updates: int = 5
-    """How many to one update of the student."""
-    critic_lr: float = 4e-7
+    critic_updates: Annotated[int, Field(ge=1)] = 5
+    """Updates of the critic to one of the student."""
+    critic_lr: Annotated[float, Field(gt=0)] = 4e-7
+    """Learning rate of the critic."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.method == "self-forcing" and (self.frames, self.noise_init) != (None, "random"):
-            problems.append(
-                "Self-Forcing's rollout is its window, from noise: "
-                "set noise_init = 'random' and leave 'frames' out"
+    @field_validator("frames")
+    @classmethod
+    def _frames_are_the_methods(cls, frames: int | None, info: ValidationInfo) -> int | None:
+        """Rules between fields stand at the later field, so that they are told along with all other faults."""
+        method = info.data.get("method")
+        if method == "self-forcing++" and frames is None:
+            raise ValueError("must be given for self-forcing++: how many latent frames rollouts may go")
+        if method == "self-forcing" and frames is not None:
+            raise ValueError("must be left out for self-forcing, whose rollout is its window")
+        return frames
+
+    @field_validator("noise_init")
+    @classmethod
+    def _self_forcing_starts_from_noise(cls, noise_init: str, info: ValidationInfo) -> str:
+        if info.data.get("method") == "self-forcing" and noise_init != "random":
+            raise ValueError("must be 'random' for self-forcing, whose windows start from noise")
+        return noise_init
+
+    @field_validator("timesteps")
+    @classmethod
+    def _timesteps_ascend(cls, timesteps: tuple[float, float]) -> tuple[float, float]:
+        low, high = timesteps
+        if not 0 <= low < high <= TRAIN_STEPS:
+            raise ValueError(f"must ascend within 0..{TRAIN_STEPS}, not {list(timesteps)}")
+        return timesteps
+
+    def chunks(self, horizon: int, chunk: int) -> tuple[int, int]:
+        """Chunks of a window, and chunks at which one may start, for a teacher of `horizon` latent frames.
+
+        Raises ValueError if windows or rollouts are not made of whole chunks.
+        """
+        horizon = self.horizon or horizon
+        frames = self.frames or horizon
+        if horizon % chunk or frames % chunk or frames < horizon:
+            raise ValueError(
+                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {chunk}"
             )
-        if self.method == "self-forcing++" and self.frames is None:
-            problems.append("'frames' is missing: how many latent frames rollouts may go")
-        if self.critic_updates < 1:
-            problems.append(f"'critic_updates' must be 1 or more, not {self.critic_updates}")
-        if not self.critic_lr > 0:
-            problems.append(f"'critic_lr' must be above 0, not {self.critic_lr}")
-        if not 0 <= self.timesteps[0] < self.timesteps[1] <= TRAIN_STEPS:
-            problems.append(f"'timesteps' must ascend within 0..{TRAIN_STEPS}, not {list(self.timesteps)}")
-        if not CLEAN <= self.context_noise < TRAIN_STEPS:
-            problems.append(f"'context_noise' must lie in [0, {TRAIN_STEPS}), not {self.context_noise}")
-        if problems:
-            raise ValueError("; ".join(problems))
+        return horizon // chunk, (frames - horizon) // chunk + 1
 
 
 class _For(IntEnum):
@@ -110,6 +133,7 @@ class DistributionMatching:
         seed: int,
         image_latent: Callable[[Tensor], Tensor] | None = None,
         videos: Videos | None = None,
+        save_extra: Callable[[Path], None] | None = None,
     ) -> None:
         """`horizon` is K in latent frames, `latent` one latent frame's [C, H, W].
 
@@ -129,21 +153,16 @@ class DistributionMatching:
         self.image_latent = image_latent
         self.videos = videos
         self.chunk_shape = (sampler.chunk, *latent)
-        frames = config.frames or horizon
-        if horizon % sampler.chunk or frames % sampler.chunk or frames < horizon:
-            raise ValueError(
-                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks "
-                f"of {sampler.chunk}"
-            )
-        self.length = horizon // sampler.chunk
+        length, starts = config.chunks(horizon, sampler.chunk)
+        self.length = length
         """Chunks of a window."""
-        self.starts = (frames - horizon) // sampler.chunk + 1
+        self.starts = starts
         """Chunks at which a window may start."""
         self.step = -1
         self.kept: dict[tuple[int, ...], Tensor] = {}
         """The student's windows of training step `step` by their samples, for the critic's updates."""
         self.players = (
-            Player({"student": student}, self.student_loss),
+            Player({"student": student}, self.student_loss, save_extra=save_extra),
             Player(
                 {"critic": critic},
                 self.critic_loss,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class Player:
     """Learning rate; the recipe's if None."""
     has_ema: bool = True
     """Whether an exponential moving average of its weights is kept and saved."""
+    save_extra: Callable[[Path], None] | None = None
+    """Writes into every saved folder of its models what belongs beside their weights."""
 
 
 class Objective(Protocol):

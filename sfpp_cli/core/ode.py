@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -97,6 +98,7 @@ class TrajectoryRegression:
         chunk: int,
         context: int,
         seed: int,
+        save_extra: Callable[[Path], None] | None = None,
     ) -> None:
         self.student = student
         self.encode_text = encode_text
@@ -106,7 +108,7 @@ class TrajectoryRegression:
         self.chunk = chunk
         self.context = context
         self.seed = seed
-        self.players = (Player({"student": student}, self.loss),)
+        self.players = (Player({"student": student}, self.loss, save_extra=save_extra),)
 
     def loss(self, update: Update) -> Loss:
         generators = [seeded(self.seed, number) for number in update.samples]

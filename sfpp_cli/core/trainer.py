@@ -11,76 +11,86 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.objective import Objective, Player, Update
 from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
+from sfpp_cli.schema import STRICT
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Training:
-    """How to train, whatever the objective. The defaults are arXiv 2510.02283's, section 4, if it has one."""
+    """How to train, whatever the objective.
 
-    steps: int
-    batch: int = 8
-    micro_batch: int | None = None
-    """Samples a rank runs at once; their gradients accumulate. All of its share if None."""
-    lr: float = 2e-6
-    betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = 0.01
-    warmup: int = 0
+    Defaults are the paper's where it gives one (arXiv 2510.02283, section 4).
+    """
+
+    steps: Count
+    """Training steps; each is one update of the student, or of whatever else the recipe trains."""
+    batch: Count = 8
+    """Samples of a step, over all ranks."""
+    micro_batch: Count | None = None
+    """Samples that a rank runs at once; gradients accumulate. All of its share if not given."""
+    lr: Annotated[float, Field(gt=0)] = 2e-6
+    """Learning rate of AdamW."""
+    betas: tuple[Decay, Decay] = (0.0, 0.999)
+    """AdamW's decay of the first and second moments."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's weight decay."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
-    clip: float = 10.0
-    ema: float = 0.99
-    ema_start: int = 200
+    """The learning rate after the warm-up: as it is, or falling by a cosine to a hundredth."""
+    clip: Annotated[float, Field(gt=0)] = 10.0
+    """Largest norm of an update's gradient; longer ones are scaled down to it."""
+    ema: Decay = 0.99
+    """Decay of the moving average of the weights, per step."""
+    ema_start: Annotated[int, Field(ge=0)] = 200
+    """Step at which the moving average begins."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of arithmetic, by autocast; auto is bfloat16 on CUDA, else float32. Weights are always float32."""
+    """Of the arithmetic, by autocast; auto is bfloat16 on CUDA and float32 elsewhere. Weights are float32 always."""
     parallel: Literal["shard", "replicate"] = "shard"
-    """Over several ranks: FSDP2, or whole models on every rank, which is faster for small ones."""
+    """Over several ranks: shards by FSDP2, or whole models on every rank, which is faster for small ones."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
     compile: bool = False
+    """Compile the transformer blocks: slow first steps, faster ones after them."""
     offload: bool = False
-    """Keep the EMA, and the optimiser of whichever player is not learning, in main memory."""
-    save_every: int = 500
-    keep: int = 2
+    """Keep the moving average, and the optimiser's moments between its updates, in main memory."""
+    save_every: Count = 500
+    """Steps between two checkpoints."""
+    keep: Count = 2
     """How many of the newest checkpoints to keep."""
-    keep_every: int = 0
-    """Also keep every checkpoint whose step is a multiple of this; 0 keeps no more."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Also keep every checkpoint whose step is a multiple of this; 0 keeps none."""
 
-    def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "batch": 1,
-            "warmup": 0,
-            "ema_start": 0,
-            "save_every": 1,
-            "keep": 1,
-            "keep_every": 0,
-        }
-        problems = [
-            f"'{name}' must be {low} or more, not {getattr(self, name)}"
-            for name, low in least.items()
-            if getattr(self, name) < low
-        ]
-        problems += [
-            f"'{name}' must be above 0, not {getattr(self, name)}"
-            for name in ("lr", "clip")
-            if not getattr(self, name) > 0
-        ]
-        if self.micro_batch is not None and self.micro_batch < 1:
-            problems.append(f"'micro_batch' must be 1 or more, not {self.micro_batch}")
-        if not 0 <= self.ema < 1:
-            problems.append(f"'ema' must lie in [0, 1), not {self.ema}")
-        if problems:
-            raise ValueError("; ".join(problems))
+    def check(self, ranks: Ranks) -> None:
+        """UserError if these ranks cannot train so."""
+        if self.batch % ranks.world:
+            raise UserError(
+                f"batch {self.batch} cannot be shared out evenly over {ranks.world} ranks: choose a multiple"
+            )
+        if self.offload and ranks.world > 1:
+            raise UserError(
+                "offload is for a single process: over several ranks the states are sharded, so leave it out"
+            )
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The precision of arithmetic on `device`."""
+        lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
+        return torch.bfloat16 if lower else torch.float32
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of arithmetic on `device`.
@@ -88,7 +98,7 @@ class Training:
         Autocast must not keep its casts: one made while gradients are off would be found again when they are
         on, without gradient.
         """
-        lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
+        lower = self.dtype(device) == torch.bfloat16
         return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
 
     def lr_scale(self, step: int) -> float:
@@ -114,35 +124,24 @@ class Trainer:
         run: Path,
         ranks: Ranks = ALONE,
         on_step: Callable[[dict[str, float]], None] = lambda record: None,
-        watch_step: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
-        on_save: Callable[[Path], None] = lambda folder: None,
+        gauges: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
     ) -> None:
         """Checkpoints and metrics go to the folder `run`.
 
-        After every step `watch_step`, on every rank, is given its record and answers what to add to it;
-        `on_step` is given the record as it is logged. `on_save` is given the folder of a checkpoint that is
-        about to be complete, and may add files.
+        After every step `gauges`, on every rank, is given its record and answers what to add to it before it
+        is logged; it may run the models. `on_step` is given the whole record once the step is saved.
 
         Models are copied and sharded here, so compile them, or enable checkpointing, afterwards: a compiled
         block's functions are bound to that block, and its copy would go on using the original's.
         """
-        if training.batch % ranks.world:
-            raise UserError(
-                f"batch {training.batch} cannot be shared out evenly over {ranks.world} ranks: "
-                "choose a multiple"
-            )
-        if training.offload and ranks.world > 1:
-            raise UserError(
-                "offload is for a single process: over several ranks the states are sharded, so leave it out"
-            )
+        training.check(ranks)
         self.objective = objective
         self.training = training
         self.folder = run
         self.ranks = ranks
         self.players = objective.players
         self.on_step = on_step
-        self.watch_step = watch_step
-        self.on_save = on_save
+        self.gauges = gauges
         self.step = 0
         """Finished steps."""
         self.models = {name: model for player in self.players for name, model in player.models.items()}
@@ -160,7 +159,7 @@ class Trainer:
             self._forget_records()
         while self.step < self.training.steps:
             record = self.update()
-            record |= self.watch_step(record)
+            record |= self.gauges(record)
             if self.ranks.first:
                 with self._metrics.open("a") as log:
                     log.write(json.dumps(record) + "\n")
@@ -260,7 +259,12 @@ class Trainer:
             self.ranks,
             keep=t.keep,
             keep_every=t.keep_every,
-            on_save=self.on_save,
+            extras={
+                name: player.save_extra
+                for player in self.players
+                if player.save_extra is not None
+                for name in player.models
+            },
         )
 
     def resume(self) -> None:

@@ -14,11 +14,17 @@ from sfpp_cli.errors import UserError
 
 INDEX = "captions.jsonl"
 MID_STREAM = "continued"
-"""Ends the caption of a window that starts mid-stream: such a window has no image latent, and a teacher must be able to tell."""
+"""Appended to the caption of a window that starts mid-stream.
+
+Such a window does not begin with an image latent, and the teacher has to be told which kind it sees.
+"""
 
 
 def write_shard(folder: Path, shard: int, latents: Tensor, captions: list[list[str]]) -> None:
-    """Append latents [N, F, C, H, W] (stored as float16) with the captions of each, any one of which may be drawn."""
+    """Append latents [N, F, C, H, W] (stored as float16), and of each its captions, one of which is drawn.
+
+    The index is appended to last, so an interrupted write leaves a file that the index does not name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"latents-{shard:05d}.safetensors"
     save_file({"latents": latents.half().contiguous()}, folder / name)
@@ -28,7 +34,7 @@ def write_shard(folder: Path, shard: int, latents: Tensor, captions: list[list[s
 
 
 class LatentWindows:
-    """Random windows of `frames` latent frames; a share `mid_stream` of them starts behind the video's first frame."""
+    """Random windows of `frames` latent frames; a share `mid_stream` of them starts after a first frame."""
 
     def __init__(self, folder: Path, frames: int, mid_stream: float = 0.0) -> None:
         if not (folder / INDEX).exists():
@@ -40,10 +46,13 @@ class LatentWindows:
         self.videos = [
             (shards[row["shard"]].get_slice("latents"), row["row"], row["captions"]) for row in rows
         ]
-        self.frames, self.mid_stream = frames, mid_stream
+        self.frames = frames
+        self.mid_stream = mid_stream
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
         """A random window [F, C, H, W] in float32 and a caption."""
+        # All four numbers are drawn whatever is done with them, so that a sample's draws depend on its seed
+        # alone.
         which, choice, where, start = torch.rand(4, generator=generator).tolist()
         latents, row, captions = self.videos[int(which * len(self.videos))]
         caption = captions[int(choice * len(captions))]

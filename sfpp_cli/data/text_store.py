@@ -1,7 +1,8 @@
-"""Prompts' embeddings, computed once into a folder and read at random: the text encoder can be freed, memory does not grow.
+"""Prompts' embeddings, computed once into a folder and read at random.
 
-A shard is a safetensors file with a tensor [n, D] for each prompt, named by its SHA-256: the headers are the index. The file itself
-is named after its first prompt, so no two are alike, whoever writes them.
+The text encoder can be freed afterwards, and memory does not grow with the number of prompts. A shard is a
+safetensors file with a tensor [n, D] for each prompt, named by the prompt's SHA-256, so the headers are the
+index. The file is named after its first prompt, so files of several ranks never have the same name.
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from torch import Tensor
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import remove_leftovers, replacing
 from sfpp_cli.models.bundle import weights_digest
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.text import TextEncoder
 from sfpp_cli.progress import Watch
 
 SHARD = 256
-"""Prompts a file; an interruption loses less than one file a rank."""
+"""Prompts in a file; an interruption loses less than one file on each rank."""
 
 
 class StoredPrompts:
-    """What `EmbeddedPrompts` is, from a folder: called with prompts, it reads their embeddings."""
+    """Embeddings from a folder: called with prompts, it reads theirs. `EmbeddedPrompts` does from memory."""
 
     def __init__(self, folder: Path, length: int) -> None:
         """`length` is what embeddings are padded to, in tokens."""
-        self.folder, self.length = folder, length
+        self.folder = folder
+        self.length = length
         self.shards = {name: shard for _, shard in _shards(folder) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
         if not self.shards:
             raise UserError(
@@ -40,7 +43,10 @@ class StoredPrompts:
             )
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, length, D] in float32, padded with zeros. UserError if one is not stored, or is longer."""
+        """Embeddings [B, length, D] in float32, padded with zeros.
+
+        UserError if one is not stored, or is longer.
+        """
         rows = [self._row(prompt) for prompt in prompts]
         padded = rows[0].new_zeros(len(rows), self.length, rows[0].shape[1], dtype=torch.float32)
         for place, row in zip(padded, rows, strict=True):
@@ -54,7 +60,8 @@ class StoredPrompts:
         row: Tensor = self.shards[name].get_tensor(name)
         if row.shape[0] > self.length:
             raise UserError(
-                f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: delete the folder"
+                f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: "
+                "delete the folder"
             )
         return row
 
@@ -67,16 +74,16 @@ def store_prompts(
     ranks: Ranks,
     watch: Watch,
 ) -> None:
-    """Add the prompts that `folder` lacks, in the precision of their encoder, which is not even loaded if none is missing.
+    """Add the prompts that `folder` lacks, in their encoder's precision; it is loaded only if one is missing.
 
-    `origin` (see `text_origin`) tells all that decides the numbers; UserError if the folder was made by another. All ranks call
-    this, in a process group; a prompt belongs to one of them, whatever is there already.
+    `origin` (see `text_origin`) stands for all that decides the numbers; UserError if the folder has
+    another. All ranks call this, in a process group; every prompt belongs to one rank, whatever is there
+    already.
     """
     done = set(_names(folder, origin))
     mine = {_name(prompt): prompt for prompt in prompts if int(_name(prompt), 16) % ranks.world == ranks.rank}
     missing = [(name, prompt) for name, prompt in mine.items() if name not in done]
     if missing:
-        folder.mkdir(parents=True, exist_ok=True)
         encoder = load_encoder()
         with watch.stage("prompts", len(missing)) as advance:
             for start in range(0, len(missing), SHARD):
@@ -97,20 +104,20 @@ def text_origin(layout: Layout, dtype: torch.dtype) -> str:
 
 @torch.no_grad()
 def _embed(encoder: TextEncoder, prompt: str) -> Tensor:
-    """One prompt [n, D]: alone, since beside others the numbers are others in the last bits."""
+    """One prompt [n, D]. It is encoded alone: in a batch its last bits would depend on the other prompts."""
     return encoder.unpadded([prompt])[0].cpu().contiguous()
 
 
 def _write(folder: Path, rows: dict[str, Tensor], origin: str) -> None:
-    """A shard under a temporary name, renamed once it is whole."""
+    """A shard, whole or not at all."""
     path = folder / f"text-{next(iter(rows))[:16]}.safetensors"
-    temporary = path.with_name(f".{path.name}.part")
-    save_file(rows, temporary, metadata={"origin": origin})
-    temporary.rename(path)
+    remove_leftovers(path)
+    with replacing(path) as part:
+        save_file(rows, part, metadata={"origin": origin})
 
 
 def _names(folder: Path, origin: str) -> Iterator[str]:
-    """What is stored already, if it was made alike."""
+    """Names of the prompts that are stored. UserError if they are of another origin."""
     for path, shard in _shards(folder):
         if (shard.metadata() or {}).get("origin") != origin:
             raise UserError(

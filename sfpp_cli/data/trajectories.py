@@ -1,9 +1,8 @@
-"""Stored ODE trajectories: shards written whole, so an interrupted generation continues with what is missing, and an index."""
+"""Stored ODE trajectories: shards, each written whole, and an index. What is missing can be made later."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import atomic_write, remove_leftovers, replacing
 
 INDEX = "index.json"
 
@@ -25,40 +25,38 @@ def shard_path(folder: Path, shard: int) -> Path:
 def write_shard(
     folder: Path, shard: int, trajectories: Tensor, prompts: list[str], origin: Mapping[str, Any]
 ) -> None:
-    """Trajectories [N, S + 1, F, C, H, W] (stored as float16), their prompts and `origin`, which says how they were made.
-
-    Written under a temporary name and renamed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Trajectories [N, S + 1, F, C, H, W] (stored as float16), their prompts, and how they were made."""
     path = shard_path(folder, shard)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     metadata = {"prompts": json.dumps(prompts), "origin": json.dumps(origin)}
-    save_file({"trajectories": trajectories.half().contiguous()}, temporary, metadata=metadata)
-    temporary.rename(path)
+    remove_leftovers(path)
+    with replacing(path) as part:
+        save_file({"trajectories": trajectories.half().contiguous()}, part, metadata=metadata)
 
 
 def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]) -> list[int]:
-    """Which shards, of so many trajectories each, are still to be made. UserError if those that are there were made otherwise."""
+    """Which shards, of these numbers of trajectories, are still to be made.
+
+    UserError if those that are there were made in another way.
+    """
     wanted = json.loads(json.dumps(origin))
     counts = {}
     for path in folder.glob("pairs-*.safetensors"):
-        prompts, found = _described(path)
+        prompts, stored = _described(path)
         counts[path] = len(prompts)
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        changed = [key for key in wanted if stored.get(key) != wanted[key]]
         if changed:
             raise UserError(
-                f"{path} was made with another {', '.join(changed)}: choose another pairs.folder, or delete this one"
+                f"{path} was made with another {', '.join(changed)}: "
+                "choose another pairs.folder, or delete this one"
             )
     return [shard for shard, size in enumerate(sizes) if counts.get(shard_path(folder, shard), 0) < size]
 
 
 def write_index(folder: Path, shards: int, origin: Mapping[str, Any]) -> None:
-    """Say what the complete store holds: every trajectory's shard and prompt, in order, and how all were made."""
+    """Say what the complete store holds: shard and prompt of every trajectory, in order, and their origin."""
     paths = [shard_path(folder, shard) for shard in range(shards)]
     rows = {path.name: _described(path)[0] for path in paths}
-    temporary = folder / f".{INDEX}.part"
-    temporary.write_text(json.dumps({"origin": origin, "shards": rows}, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(folder / INDEX)
+    atomic_write(folder / INDEX, json.dumps({"origin": origin, "shards": rows}, indent=1) + "\n")
 
 
 def _described(path: Path) -> tuple[list[str], dict[str, Any]]:
@@ -92,6 +90,7 @@ class TrajectoryStore:
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
         """A random trajectory [S + 1, F, C, H, W] in float32 and its prompt."""
-        part, row, prompt = self.rows[int(torch.randint(len(self.rows), (), generator=generator))]
+        number = int(torch.randint(len(self.rows), (), generator=generator))
+        part, row, prompt = self.rows[number]
         trajectory: Tensor = part[row]
         return trajectory.float(), prompt

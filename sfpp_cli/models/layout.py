@@ -78,6 +78,11 @@ class Layout:
         spatial = 2 ** (len(config.get("dim_mult", [1, 2, 4, 4])) - 1) * (config.get("patch_size") or 1)
         return Compression(temporal=2 ** sum(down), spatial=spatial)
 
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of a latent frame at the native size."""
+        return self.compression.latent_size(self.settings.width, self.settings.height)
+
     def transformer_config(self) -> dict[str, Any]:
         return read_config(self.student)
 

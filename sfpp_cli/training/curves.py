@@ -1,4 +1,7 @@
-"""A run's curves as one picture of small panels. It imports matplotlib, so it is imported only by those who plot."""
+"""A run's curves as one picture of small panels.
+
+It imports matplotlib, so it is imported only by those who plot.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,13 @@ from sfpp_cli.figures import COLORS, figure_of, style_axes, write_png
 
 @dataclass(frozen=True)
 class Family:
-    """Figures that share a panel: those whose whole name matches `pattern`. A `log` axis is used where all values allow it."""
+    """Figures that share a panel: those whose whole name matches `pattern`."""
 
     title: str
     unit: str
     pattern: str
     log: bool = False
+    """Logarithmic axis, unless a value is 0 or less."""
 
 
 FAMILIES = (
@@ -35,22 +39,22 @@ FAMILIES = (
     Family("Preview: picture", "0 to 1", r"preview_(?!motion).*"),
     Family("Preview: motion", "luma change a frame", "preview_motion"),
 )
-"""In the order of their panels. A figure of no family has a panel to itself, behind these."""
+"""In the order of their panels. A figure of no family gets a panel of its own, after these."""
 
 WINDOW = 101
-"""Most values a running median sees; in a short run it is a twentieth of it."""
+"""Values that a running median is taken of; fewer in a short run, a twentieth of it."""
 FEW = 40
-"""Up to so many values are marked one by one."""
+"""Up to this many values are marked one by one."""
 
 Series = tuple[list[float], list[float]]
-"""Steps and values; a figure need not be there at every step."""
+"""Steps and values; a figure may be missing at some steps."""
 
 
 def plot_run(run: Path) -> Path:
-    """Draw `run/metrics.jsonl` (one JSON object a line) as `run/curves.png`, a panel for each family of figures there is.
+    """Draw `run/metrics.jsonl` (a JSON object on every line) as `run/curves.png`.
 
-    UserError without a metrics file, or without a whole line of figures in it. What comes after the last line break is a line
-    still being written, and ignored.
+    UserError without a metrics file, or without a whole line of figures in it. What comes after the last
+    line break is still being written, and ignored.
     """
     series = read_series(run / "metrics.jsonl")
     panels = _panels(list(series))
@@ -90,20 +94,20 @@ def read_series(path: Path) -> dict[str, Series]:
 
 
 def running_median(values: list[float]) -> list[float]:
-    """The median around each value: of a twentieth of them, `WINDOW` at most, and fewer towards the ends."""
+    """The median around each value, of a twentieth of all: `WINDOW` at most, fewer towards the ends."""
     half = min(WINDOW, len(values) // 20) // 2
     return [median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
 def _panels(names: list[str]) -> list[tuple[Family, list[str]]]:
-    """Families with the figures that are there, then a family of its own for each other figure."""
-    found = []
+    """Families with their figures, then a family of its own for each figure that belongs to none."""
+    panels = []
     for family in FAMILIES:
         members = [name for name in names if re.fullmatch(family.pattern, name)]
         if members:
-            found.append((family, members))
+            panels.append((family, members))
             names = [name for name in names if name not in members]
-    return found + [(Family(_words(name), "", re.escape(name)), [name]) for name in names]
+    return panels + [(Family(_words(name), "", re.escape(name)), [name]) for name in names]
 
 
 def _draw(axes: Axes, family: Family, series: dict[str, Series]) -> None:

@@ -1,166 +1,262 @@
-"""Typed recipes: frozen dataclasses read from TOML. An unknown key is an error that suggests the right one; all come at once."""
+"""Recipes: what a TOML file may say, checked whole before anything is loaded.
+
+The resolved recipe, with its defaults and overrides, is written beside every run.
+"""
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+import tomli_w
+from pydantic import Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from sfpp_cli.core.dmd import DMDConfig
 from sfpp_cli.core.trainer import Training
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason, suggest
+from sfpp_cli.files import atomic_write
+from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.settings import Settings
+from sfpp_cli.schema import STRICT, Fault, Faults, Keys, line_of, validate
 
-T = TypeVar("T")
-U = TypeVar("U")
+REMOVED = {("dmd", "windows_per_rollout"): "every rollout has one window"}
+"""Keys that recipes once had, and why they are gone."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TeacherData:
     """Captioned latents for flow matching."""
 
     latents: str
-    mid_stream: float = 0.0
-    text_dropout: float = 0.1
+    """Folder of encoded videos with their captions."""
+    mid_stream: Share = 0.0
+    """Share of the windows that start after a video's first frame."""
+    text_dropout: Share = 0.1
+    """Share of the captions that are left out, so that guidance is possible later."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class TeacherRecipe:
-    """`sfpp train` by flow matching: a teacher from a store of latents."""
+    """`sfpp train` by flow matching: a teacher from stored latents."""
 
     objective: Literal["flow-matching"]
+    """What is trained, and by which loss."""
     model: str
+    """The model to start from: an embedded name, a folder or a hub id."""
     data: TeacherData
     training: Training
-    shift: float = 3.0
+    shift: Annotated[float, Field(gt=0)] = 3.0
+    """Shift of the noise schedule: above 1, training spends more time at high noise."""
     train_text_encoder: bool = False
-    seed: int = 0
+    """Train the text encoder too."""
+    seed: Seed = 0
+    """Seed of everything random."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Pairs:
     """ODE trajectories of the teacher (arXiv 2510.02283, section 3.1)."""
 
     prompts: str
-    count: int
+    """File of prompts, .txt or .jsonl."""
+    count: Annotated[int, Field(ge=1)]
+    """Trajectories to make; prompts are used again where there are fewer."""
     folder: str
+    """Folder for the trajectories."""
     guidance: float = 4.0
+    """Guidance scale of the teacher: negative + guidance (prompt - negative)."""
     negative_prompt: str = ""
     """What guidance leads away from."""
-    sampling_steps: int = 48
-    batch: int = 8
+    sampling_steps: Annotated[int, Field(ge=1)] = 48
+    """Steps of the teacher from noise to video; their grid must hold the student's steps."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Trajectories made at once, and in one file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Preview:
-    """What is made of the same prompts and seeds again and again, to see a student change."""
+    """Videos of the same prompts and seeds, made again and again to see a student change."""
 
-    every: int = 0
-    """Steps between two previews; none if 0."""
-    seconds: float = 10.0
-    count: int = 4
-    """So many prompts, the first of the recipe's."""
-
-    def __post_init__(self) -> None:
-        if self.every < 0 or self.count < 1 or not self.seconds > 0:
-            raise ValueError("'every' must be 0 or more, 'count' 1 or more, 'seconds' above 0")
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between two previews; 0 makes none."""
+    seconds: Annotated[float, Field(gt=0)] = 10.0
+    """Length of a preview."""
+    count: Annotated[int, Field(ge=1)] = 4
+    """How many prompts, from the start of the recipe's file."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class StudentRecipe:
-    """`sfpp distill`: ODE pairs from a teacher, then trajectory regression of a causal student."""
+    """`sfpp distill`: ODE trajectories from a teacher, then a causal student by regression on them."""
 
     objective: Literal["ode"]
+    """What is trained, and by which loss."""
     model: str
+    """The teacher: an embedded name, a folder or a hub id."""
     pairs: Pairs
     training: Training
     init: str | None = None
-    """Causal weights to start from; the teacher's if not given."""
+    """Causal weights to start from, instead of the teacher's."""
     text_store: str | None = None
+    """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
-    seed: int = 0
+    seed: Seed = 0
+    """Seed of everything random."""
+
+    def settings_for(self, layout: Layout) -> Settings:
+        """The trained student's settings: its trajectories are as long as the teacher can judge."""
+        return layout.settings.changed({"horizon": layout.teacher_horizon})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class MatchingRecipe:
-    """`sfpp train` by distribution matching on the student's own rollouts: Self-Forcing and Self-Forcing++."""
+    """`sfpp train` by distribution matching on the student's own rollouts: Self-Forcing, Self-Forcing++."""
 
     objective: Literal["dmd"]
+    """What is trained, and by which loss."""
     model: str
+    """The model that teaches, and encodes text: an embedded name, a folder or a hub id."""
     prompts: str
+    """File of prompts, .txt or .jsonl."""
     dmd: DMDConfig
     training: Training
     student: str | None = None
-    """Causal weights to start from; the model's own if not given."""
-    context: int | None = None
-    """Latent frames that the rolling cache holds (the paper's L); as many as the student's settings say if not given."""
-    lora_rank: int = 0
-    """Train adapters of this rank instead of all weights, if above 0."""
+    """Causal weights to start from, instead of the model's own."""
+    context: Annotated[int, Field(ge=1)] | None = None
+    """Latent frames in the rolling cache (the paper's L), instead of what the student's settings say."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of adapters to train instead of all weights; 0 trains all weights."""
     text_store: str | None = None
-    """Folder for the prompts' embeddings, computed once; in memory if not given."""
+    """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
-    seed: int = 0
+    seed: Seed = 0
+    """Seed of everything random."""
 
-    def rolled(self, settings: Settings) -> Settings:
-        """The student's settings, with what the recipe changes about its rollouts. UserError if they do not fit together."""
+    def settings_for(self, layout: Layout) -> Settings:
+        """The trained student's settings: with the recipe's context, and as long as its rollouts were.
+
+        UserError if context, sink and chunk do not fit together.
+        """
+        horizon = self.dmd.frames or self.dmd.horizon or layout.teacher_horizon
+        changes = {"horizon": horizon}
+        if self.context is not None:
+            changes["context"] = self.context
         try:
-            return settings if self.context is None else settings.changed({"context": self.context})
+            return layout.settings.changed(changes)
         except ValueError as error:
             raise UserError(f"context: {error}") from None
 
 
 Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe
+COMMANDS: dict[type[Recipe], str] = {
+    TeacherRecipe: "train",
+    MatchingRecipe: "train",
+    StudentRecipe: "distill",
+}
+"""Which command runs which recipe."""
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 def read_recipe(
-    path: Path, kind: type[T], *others: type[U], overrides: dict[str, str] | None = None
+    path: Path, kind: type[T], *others: type[U], overrides: Mapping[str, str] | None = None
 ) -> T | U:
-    """Parse a TOML file into `kind`, or the one of it and `others` whose objective it names; UserError with all that is wrong.
+    """The recipe in a TOML file, which is of `kind` or one of `others`. UserError with all that is wrong.
 
-    `overrides` are dotted keys with values in TOML's (or plain text) form.
+    `overrides` are dotted keys with values in TOML's form, or plain text.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
     except OSError as error:
         raise UserError(
-            f"no recipe at {path} ({error.strerror}): give the path of a TOML file, such as those in examples/"
+            f"no recipe at {path} ({reason(error)}): give the path of a TOML file, such as those in examples/"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
-    for key, value in (overrides or {}).items():
+    changes = overrides or {}
+    for key, value in changes.items():
         _set(table, key.split("."), _value(value))
-    problems: list[str] = []
-    objectives = {get_args(get_type_hints(kind)["objective"])[0]: kind for kind in (kind, *others)}
-    if others and table.get("objective") not in objectives:
-        raise UserError(
-            f"{path}: 'objective' must be one of {', '.join(map(repr, objectives))}, not {table.get('objective')!r}"
-        )
-    recipe = _build(objectives.get(table.get("objective"), kind), table, "", problems)
-    if problems:
-        raise UserError(f"{path}: " + "; ".join(problems))
-    return recipe  # type: ignore[no-any-return]
+    chosen: type[T] | type[U] = _kind_of(table.get("objective"), (kind, *others), path)
+
+    def line(keys: Keys) -> int | None:
+        """Where the file sets a key, unless an override does."""
+        names = [str(key) for key in keys if isinstance(key, str)]
+        return None if ".".join(names) in changes else line_of(text, keys)
+
+    gone = _take_removed(table)
+    try:
+        recipe = validate(TypeAdapter[T | U](chosen), table)
+    except Faults as faults:
+        raise Faults([*gone, *faults.faults]).of(path, line) from None
+    if gone:
+        raise Faults(gone).of(path, line)
+    return recipe
 
 
-def write_recipe(recipe: Any, path: Path) -> None:
+def write_recipe(recipe: Recipe, path: Path) -> None:
     """The resolved recipe as TOML, so that a run folder tells how it was made."""
-    top: list[str] = []
-    tables: list[str] = []
-    for key, value in asdict(recipe).items():
-        if isinstance(value, dict):
-            tables += ["", f"[{key}]", *(_line(k, v) for k, v in value.items() if v is not None)]
-        elif value is not None:
-            top.append(_line(key, value))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(top + tables) + "\n", encoding="utf-8")
+    atomic_write(path, tomli_w.dumps(_without_none(asdict(recipe))))
 
 
-def _line(key: str, value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return f"{key} = {text}"
+def schema() -> str:
+    """The JSON schema of all recipes, for editors."""
+    described = TypeAdapter(Annotated[Recipe, Field(discriminator="objective")]).json_schema()
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **described}, indent=2)
+
+
+def _kind_of(objective: Any, kinds: tuple[type[Any], ...], path: Path) -> Any:
+    """The kind of recipe with this objective.
+
+    UserError that names the right command, or the objectives there are.
+    """
+    known = {_objective(kind): kind for kind in kinds}
+    if isinstance(objective, str) and objective in known:
+        return known[objective]
+    for kind, command in COMMANDS.items():
+        if objective == _objective(kind):
+            raise UserError(
+                f"{path}: 'objective' {objective!r} is for another command: sfpp {command} {path}"
+            )
+    names = ", ".join(f"'{name}'" for name in known)
+    if objective is None:
+        raise UserError(f"{path}: 'objective' is missing: it is one of {names}")
+    raise UserError(
+        f"{path}: 'objective' must be one of {names}, not {objective!r}" + suggest(str(objective), known)
+    )
+
+
+def _take_removed(table: dict[str, Any]) -> list[Fault]:
+    """A fault for every key that is no longer one; the keys are taken out."""
+    faults = []
+    for (name, key), reason_why in REMOVED.items():
+        inner = table.get(name)
+        if isinstance(inner, dict) and key in inner:
+            del inner[key]
+            faults.append(Fault((name, key), f"'{name}.{key}' is gone, {reason_why}: remove it"))
+    return faults
+
+
+def _objective(kind: type[Any]) -> str:
+    return str(get_args(get_type_hints(kind)["objective"])[0])
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML has no null: what is None is left out, which reads as None again."""
+    return {
+        key: _without_none(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def _value(text: str) -> Any:
@@ -178,56 +274,3 @@ def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
                 f"--set {'.'.join(keys)}: '{'.'.join(keys[:depth])}' is a value, no key is below it"
             )
     table[keys[-1]] = value
-
-
-def _build(kind: Any, table: dict[str, Any], where: str, problems: list[str]) -> Any:
-    hints = get_type_hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    for key in sorted(table.keys() - known.keys()):
-        near = difflib.get_close_matches(key, known, n=1)
-        problems.append(
-            f"unknown key '{where}{key}'"
-            + (f", did you mean '{near[0]}'?" if near else f" (known: {', '.join(known)})")
-        )
-    values = {}
-    for name, spec in known.items():
-        if name in table:
-            values[name] = _check(hints[name], table[name], where + name, problems)
-        elif spec.default is MISSING and spec.default_factory is MISSING:
-            problems.append(f"'{where}{name}' is missing")
-    if problems:
-        return None
-    try:
-        return kind(**values)
-    except ValueError as error:
-        problems.append(f"{where.rstrip('.') or 'recipe'}: {error}")
-        return None
-
-
-def _check(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    if is_dataclass(hint):
-        if isinstance(value, dict):
-            return _build(hint, value, f"{where}.", problems)
-    elif get_origin(hint) is Literal:
-        if value in get_args(hint):
-            return value
-        problems.append(f"'{where}' must be one of {', '.join(map(repr, get_args(hint)))}, not {value!r}")
-        return None
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list):
-            inner = [a for a in get_args(hint) if a is not Ellipsis]
-            if Ellipsis not in get_args(hint) and len(value) != len(inner):
-                problems.append(f"'{where}' must have {len(inner)} values, not {value!r}")
-                return None
-            return tuple(
-                _check(inner[min(i, len(inner) - 1)], v, f"{where}[{i}]", problems)
-                for i, v in enumerate(value)
-            )
-    elif get_origin(hint) is UnionType:
-        return _check(next(a for a in get_args(hint) if a is not type(None)), value, where, problems)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    problems.append(f"'{where}' must be {getattr(hint, '__name__', hint)}, not {value!r}")
-    return None

@@ -369,10 +369,10 @@ def test_context_noise_changes_what_is_remembered() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"method": "self-forcing"}, "noise_init = 'random'"),
-        ({"frames": None}, "'frames' is missing"),
-        ({"critic_updates": 0}, "1 or more"),
-        ({"critic_lr": 0.0}, "above 0"),
+        ({"method": "self-forcing"}, "must be 'random'"),
+        ({"frames": None}, "must be given"),
+        ({"critic_updates": 0}, "greater than or equal to 1"),
+        ({"critic_lr": 0.0}, "greater than 0"),
         ({"timesteps": (980.0, 20.0)}, "ascend"),
         ({"context_noise": 1000.0}, "context_noise"),
         ({"frames": 31}, "whole chunks"),

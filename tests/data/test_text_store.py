@@ -1,4 +1,4 @@
-"""Stored embeddings are those of the encoder, to the bit; only what is missing is computed, by one rank, and nothing is mixed."""
+"""Stored embeddings are the encoder's, to the bit; only what is missing is computed, and nothing is mixed."""
 
 from __future__ import annotations
 

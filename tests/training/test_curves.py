@@ -1,4 +1,4 @@
-"""The picture of a run: which curves it reads, what it draws of them, and what it says of files that are none."""
+"""The picture of a run: which curves it reads, what it draws of them, what it says of broken files."""
 
 from __future__ import annotations
 

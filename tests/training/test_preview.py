@@ -1,4 +1,4 @@
-"""Previews of a student under training: gauges of frames whose numbers are known, rollouts that differ only by the student."""
+"""Previews of a student in training: gauges of known frames, rollouts that differ only by the student."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def embedded(bundle: Bundle, prompts: list[str]) -> Tensor:
 
 def previewer(bundle: Path, folder: Path, seconds: float = 1.0, seed: int = 5) -> Previewer:
     model = Bundle(str(bundle))
-    return Previewer(model, embedded(model, PROMPTS), seconds, folder, CPU, seed)
+    return Previewer(model, model.settings, embedded(model, PROMPTS), seconds, folder, CPU, seed)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def student() -> CausalWanModel:
     return make_student()
 
 
-# --- gauges -----------------------------------------------------------------------------------------------------------------
+# --- gauges -------
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_gauges_follow_their_formulas_on_noise() -> None:
     assert gauges(torch.from_numpy(video)) == gauges(video)
 
 
-# --- previews ---------------------------------------------------------------------------------------------------------------
+# --- previews ------
 
 
 def test_the_same_student_gives_the_same_bytes_and_another_student_others(
@@ -180,9 +180,9 @@ def test_the_sheet_has_a_row_a_prompt(tiny_bundle: Path, tmp_path: Path, student
 def test_a_preview_is_what_generate_makes_of_the_prompt(
     sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    """The weights of the bundle, previewed, give the video that `sfpp generate` makes of them with the same seed."""
+    """A preview of the bundle's own weights is the video that `sfpp generate` makes with the same seed."""
     bundle = Bundle(str(tiny_bundle))
-    preview = Previewer(bundle, embedded(bundle, PROMPTS[:1]), 2.0, tmp_path, CPU, 5)
+    preview = Previewer(bundle, bundle.settings, embedded(bundle, PROMPTS[:1]), 2.0, tmp_path, CPU, 5)
     model = ("--model", str(tiny_bundle), "--device", "cpu", "--dtype", "float32")
     assert (
         sfpp("generate", PROMPTS[0], *model, "--seed", "5", "--frames", str(preview.frames), "-o", "v.png")[0]

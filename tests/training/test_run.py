@@ -1,4 +1,4 @@
-"""`sfpp train` and `sfpp distill` on the embedded model: from a recipe to weights that `sfpp generate` takes."""
+"""`sfpp train` and `sfpp distill` on the embedded model: from a recipe to weights that generate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from sfpp_cli.core.noise import seeded
 from sfpp_cli.data import latents, trajectories
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
-from sfpp_cli.training import run as training
+from sfpp_cli.training.run import duration, overrides
 from sfpp_cli.video.reader import probe
 
+WAN = Path(__file__).parents[2] / "examples" / "wan-1.3b"
 STUDENT = """
 objective = "ode"
 model = "toyworld"
@@ -99,8 +100,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run")
     assert code == 0
-    assert "3 of 8 teacher passes each" in err
+    assert re.search(r"^pairs +3 trajectories, [0-9.]+ kB in pairs$", err, re.MULTILINE)
     assert "3 trajectories in pairs: 2 of 2 shards to do" in err
+    assert re.search(r"^the first step took [0-9.]+ s: about [0-9.]+ s for the 1 left$", err, re.MULTILINE)
     with safe_open(tmp_path / "pairs/pairs-00000.safetensors", framework="pt") as shard:
         assert shard.get_slice("trajectories").get_shape() == [2, 5, 21, 8, 8, 8]
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -227,7 +229,7 @@ def test_matching_trains_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_bitwise(sfpp: Sfpp, tmp_path: Path) -> None:
-    """SIGKILL between two checkpoints, or so shortly behind one that it comes in the midst of anything."""
+    """SIGKILL between two checkpoints, or so shortly after one that it comes in the midst of anything."""
     assert sfpp("train", "matching.toml", "--out", "whole")[0] == 0
     command = [sys.executable, "-m", "sfpp_cli", "train", "matching.toml", "--out", "run", "--steps", "1000"]
     log = tmp_path / "run/metrics.jsonl"
@@ -303,13 +305,40 @@ def test_stored_embeddings_change_nothing(sfpp: Sfpp, tmp_path: Path) -> None:
     assert list((tmp_path / "store").glob("text-*.safetensors"))
 
 
-def test_another_objective_is_told_what_there_is(sfpp: Sfpp, tmp_path: Path) -> None:
+def test_a_run_is_not_written_over_and_nothing_is_made_before_that_is_said(
+    sfpp: Sfpp, tmp_path: Path
+) -> None:
+    assert sfpp("distill", "student.toml", "--out", "run", "--steps", "1")[0] == 0
+    code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.folder=others")
+    assert code == 2
+    assert "run holds a run already: continue it with --resume" in err
+    assert not (tmp_path / "others").exists()
+
+
+@pytest.mark.parametrize("path", sorted(WAN.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_for_wan_are_planned_without_wan(path: Path, sfpp: Sfpp) -> None:
+    code, out, err = sfpp(
+        "distill" if path.stem == "ode" else "train", str(path), "--dry-run", "--device", "cuda"
+    )
+    assert (code, err) == (0, "")
+    assert re.search(r"^assumed +Wan-AI/Wan2.1-T2V-1.3B-Diffusers is not downloaded", out, re.MULTILINE)
+
+
+def test_the_schema_is_printed(sfpp: Sfpp) -> None:
+    code, out, _ = sfpp("train", "--schema")
+    assert code == 0
+    assert "MatchingRecipe" in json.loads(out)["$defs"]
+
+
+def test_a_recipe_is_refused_in_a_line_for_each_fault(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("train", "student.toml", "--out", "run")
     assert code == 2
-    assert "'flow-matching', 'dmd', not 'ode'" in err
-    code, _, err = sfpp("train", "matching.toml", "--set", "dmd.widow=uniform")
+    assert "sfpp distill student.toml" in err
+    code, _, err = sfpp("train", "matching.toml", "--set", "dmd.widow=uniform", "--set", "training.lr=inf")
     assert code == 2
     assert "did you mean 'window'" in err
+    assert "'training.lr' must be a finite number" in err
+    assert len(err.splitlines()) == 2
     code, _, err = sfpp("train")
     assert code == 2
     assert "no recipe" in err
@@ -329,13 +358,28 @@ def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.123456, "0.123 s"),
+        (59.4, "59.4 s"),
+        (60, "1 min 0 s"),
+        (3599.6, "1 h 0 min"),
+        (5 * 3600 + 7 * 60 + 59, "5 h 7 min"),
+        (2 * 86400 + 3 * 3600, "2 d 3 h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
 def test_overrides() -> None:
-    assert training.overrides(["training.lr=1e-4", "model = x"], 5, 3, 2.5) == {
+    assert overrides(["training.lr=1e-4", "model = x"], 5, 3, 2.5) == {
         "training.lr": "1e-4",
         "model": "x",
         "training.steps": "5",
         "seed": "3",
         "preview.seconds": "2.5",
     }
-    with pytest.raises(training.UserError, match="key=value"):
-        training.overrides(["lr"])
+    with pytest.raises(UserError, match="key=value"):
+        overrides(["lr"])

@@ -1,0 +1,70 @@
+"""What a recipe is refused for before anything is loaded: the same for a dry run and for a run."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.ode import student_step_indices
+from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.errors import UserError
+from sfpp_cli.models.hub import resolve
+from sfpp_cli.models.layout import Layout
+from sfpp_cli.training.recipes import MatchingRecipe, Recipe, StudentRecipe
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configuration files of models on the hub, by their id, so that their plan needs no download."""
+
+
+def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
+    """UserError if this model and these ranks cannot run the recipe.
+
+    `layout` is the recipe's model, loaded or not.
+    """
+    recipe.training.check(ranks)
+    if layout.teacher is None:
+        raise UserError(
+            f"{layout.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own"
+        )
+    settings = layout.settings
+    if isinstance(recipe, StudentRecipe):
+        student_step_indices(FlowSchedule(settings.shift), settings.steps, recipe.pairs.sampling_steps)
+    if isinstance(recipe, MatchingRecipe):
+        settings = recipe.settings_for(layout)
+        try:
+            recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
+        except ValueError as error:
+            raise UserError(f"dmd: {error}") from None
+        if recipe.lora_rank and find_spec("peft") is None:
+            raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'")
+
+
+def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:
+    """The recipe's model for a dry run, which downloads nothing, and what is assumed of missing parts.
+
+    Configurations of Wan 1.3B come with the package. A student that an earlier stage is yet to make is
+    taken to be like the model's own transformer. UserError that says what is missing if neither helps.
+    """
+    assumed = []
+    model = recipe.model
+    try:
+        Layout(model, offline=True)
+    except UserError:
+        if model not in _shipped():
+            raise
+        assumed.append(f"{model} is not downloaded: planned from its configuration")
+        model = str(CONFIGS / model)
+    student = recipe.student if isinstance(recipe, MatchingRecipe) else None
+    if student is not None:
+        try:
+            resolve(student, student=True, offline=True)
+        except UserError:
+            assumed.append(f"{student} is not here yet: taken to be like the model's own transformer")
+            student = None
+    return Layout(model, student, offline=True), assumed
+
+
+def _shipped() -> set[str]:
+    """Ids of the models whose configurations come with the package."""
+    return {part.parent.relative_to(CONFIGS).as_posix() for part in CONFIGS.glob("*/*/transformer")}

@@ -1,0 +1,198 @@
+"""From a recipe to what is trained: models, embeddings, data, the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sfpp_cli.core.dmd import DistributionMatching, Videos
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.flow_matching import FlowMatching
+from sfpp_cli.core.objective import Objective
+from sfpp_cli.core.ode import TrajectoryRegression
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.data.latents import LatentWindows
+from sfpp_cli.data.text_store import StoredPrompts, store_prompts, text_origin
+from sfpp_cli.data.trajectories import TrajectoryStore
+from sfpp_cli.devices import pick_dtype
+from sfpp_cli.models.bundle import SETTINGS, Bundle
+from sfpp_cli.models.settings import Settings
+from sfpp_cli.models.text import EmbeddedPrompts
+from sfpp_cli.models.vae import image_latent
+from sfpp_cli.training.context import RunContext
+from sfpp_cli.training.preview import Previewer
+from sfpp_cli.training.recipes import MatchingRecipe, StudentRecipe, TeacherRecipe
+
+EncodeText = Callable[[list[str]], Tensor]
+"""Prompts -> padded embeddings [B, L, D], float32."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the trainer works on."""
+
+    objective: Objective
+    networks: Sequence[nn.Module]
+    """Transformers that may be compiled, and may recompute their activations; frozen ones too."""
+    preview: Callable[[int], dict[str, float]] | None = None
+    """(step) -> gauges of a preview that is made at that step."""
+
+
+def flow_matching(recipe: TeacherRecipe, bundle: Bundle, run: RunContext) -> Task:
+    """A bidirectional teacher (and its text encoder, if the recipe says so) on stored latents."""
+    teacher = bundle.load_teacher(run.device, torch.float32).train().requires_grad_(True)
+    text = bundle.load_text(run.device, torch.float32)
+    models: dict[str, nn.Module] = {"transformer": teacher}
+    if recipe.train_text_encoder:
+        models["text_encoder"] = text.model.train().requires_grad_(True)
+    data = recipe.data
+    objective = FlowMatching(
+        teacher,
+        text,
+        LatentWindows(Path(data.latents), bundle.teacher_horizon, data.mid_stream),
+        schedule=FlowSchedule(recipe.shift),
+        text_dropout=data.text_dropout,
+        seed=recipe.seed,
+        models=models,
+    )
+    return Task(objective, [teacher])
+
+
+def trajectory_regression(
+    recipe: StudentRecipe, bundle: Bundle, prompts: list[str], text: EncodeText, run: RunContext
+) -> Task:
+    """A causal student on the teacher's trajectories, which `make_pairs` has made."""
+    settings = recipe.settings_for(bundle)
+    student = _first_student(recipe, bundle, run.device)
+    objective = TrajectoryRegression(
+        student,
+        text,
+        TrajectoryStore(Path(recipe.pairs.folder)),
+        schedule=FlowSchedule(settings.shift),
+        steps=settings.steps,
+        chunk=settings.chunk,
+        context=settings.context,
+        seed=recipe.seed,
+        save_extra=partial(_save_settings, settings),
+    )
+    return Task(objective, [student], _preview(recipe, bundle, settings, student, prompts, text, run))
+
+
+def distribution_matching(
+    recipe: MatchingRecipe, bundle: Bundle, prompts: list[str], text: EncodeText, run: RunContext
+) -> Task:
+    """A student on its own rollouts, judged by teacher and critic; no video data is needed."""
+    objective = matching_objective(recipe, bundle, prompts, text, run.device)
+    student = objective.student
+    networks: list[nn.Module] = [student, objective.critic, objective.teacher]
+    settings = recipe.settings_for(bundle)
+    return Task(objective, networks, _preview(recipe, bundle, settings, student, prompts, text, run))
+
+
+def matching_objective(
+    recipe: MatchingRecipe,
+    bundle: Bundle,
+    prompts: Sequence[str],
+    text: EncodeText,
+    device: torch.device,
+    videos: Videos | None = None,
+) -> DistributionMatching:
+    """Student, critic and teacher of a recipe, to be trained on rollouts, or on `videos` if given."""
+    settings = recipe.settings_for(bundle)
+    student = bundle.load_student(device, torch.float32).train().requires_grad_(True)
+    if recipe.lora_rank:
+        add_adapter(student, recipe.lora_rank)
+    encode_image = None
+    if recipe.dmd.first_frame == "reencode":
+        encode_image = partial(image_latent, bundle.load_vae(device, torch.float32))
+    return DistributionMatching(
+        student,
+        bundle.load_teacher(device, torch.float32).train().requires_grad_(True),
+        bundle.load_teacher(device, torch.float32),
+        text,
+        prompts,
+        sampler=replace(settings.sampler(), context_noise=recipe.dmd.context_noise),
+        horizon=bundle.teacher_horizon,
+        latent=(student.config.in_channels, *bundle.latent_size),
+        config=recipe.dmd,
+        seed=recipe.seed,
+        image_latent=encode_image,
+        videos=videos,
+        save_extra=partial(_save_settings, settings),
+    )
+
+
+def embed_prompts(bundle: Bundle, prompts: Sequence[str], store: str | None, run: RunContext) -> EncodeText:
+    """Embeddings of the prompts, computed once, in memory or in the folder `store`. The encoder is freed."""
+    dtype = pick_dtype(None, run.device)
+    if store is None:
+        known = EmbeddedPrompts(bundle.load_text(run.device, dtype), prompts)
+        return lambda chosen: known(chosen).float()
+    store_prompts(
+        Path(store),
+        prompts,
+        lambda: bundle.load_text(run.device, dtype),
+        text_origin(bundle, dtype),
+        run.ranks,
+        run.progress,
+    )
+    return StoredPrompts(Path(store), bundle.settings.text_length)
+
+
+def add_adapter(student: CausalWanModel, rank: int) -> None:
+    """Low-rank adapters (arXiv 2106.09685) on attention and feed-forward layers; they alone are trained."""
+    from peft import LoraConfig  # an extra, which `check` has looked for
+
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+    student.requires_grad_(False)
+    student.add_adapter(
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
+    )
+
+
+def _first_student(recipe: StudentRecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:
+    """The recipe's `init`, or a causal student with the teacher's weights."""
+    if recipe.init is not None:
+        student = Bundle(recipe.model, recipe.init).load_student(device, torch.float32)
+    else:
+        teacher = bundle.load_teacher(torch.device("cpu"), torch.float32)
+        student = CausalWanModel.from_config(teacher.config)
+        student.load_state_dict(teacher.state_dict())
+    student.to(device).train().requires_grad_(True)
+    return student
+
+
+def _preview(
+    recipe: StudentRecipe | MatchingRecipe,
+    bundle: Bundle,
+    settings: Settings,
+    student: CausalWanModel,
+    prompts: list[str],
+    text: EncodeText,
+    run: RunContext,
+) -> Callable[[int], dict[str, float]] | None:
+    """(step) -> gauges of the recipe's preview, nothing at steps without one."""
+    wanted = recipe.preview
+    if not wanted.every:
+        return None
+    embeddings = text(prompts[: wanted.count])
+    folder = run.out / "previews"
+    previewer = Previewer(bundle, settings, embeddings, wanted.seconds, folder, run.device, recipe.seed)
+
+    def preview(step: int) -> dict[str, float]:
+        if step % wanted.every:
+            return {}
+        with recipe.training.autocast(run.device):
+            return previewer(student, step, write=run.ranks.first)
+
+    return preview
+
+
+def _save_settings(settings: Settings, folder: Path) -> None:
+    """Beside a student's weights: how it wants to be rolled out."""
+    settings.write(folder / SETTINGS)
