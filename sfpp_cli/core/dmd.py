@@ -57,7 +57,7 @@ class DMDConfig:
     context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] = CLEAN
     """Timestep to which clean chunks are re-noised before they are cached."""
     shared_rollout: bool = True
-    """The critic learns from the student's window of the same step; if false, from a new rollout every time."""
+    """The critic learns from the student's window of the step; if false, from a new rollout each time."""
     guidance: float = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
     negative_prompt: str = ""
@@ -72,7 +72,7 @@ class DMDConfig:
     @field_validator("frames")
     @classmethod
     def _frames_are_the_methods(cls, frames: int | None, info: ValidationInfo) -> int | None:
-        """Rules between fields stand at the later field, so that they are told along with all other faults."""
+        """Rules between fields stand at the later one, so that they are told along with all other faults."""
         method = info.data.get("method")
         if method == "self-forcing++" and frames is None:
             raise ValueError("must be given for self-forcing++: how many latent frames rollouts may go")

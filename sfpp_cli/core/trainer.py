@@ -60,11 +60,11 @@ class Training:
     ema_start: Annotated[int, Field(ge=0)] = 200
     """Step at which the moving average begins."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the arithmetic, by autocast; auto is bfloat16 on CUDA and float32 elsewhere. Weights are float32 always."""
+    """Of arithmetic, by autocast; auto is bfloat16 on CUDA, else float32. Weights are always float32."""
     parallel: Literal["shard", "replicate"] = "shard"
     """Over several ranks: shards by FSDP2, or whole models on every rank, which is faster for small ones."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
     compile: bool = False
     """Compile the transformer blocks: slow first steps, faster ones after them."""
     offload: bool = False
