@@ -18,7 +18,7 @@ ATOL = 5e-5
 """Tolerance of golden tensors, values up to 5. Wan's differ by 1.3e-5 in float32 as in float64, for diffusers
 takes the sinusoids of time in float32, the reference in float64. Rounding adds 3e-6 on either side."""
 SIGMA = 2e-6
-"""Tolerance of sigmas: both tables are float32, and a shift of 8 multiplies a rounding of 3e-8 by 8 near 0."""
+"""Tolerance of sigmas: both tables are float32, and a shift of 8 makes 8 of a rounding near 0."""
 TIMESTEP = 1000 * SIGMA
 """Neighbours on the grid are 0.1 and more apart."""
 

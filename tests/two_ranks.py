@@ -17,7 +17,7 @@ Work = Callable[[Ranks, Path], None]
 
 
 def on_two_ranks(work: Work, folder: Path) -> None:
-    """Run `work`, a function at the top of its module, in two processes that have joined; both must succeed."""
+    """Run `work`, a function at the top of its module, in two joined processes; both must succeed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

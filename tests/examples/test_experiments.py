@@ -1,4 +1,4 @@
-"""The experiments' own arithmetic, and their prompts; and, slow, that one command goes through all of them."""
+"""The experiments' own arithmetic and prompts; and, slow, that one command goes through all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The energy distance between sets of videos: against its definition, a known value, and what chance does to it."""
+"""The energy distance between sets of videos: against its definition, a known value, and chance."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_shifted_uniform_samples_are_as_far_apart_as_calculus_says(script: Modul
 
 
 def test_it_is_zero_in_the_mean_for_one_distribution(script: ModuleType) -> None:
-    """Frames of a video share most of what they are; taken for independent samples they would look like a difference."""
+    """Frames of a video share most of what they are; as independent samples they would differ."""
     samples = gaussian(200, 2, 6, 1, 4) + 0.3 * gaussian(200, 2, 6, 3, 4, seed=2)
     found = torch.tensor([script.energy_distance(x, y) for x, y in samples])
     error = found.std() / math.sqrt(len(found))
@@ -76,7 +76,7 @@ def test_it_is_zero_in_the_mean_for_one_distribution(script: ModuleType) -> None
 
 
 def test_halves_show_the_size_of_chance(script: ModuleType) -> None:
-    """The distances between pairs of independent sets are as large as those between halves of one set of twice the size."""
+    """Pairs of independent sets are as far apart as halves of one set of twice the size."""
     videos = gaussian(400, 24, 2, 4)
     pairs = torch.tensor([script.energy_distance(x[:12], x[12:]) for x in videos])
     halves = torch.tensor([script.halves_distance(x, 20) for x in videos[:40]])
