@@ -36,7 +36,7 @@ def figure_of(panels: int) -> tuple[Figure, int, int]:
 
 
 def style_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title and axis labels in the house's type, a light grid behind the curves, no frame at the top and right."""
+    """Title and axis labels, a light grid behind the curves, no frame at the top and right."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel(x, fontsize=9, color=INK)
     axes.set_ylabel(y, fontsize=8, color=INK)

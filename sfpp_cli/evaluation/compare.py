@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 Video = Mapping[str, Any]
 """One entry of `videos` in an evaluation's result."""
 
-LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
-"""Of every interval here: its coverage, how many bootstrap samples make it, and the seed that draws them."""
+LEVEL = 0.95
+"""Coverage of every interval."""
+RESAMPLES = 10_000
+"""Bootstrap samples that make an interval."""
+SEED = 0
+"""Of the generator that draws them."""
 FEW = 10
 """With fewer clusters than this, a percentile interval is noticeably narrower than its level promises."""
 _AT_ONCE = 2_000_000
@@ -27,20 +31,24 @@ _AT_ONCE = 2_000_000
 
 
 class Summary(TypedDict):
-    """A mean and its interval; `low` and `high` are null where a single cluster says nothing of the spread, and `note` says so."""
+    """A mean and its interval."""
 
     mean: float
     low: float | None
     high: float | None
+    """Null where there is a single cluster, which says nothing of the spread."""
     count: int
+    """How many values."""
     clusters: int
     note: str | None
+    """Why the interval is missing or too narrow."""
 
 
 class Difference(Summary):
-    """A mean of paired differences; `same_seed` of the `count` are between videos that share the seed as well as the prompt."""
+    """A mean of paired differences."""
 
     same_seed: int
+    """How many of the `count` are between videos that share the seed as well as the prompt."""
 
 
 def summarise(
@@ -83,7 +91,10 @@ def summarise(
 
 
 def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
-    """Videos by their system, in order of appearance. Those without one are "all videos", or "others" beside named ones."""
+    """Videos by their system, in order of appearance.
+
+    Those without one are "all videos", or "others" if some have one.
+    """
     rest = "others" if any(video.get("system") for video in videos) else "all videos"
     systems: dict[str, list[Video]] = {}
     for video in videos:
@@ -101,10 +112,11 @@ def compare(
     """Every system summarised, and every two of them compared, as JSON with the schema `sfpp-comparison/1`:
 
     - `level`, `resamples`, `seed`, `method`: what the intervals are;
-    - `systems[name]`: `videos` and `prompts` (counts), `metrics[metric]` (a `Summary`), and `verdicts[verdict]` with `fired` of
-      `videos` and `median_onset_seconds` (null where none fired or none has an onset);
-    - `pairs[i]`: `first`, `second`, `prompts` (in common), and `metrics[metric]` (a `Difference`, second minus first). A metric
-      without a common prompt is not there.
+    - `systems[name]`: `videos` and `prompts` (counts), `metrics[metric]` (a `Summary`), and
+      `verdicts[verdict]` with `fired` of `videos` and `median_onset_seconds` (null where none fired or none
+      has an onset);
+    - `pairs[i]`: `first`, `second`, `prompts` (in common), and `metrics[metric]` (a `Difference`, second
+      minus first). A metric without a common prompt is not there.
 
     A metric is averaged over the videos that have it as a finite number; its `count` tells how many.
     """

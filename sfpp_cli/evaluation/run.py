@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfpp_cli.errors import UserError, suggest
-from sfpp_cli.evaluation.judge.judge import PROTOCOL, estimate, judge, visual_stability
+from sfpp_cli.evaluation.judge.case import PROTOCOL
+from sfpp_cli.evaluation.judge.judge import estimate, judge, visual_stability
 from sfpp_cli.evaluation.judge.service import JudgeSettings
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.networks.find import find_models

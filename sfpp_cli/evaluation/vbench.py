@@ -3,7 +3,8 @@ checkout of it.
 
 What the tools ask for, as read in their code (metrics.md, section 3):
 - VBench-Long groups clips by what stands before the first underscore of a file name, so names have none;
-- it reuses clips that it has cut only if names end in a hyphen and a number, and reads `.mp4`, not `.webm` or `.gif`;
+- it reuses clips that it has cut only if names end in a hyphen and a number;
+- it reads `.mp4`, not `.webm` or `.gif`;
 - it finds its folders by the words in `_RESERVED`, so the path must not hold them;
 - in custom mode VBench takes prompts from an object {file name: prompt} that covers every video.
 """
@@ -30,7 +31,11 @@ DIMENSIONS = (
 """What both tools support for videos of one's own."""
 TEXT_DIMENSION = "overall_consistency"
 """Needs the prompts; with a CLIP score it is half of the paper's text alignment (metrics.md, section 5)."""
-VIDEOS, PROMPTS, SOURCES, SCRIPT = "videos", "prompts.json", "sources.json", "run.sh"
+VIDEOS = "videos"
+PROMPTS = "prompts.json"
+SOURCES = "sources.json"
+SCRIPT = "run.sh"
+"""Names in the folder that is laid out."""
 
 _RESERVED = ("split_clip", "filtered_clips")
 _LONGEST_NAME = 200
@@ -102,7 +107,8 @@ def _refuse_others(place: Path, named: dict[str, Path]) -> None:
         strange = "what was cut from other videos"
     if strange is not None:
         raise UserError(
-            f"{place} holds {strange} already, which would be measured too; choose another folder, or empty it"
+            f"{place} holds {strange} already, which would be measured too; "
+            "choose another folder, or empty it"
         )
 
 
@@ -133,7 +139,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _commands(out: Path, without: Sequence[str]) -> list[str]:
-    """For the root of a VBench checkout; VBench-Long's weights of clip-to-clip scores come with --dev_flag, as in its scripts."""
+    """The commands to run in the root of a VBench checkout.
+
+    VBench-Long weighs clip-to-clip scores only with --dev_flag, which its own scripts give.
+    """
     videos = ("--videos_path", str(out / VIDEOS))
     once = ("python", "evaluate.py", *videos, "--output_path", str(out / "vbench"), "--mode=custom_input")
     text: tuple[str, ...] = ("--prompt_file", str(out / PROMPTS), "--dimension", *DIMENSIONS, TEXT_DIMENSION)
@@ -159,5 +168,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _script(commands: Iterable[str]) -> str:
-    where = "Run this in the root of a checkout of https://github.com/Vchitect/VBench, on a machine with a CUDA GPU."
+    where = (
+        "Run this in the root of a checkout of https://github.com/Vchitect/VBench, "
+        "on a machine with a CUDA GPU."
+    )
     return "\n".join(["#!/bin/sh", f"# {where}", "set -e", *commands, ""])

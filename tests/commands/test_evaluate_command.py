@@ -193,9 +193,9 @@ def test_a_video_without_a_prompt_is_not_judged_and_the_rest_is_measured(
     assert code == 2
     assert "one.mp4" in out
     [line] = [line for line in err.splitlines() if line.startswith("error:")]
-    assert (
-        line
-        == "error: one.mp4 was not judged: no prompt is known, and the judge needs it: give --prompts or --manifest"
+    assert line == (
+        "error: one.mp4 was not judged: no prompt is known, and the judge needs it: "
+        "give --prompts or --manifest"
     )
 
 

@@ -1,4 +1,4 @@
-"""Videos with one known fault each: its detector fires, the five others do not, and none does on clean videos."""
+"""Videos with one known fault each: its detector fires, the five others do not; none does on clean videos."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ Content = Callable[[int, float, tuple[int, int], int], Stream]
 SIZE, SECONDS = (96, 64), 16
 FADE, FREEZE, CUT = (6.0, 13.0), 10.0, 9.0
 """When things happen, in seconds."""
-HOPS, AHEAD = (33, 45, 57, 93, 129, 213), 16
-"""Where the object of `hops` jumps, after a video of the embedded model; and by how many frames of its path."""
+HOPS = (33, 45, 57, 93, 129, 213)
+"""Frames at which the object of `hops` jumps, as in a video of the embedded model."""
+AHEAD = 16
+"""By how many frames of its path."""
 
 
 # --- contents -------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def pan(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
 
 
 def toy(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
-    """A bouncing scene of the toy world. (Its circles and slides return exactly, so there a loop would be no false alarm.)"""
+    """A bouncing scene of the toy world. (Circles and slides return exactly, so they would be loops.)"""
     world = ToyWorld(seed)
     index = next(i for i in range(100) if MOTIONS[int(world.scenes([i]).motion)] == "bouncing")
     for start in range(0, frames, 32):
@@ -78,8 +80,8 @@ def toy(frames: int, fps: float, size: tuple[int, int], seed: int) -> Stream:
 def hops(
     frames: int, fps: float, size: tuple[int, int], seed: int, borders: Collection[int] = HOPS
 ) -> Stream:
-    """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model draws
-    it: a glitch, yet neither flicker nor another scene."""
+    """The toy world again, but at some chunk borders the object is suddenly elsewhere, as a small model
+    draws it: a glitch, yet neither flicker nor another scene."""
     stream = toy(frames + AHEAD * len(borders), fps, size, seed)
     for index in range(frames):
         yield next(islice(stream, AHEAD if index in borders else 0, None))
@@ -216,7 +218,7 @@ def judged(
 
 
 def check(found: dict[str, Any], fault: str) -> None:
-    """The right verdict and no other, within a good second of its moment (fades need to leave the usual wandering first)."""
+    """The right verdict and no other, within a good second of its moment; fades need longer to be noticed."""
     _, wanted, moment = (FAULTS | MORE_FAULTS)[fault]
     fired = [name for name in NAMES if found["verdicts"][name]["fired"]]
     assert fired == ([wanted] if wanted else []), found["verdicts"]

@@ -1,4 +1,4 @@
-"""Intervals against closed forms, clusters and pairs against hand-computed cases, and what is said where nothing can be known."""
+"""Intervals against closed forms, clusters and pairs by hand, and what is said where nothing can be known."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_value_has_a_mean_and_no_interval() -> None:
 
 
 def test_two_values_bound_the_interval() -> None:
-    """A bootstrap mean of two is either value with probability 1/4 each, far more than the 2.5 % that are cut off."""
+    """A bootstrap mean of two is either value with probability 1/4 each; only 2.5 % are cut off."""
     summary = summarise([1.0, 4.0])
     assert (summary["mean"], summary["low"], summary["high"]) == (2.5, 1.0, 4.0)
     assert summary["note"] == "only 2 clusters: the interval is narrower than its level promises"
@@ -78,7 +78,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 
 
 def test_seeds_of_one_prompt_are_drawn_together() -> None:
-    """Copies of a value add nothing: four seeds with the same score leave the interval where one seed put it."""
+    """Copies of a value add nothing: four seeds with the same score leave the interval as one seed has it."""
     scores = RNG.normal(0.0, 1.0, 50)
     single = summarise(scores)
     copies = np.repeat(scores, 4)

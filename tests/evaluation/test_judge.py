@@ -1,4 +1,4 @@
-"""The judge against a local server that speaks the two real protocols and fails in the ways that servers fail."""
+"""The judge against a local server that speaks the two real protocols and fails as servers fail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 import re
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -101,7 +100,7 @@ def gemini(text: str) -> Reply:
 
 
 class FakeClock(Clock):
-    """Time that passes only by sleeping; chance that always says one half, so that back-off is exactly 1, 2, 4, ..."""
+    """Time that passes only by sleeping, and chance that says one half: back-off is exactly 1, 2, 4, ..."""
 
     def __init__(self) -> None:
         self.time, self.sleeps = 1000.0, list[float]()
@@ -114,7 +113,7 @@ class FakeClock(Clock):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 frames of 96x64 at 8 fps, getting brighter by 10 levels a frame; PNG frames, since ffmpeg takes its time to start."""
+    """24 PNG frames of 96x64 at 8 fps, brighter by 10 levels each; PNG, since ffmpeg is slow to start."""
     return make_film(tmp_path_factory.mktemp("film") / "film.png")
 
 
@@ -308,7 +307,7 @@ def test_another_prompt_video_or_protocol_is_paid_for(
     ask(film, settings, tmp_path)
     judge([{"path": film, "prompt": "another"}], settings, tmp_path, yes=True)
     ask(make_film(tmp_path / "other.png", step=9), settings, tmp_path)
-    monkeypatch.setattr(sys.modules[judge.__module__], "PROTOCOL", "next")
+    monkeypatch.setattr("sfpp_cli.evaluation.judge.case.PROTOCOL", "next")
     ask(film, settings, tmp_path)
     assert len(server.requests) == 4
 
@@ -651,7 +650,8 @@ def test_settings_name_all_problems_at_once() -> None:
         (
             "",
             None,
-            "GEMINI_API_KEY is not set: put the key of generativelanguage.googleapis.com into the environment",
+            "GEMINI_API_KEY is not set: put the key of generativelanguage.googleapis.com into the "
+            "environment",
         ),
         ("secret\nnext", None, "GEMINI_API_KEY holds characters"),
         ("secret", "http://judge.example/v1", "would travel in clear to judge.example"),

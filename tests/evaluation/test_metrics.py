@@ -33,7 +33,7 @@ from sfpp_cli.evaluation.metrics.repetition import (
     self_similarity,
 )
 from sfpp_cli.evaluation.metrics.results import shorten
-from sfpp_cli.evaluation.metrics.stability import local_stability, reference_frames, way
+from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, local_stability, reference_frames
 from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
 from sfpp_cli.video import Frames
 from sfpp_cli.video.writer import VideoWriter
@@ -338,7 +338,7 @@ def test_a_cut_stands_alone_among_cuts_not_among_jumps_of_an_object() -> None:
 
 
 def test_the_way_to_white_and_to_black() -> None:
-    white, black = way(np.array([0.4, 0.7, 1.0, 0.1]), 0.4)
+    white, black = drift_to_white_and_black(np.array([0.4, 0.7, 1.0, 0.1]), 0.4)
     np.testing.assert_allclose(white, [0, 0.5, 1, 0])
     np.testing.assert_allclose(black, [0, 0, 0, 0.75])
 

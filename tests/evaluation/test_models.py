@@ -1,4 +1,4 @@
-"""Model-based metrics with tiny random models of the real classes: cosines by hand, preparation as transformers does it."""
+"""Model-based metrics with tiny random models of the real classes: cosines and preparation by hand."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def loaded(clip: Path, dino: Path) -> LoadedModels:
 
 @pytest.mark.parametrize("size", [(24, 36), (36, 24), (48, 85), (20, 20), (17, 90)])
 def test_pictures_are_resized_cropped_and_normalised(tmp_path: Path, size: tuple[int, int]) -> None:
-    """By hand: the shorter side to 20 pixels by Pillow's bicubic filter, the middle 16 x 16, mean and deviation."""
+    """By hand: the shorter side to 20 pixels by Pillow's bicubic filter, the middle 16 x 16, normalised."""
     write_preprocessing(tmp_path)
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     height, width = (20 * side // min(size) for side in size)
@@ -149,7 +149,8 @@ def test_preparation_that_cannot_be_understood(tmp_path: Path, text: str) -> Non
 def test_consistency_by_hand() -> None:
     angles = torch.tensor([0.0, 60.0, 180.0, 300.0], dtype=torch.float64).deg2rad()
     features = list(torch.stack([angles.cos(), angles.sin()], 1))
-    # to the one before: cos 60 = 1/2, cos 120 -> 0, cos 120 -> 0; to the first: 1/2, cos 180 -> 0, cos 300 = 1/2
+    # to the one before: cos 60 = 1/2, cos 120 -> 0, cos 120 -> 0
+    # to the first: 1/2, cos 180 -> 0, cos 300 = 1/2
     assert consistency(features) == pytest.approx((0.5 + 0.0 + 0.25) / 3)
     assert consistency(features[:2]) == pytest.approx(0.5)
     assert consistency([features[0]] * 5) == pytest.approx(1.0)
@@ -264,10 +265,11 @@ def test_absent_models_are_skipped_with_a_remedy(tmp_path: Path, monkeypatch: py
     assert found == {}
     assert load_models(found, CPU) == (LoadedModels(), [])
     assert skipped == [
-        "text alignment and background consistency skipped: 'openai/clip-vit-base-patch32' is neither a folder nor in the hub's "
-        "cache; fetch it with `hf download openai/clip-vit-base-patch32`, or give a folder",
-        "subject consistency skipped: 'facebook/dinov2-base' is neither a folder nor in the hub's cache; fetch it with "
-        "`hf download facebook/dinov2-base`, or give a folder",
+        "text alignment and background consistency skipped: 'openai/clip-vit-base-patch32' is neither a "
+        "folder nor in the hub's cache; "
+        "fetch it with `hf download openai/clip-vit-base-patch32`, or give a folder",
+        "subject consistency skipped: 'facebook/dinov2-base' is neither a folder nor in the hub's cache; "
+        "fetch it with `hf download facebook/dinov2-base`, or give a folder",
     ]
     assert "'not an id!' is neither" in find_models(clip="not an id!")[1][0]
 

@@ -1,4 +1,4 @@
-"""Dynamic degree on RAFT's flow: what the network is shown, which pairs, VBench's rule; torchvision's where installed."""
+"""Dynamic degree on RAFT's flow: what the network is shown, which pairs, VBench's rule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TAU = 6.0 * 130 / 256
 
 
 class KnownFlow:
-    """In the place of the network: the flow that the first pixel of the later picture, in tens, tells; it remembers its input."""
+    """Instead of the network: flow is a tenth of the later picture's first pixel; inputs are remembered."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[Tensor, Tensor]] = []
@@ -69,7 +69,7 @@ def test_a_frame_is_scaled_and_its_border_repeated() -> None:
 
 
 def test_clips_by_hand(tmp_path: Path) -> None:
-    """81 frames at 16 a second: clips (0, 32) (32, 64) (49, 81), every second frame, 16 kept, so 4 pairs above 3.05 px."""
+    """81 frames at 16 a second: clips (0, 32) (32, 64) (49, 81); of 16 frames each, 4 pairs above 3.05 px."""
     above, below = round(10 * TAU) + 1, round(10 * TAU) - 1
     levels = [below] * 81
     for index in (2, 10, 20, 30):  # on the first clip's grid
@@ -158,7 +158,7 @@ def test_a_torchvision_for_another_torch_is_one_line(monkeypatch: pytest.MonkeyP
 
 
 def test_torchvision_s_network(tmp_path: Path) -> None:
-    """With random weights, since its own cannot be fetched in a test: they load from a file, and its flow comes out."""
+    """With random weights, since its own cannot be fetched in a test: they load, and its flow comes out."""
     optical_flow = pytest.importorskip(
         "torchvision.models.optical_flow", reason="torchvision is no dependency of this project"
     )

@@ -1,4 +1,4 @@
-"""The report as a reader, a browser and a script meet it: what it says, what it must never load, and what it survives."""
+"""The report as a reader, a browser and a script meet it: what it says, never loads, and survives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVIL = "<script>alert('x')</script> \"&amp;\" </style>"
 
 
 class Page(HTMLParser):
-    """A parsed page: elements with their attributes, the words in it, and whether every element was closed in order."""
+    """A parsed page: its elements with their attributes, its words; every element must be closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -355,10 +355,8 @@ def test_curves_of_different_lengths_share_an_axis() -> None:
     assert panel.usual == pytest.approx((0.02, 0.38))
     assert panel.longest == 4.0
     picture = svg(panel, [(3.0, "<b>")])
-    assert (
-        'aria-label="Luma (mean, 0 to 1) over 4 seconds. all videos: 0.200 at first, 0.400 at the end. &lt;b&gt;'
-        in picture
-    )
+    described = "Luma (mean, 0 to 1) over 4 seconds. all videos: 0.200 at first, 0.400 at the end. &lt;b&gt;"
+    assert f'aria-label="{described}' in picture
     assert "<b>" not in picture
 
 

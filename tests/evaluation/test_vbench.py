@@ -1,4 +1,4 @@
-"""Layouts for VBench and VBench-Long: names, links, prompts and commands, checked against what the tools do with them."""
+"""Layouts for VBench and VBench-Long: names, links, prompts and commands, as the tools take them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ from urllib.parse import quote, urlsplit
 from sfpp_cli.errors import UserError
 
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 529}
+"""Statuses after which the same request may succeed later."""
 _LONGEST_BODY = 16 << 20
+"""Bytes of a response that are read."""
 Media = list[tuple[str, str, bytes]]
 """(label, MIME type, data)."""
 
@@ -36,10 +38,10 @@ class JudgeSettings:
     """Whom to ask, what to show and how patiently. UserError names all that is wrong at once.
 
     `back_end`: "gemini" (generateContent, the whole video where it fits) or "openai" (any chat-completions
-    endpoint, frames as pictures). `frames` are spread evenly, first and last included; `side` is their longer
-    side in pixels. Videos of up to `inline_bytes` go whole to Gemini, whose limit is 20 MB after base64.
-    `asks` is how often an unusable answer is asked for in all, `retries` how often a failed request is
-    repeated, `timeout` and `longest_wait` are in seconds.
+    endpoint, frames as pictures). `frames` are spread evenly, first and last included; `side` is their
+    longer side in pixels. Videos of up to `inline_bytes` go whole to Gemini, whose limit is 20 MB after
+    base64. `asks` is how often an unusable answer is asked for in all, `retries` how often a failed request
+    is repeated, `timeout` and `longest_wait` are in seconds.
     """
 
     back_end: str = "gemini"
@@ -228,7 +230,8 @@ class Service:
 
     def __init__(self, settings: JudgeSettings, clock: Clock) -> None:
         back_end = BACK_ENDS[settings.back_end]
-        self.settings, self.clock = settings, clock
+        self.settings = settings
+        self.clock = clock
         self.address = settings.url + back_end.path(settings)
         self._key = os.environ.get(back_end.variable, "").strip()
         self._check_key(back_end.variable)
@@ -249,7 +252,8 @@ class Service:
             and address.hostname not in ("localhost", "127.0.0.1", "::1")
         ):
             raise UserError(
-                f"the key would travel in clear to {address.hostname}: use https, or unset {variable} if it needs none"
+                f"the key would travel in clear to {address.hostname}: use https, "
+                f"or unset {variable} if it needs none"
             )
 
     def post(self, body: bytes, keep: Callable[[dict[str, Any]], None]) -> None:
@@ -280,7 +284,7 @@ class Service:
         self._next = max(now, self._next) + 60 / self.settings.requests_per_minute
 
     def _send(self, body: bytes) -> tuple[dict[str, Any], float]:
-        """What came back, as it is kept, and the seconds we were told to wait. No response at all has status None."""
+        """What came back, as it is kept (status None: nothing), and the seconds we were told to wait."""
         request = urllib.request.Request(self.address, body, self._headers)
         try:
             try:
@@ -295,8 +299,8 @@ class Service:
             ):  # `read` with a limit does not notice
                 raise http.client.IncompleteRead(data, int(promised) - len(data))
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            return {"status": None, "error": self._hide(str(reason) or type(error).__name__)}, 0.0
+            cause = getattr(error, "reason", None) or error
+            return {"status": None, "error": self._hide(str(cause) or type(error).__name__)}, 0.0
         text = self._hide(data.decode(errors="replace"))
         try:
             parsed = json.loads(text)
@@ -313,11 +317,13 @@ class Service:
         """UserError for what no patience mends."""
         if status in (401, 402, 403) or "API_KEY_INVALID" in said or "insufficient_quota" in said:
             raise UserError(
-                f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} and what its account may spend"
+                f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} "
+                "and what its account may spend"
             )
         if status == 404:
             raise UserError(
-                f"{said}; check the judge's model ({self.settings.judge_model}) and address ({self.settings.url})"
+                f"{said}; check the judge's model ({self.settings.judge_model}) "
+                f"and address ({self.settings.url})"
             )
         if status and 300 <= status < 400:
             raise UserError(
@@ -346,7 +352,7 @@ def _complaint(response: Mapping[str, Any]) -> str:
 
 
 def _told_to_wait(header: str | None, text: str) -> float:
-    """Seconds: of a Retry-After header (a number or a date), or of the retryDelay in Gemini's error details; 0 for neither."""
+    """Seconds of a Retry-After header, or of the retryDelay in Gemini's details, or 0."""
     if header and header.strip().isdigit():
         return float(header)
     if header:

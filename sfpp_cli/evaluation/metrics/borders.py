@@ -21,8 +21,10 @@ _ROWS = 64
 """Pictures compared at a time."""
 _FEWEST = 4
 """With fewer frames around, nothing can be called unusual."""
-_TINY, _NEW = 1e-3, 0.3
-"""Changes below a quarter of a level are none; and the share of frames around that must be new for the others to be copies."""
+_TINY = 1e-3
+"""Changes below this, a quarter of a level, are none."""
+_NEW = 0.3
+"""The share of frames around that must be new for the others to count as copies."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,11 @@ def find_changes(
     picture shows even while the camera moves. Flow over plain ground is a guess that turns with an encoder's
     noise, so a jerk counts only if the picture, too, changes visibly more than usual.
     """
-    picture, steps = _differences(miniatures, 1), _median_steps(miniatures)
+    picture = _differences(miniatures, 1)
+    steps = _median_steps(miniatures)
     jerks = np.hypot(*np.diff(np.nan_to_num(shift), axis=0, prepend=0).T) / min(size)
-    new, window = picture > _TINY, max(3, round(fps))
+    new = picture > _TINY
+    window = max(3, round(fps))
     usual, usual_step, usual_jerk = (_usual(changes, new, window) for changes in (picture, steps, jerks))
     sudden = picture > np.maximum(parameters.jump_picture, parameters.jump_ratio * usual)
     sudden |= steps > np.maximum(parameters.jump_luma, parameters.jump_ratio * usual_step)
@@ -88,14 +92,15 @@ def border_ratio(changes: Curve, borders: NDArray[np.bool_]) -> float | None:
 
     `changes` [T] are non-negative and belong to the step from the frame before; the first is not looked at.
     """
-    at, inside = changes[1:][borders[1:]], changes[1:][~borders[1:]]
+    at = changes[1:][borders[1:]]
+    inside = changes[1:][~borders[1:]]
     if not at.size or not inside.size or inside.mean() <= 0:
         return None
     return float(at.mean() / inside.mean())
 
 
 def _differences(pictures: NDArray[Any], lag: int) -> Curve:
-    """RMS difference of each picture [T, cells] in 0..255 to the one `lag` before, as share of 255; 0 where there is none."""
+    """RMS difference, in 0..1, of each picture [T, cells] in 0..255 to the one `lag` before, or 0."""
     values = np.zeros(len(pictures))
     for start in range(lag, len(pictures), _ROWS):
         piece = pictures[start : start + _ROWS].astype(np.float32)
@@ -116,7 +121,8 @@ def _median_steps(miniatures: Frames) -> Curve:
 def _usual(changes: Curve, new: NDArray[np.bool_], window: int) -> Curve:
     """Median of the changes around each; of those to `new` pictures alone, if every second or third is new,
     as in 12 frames a second stored as 24."""
-    around, new_around = _around(changes, window), _around(new, window) == 1
+    around = _around(changes, window)
+    new_around = _around(new, window) == 1
     usual = _median(around)
     stored_twice = new_around.sum(1) > _NEW * np.isfinite(around).sum(1)
     usual[stored_twice] = _median(np.where(new_around, around, np.nan)[stored_twice])
@@ -132,11 +138,11 @@ def _around(values: NDArray[Any], window: int) -> Curve:
 
 
 def _median(views: Curve) -> Curve:
-    """Median of each row of [T, n] without its NaN; infinite where there is too little to tell what is usual."""
+    """Median of each row of [T, n] without its NaN; infinite where too few are left to tell what is usual."""
     known = np.isfinite(views).sum(1) >= _FEWEST
-    found = np.full(len(views), np.inf)
-    found[known] = np.nanmedian(views[known], axis=1)
-    return found
+    medians = np.full(len(views), np.inf)
+    medians[known] = np.nanmedian(views[known], axis=1)
+    return medians
 
 
 def _reversing(pictures: NDArray[Any], floor: float, threshold: float) -> NDArray[np.bool_]:
@@ -148,19 +154,19 @@ def _reversing(pictures: NDArray[Any], floor: float, threshold: float) -> NDArra
     back, too, but once.
     """
     steps = _differences(pictures, 1)
-    total, found = np.cumsum(steps), np.zeros(len(steps), np.bool_)
+    total = np.cumsum(steps)
+    reversing = np.zeros(len(steps), np.bool_)
     for lag in (2, 4, 6):
         gone = total[lag:] - total[:-lag]
         undone = 1 - _differences(pictures, lag)[lag:] / np.maximum(gone, 1e-9)
         back = ((undone > threshold) & (gone > 2 * floor)).astype(np.float64)
-        often = (
-            np.convolve(back, np.ones(2 * lag) / (2 * lag), mode="same")
-            if len(back) >= 2 * lag
-            else np.zeros(len(back))
-        )
+        often = np.zeros(len(back))
+        if len(back) >= 2 * lag:
+            often = np.convolve(back, np.ones(2 * lag) / (2 * lag), mode="same")
         for start in np.flatnonzero((back > 0) & (often > 0.8)):
-            found[start + 1 : start + lag + 1] |= steps[start + 1 : start + lag + 1] > floor
-    return found
+            stretch = slice(start + 1, start + lag + 1)
+            reversing[stretch] |= steps[stretch] > floor
+    return reversing
 
 
 def _group(sudden: NDArray[np.bool_], miniatures: Frames) -> list[Jump]:
@@ -173,6 +179,7 @@ def _group(sudden: NDArray[np.bool_], miniatures: Frames) -> list[Jump]:
 
 
 def _jump(start: int, end: int, miniatures: Frames) -> Jump:
-    before, after = miniatures[start - 1].astype(np.float64), miniatures[end - 1].astype(np.float64)
+    before = miniatures[start - 1].astype(np.float64)
+    after = miniatures[end - 1].astype(np.float64)
     cells = ((after - before) ** 2).reshape(-1, 3).mean(1)
     return Jump(start, end, sqrt(float(np.median(cells))) / 255)

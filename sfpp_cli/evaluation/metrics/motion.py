@@ -58,8 +58,11 @@ class FlowMeter:
     """
 
     def __init__(self, size: tuple[int, int], fps: float, short_side: int, clip_seconds: int) -> None:
-        self.size, self.fps = size, fps
-        self.stride, self.length, self.seconds = stride(fps), clip_frames(fps, clip_seconds), clip_seconds
+        self.size = size
+        self.fps = fps
+        self.stride = stride(fps)
+        self.seconds = clip_seconds
+        self.length = clip_frames(fps, clip_seconds)
         self.working_size = working_size(size, short_side)
         self.mean: list[float] = []
         self.top: list[float] = []
@@ -75,17 +78,13 @@ class FlowMeter:
     def update(self, luma: Frames) -> None:
         """The next picture, uint8 [H, W]."""
         index = len(self)
-        small = (
-            luma
-            if self.working_size == self.size
-            else cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA)
-        )
-        self._recent.append(np.asarray(small, np.uint8))
-        flow = (
-            self._flow(self._recent[-2], self._recent[-1])
-            if index
-            else np.full((1, 1, 2), np.nan, np.float32)
-        )
+        small = luma
+        if self.working_size != self.size:
+            small = np.asarray(cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA), np.uint8)
+        self._recent.append(small)
+        flow = np.full((1, 1, 2), np.nan, np.float32)
+        if index:
+            flow = self._flow(self._recent[-2], self._recent[-1])
         top = fastest(flow)
         self.mean.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64)))
         self.top.append(top)
@@ -93,13 +92,12 @@ class FlowMeter:
         place = index % self.length
         if not place:
             self._clips.append([])
-        in_grid, in_clip = index and index % self.stride == 0, place and place % self.stride == 0
+        in_grid = index and index % self.stride == 0
+        in_clip = place and place % self.stride == 0
         if in_grid or in_clip:
-            strided = (
-                top
-                if self.stride == 1
-                else fastest(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
-            )
+            strided = top
+            if self.stride > 1:
+                strided = fastest(self._flow(self._recent[-1 - self.stride], self._recent[-1]))
             if in_grid:
                 self._grid.append(strided)
             if in_clip:
@@ -138,13 +136,13 @@ def fastest(flow: NDArray[np.float32]) -> float:
 
 
 def working_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """(W, H) with a short side of at most `short_side`, and of at least 16, which DIS needs; the shape kept to a pixel."""
+    """(W, H) of the same shape, the short side at most `short_side`, and at least 16, which DIS needs."""
     shrink = max(min(1.0, short_side / min(size)), 16 / min(size))
     return round(size[0] * shrink), round(size[1] * shrink)
 
 
 def windowed_variance(values: Curve, window: int = 8) -> Curve:
-    """Variance in a window of `window` values that ends at each, or of what there is of it; NaN counts as absent."""
+    """Variance of the last `window` values at each, or of as many as there are; NaN counts as absent."""
     padded = np.concatenate([np.full(window - 1, np.nan), values])
     views = np.lib.stride_tricks.sliding_window_view(padded, window)
     present = np.isfinite(views)
@@ -155,7 +153,7 @@ def windowed_variance(values: Curve, window: int = 8) -> Curve:
 
 
 def spikes(values: Curve, fps: float, ratio: float, floor: float) -> NDArray[np.bool_]:
-    """Where a value is `ratio` times the median of the second around it and at least `floor` above; NaN never is."""
+    """Where a value is `ratio` times the median of the second around it and `floor` above; NaN never is."""
     usual = rolling_median(np.nan_to_num(values), max(3, round(fps)) | 1)
     return np.asarray(np.nan_to_num(values) > np.maximum(ratio * usual, usual + floor), np.bool_)
 

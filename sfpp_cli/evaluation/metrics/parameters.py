@@ -11,10 +11,13 @@ from sfpp_cli.errors import UserError
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the numbers depend on. Luma and differences between pictures are fractions of full scale; times are in seconds."""
+    """What the numbers depend on.
+
+    Luma and differences between pictures are fractions of full scale; times are in seconds.
+    """
 
     reference_seconds: float = 5.0
-    """The video's own beginning, which everything later is judged against. A video shorter than three times this uses a third."""
+    """The video's own beginning, which everything later is judged against; in a short video a third of it."""
     clip_seconds: int = 2
     """VBench-Long's clips."""
 
@@ -26,9 +29,9 @@ class Parameters:
     """Over-exposed (darkened): mean luma has gone this share of the way from the reference to white (to
     black). Pans and passing objects stay below a quarter; drift to white ends near one."""
     exposure_clipped: float = 0.25
-    """Or: this much more of the picture than in the reference is clipped (crushed). A quarter of the picture without detail."""
+    """Or: this much more of the picture than in the reference is clipped (crushed), so without detail."""
     exposure_calm: float = 0.08
-    """The drift began when luma last was within this share of the way: where it leaves the usual wandering."""
+    """The drift began when luma last was within this share of the way, as far as it usually wanders."""
     exposure_sustain_seconds: float = 1.0
     """A flash is no drift."""
 
@@ -39,7 +42,7 @@ class Parameters:
     flow_window: int = 8
     """Frames over which the variance of the flow's magnitude is taken (Self-Forcing++, section 3.3)."""
     flow_spike: float = 3.0
-    """A spike is a frame with this many times the median flow of the second around it, and at least a pixel at 256 more."""
+    """A spike is a frame with this many times the usual flow of its second, and a pixel (at 256) more."""
     stagnation_ratio: float = 0.2
     """Motion has died when the fastest 5 % move at less than this share of the reference's pace. Sliding
     objects that slow down at their turning points stay above within a second."""
@@ -47,11 +50,11 @@ class Parameters:
     """And at less than this many short sides a second: a quarter of the pace that VBench calls dynamic, so
     that a fast start does not make an ordinary pace look dead."""
     still_speed: float = 0.005
-    """A video slower than this from the first second is stagnant from the first second; the noise of an encoder is below it."""
+    """A video that starts slower than this is stagnant from the start; an encoder's noise is below it."""
     stagnation_seconds: float = 3.0
     """How long motion must be gone; a held pose is shorter."""
     stagnation_contrast: float = 0.3
-    """Motion is not judged where contrast is below this share of the reference's: in white nothing can be seen to move."""
+    """Motion is not judged where contrast is below this share of the reference's: nothing could be seen."""
 
     # --- repetition
     repeat_min_frames: int = 81
@@ -61,19 +64,21 @@ class Parameters:
     """Longest offset looked for, besides half the video: keeps the cost of an hour linear."""
     norepeat_position: int | None = None
     norepeat_halfwidth: int | None = None
-    """NoRepeat's P and n in frames. RIFLEx does not publish n, and P is of models with a RoPE period; None spans the above."""
+    """NoRepeat's P and n in frames; None spans the offsets above.
+
+    RIFLEx does not publish n, and its P is for models with a RoPE period."""
     repeat_ratio: float = 0.25
     """Two moments are the same when their pictures differ by less than this share of what changes within a
     second around either: an encoder's noise is below, objects that merely pass the same place are above."""
     repeat_activity: float = 0.004
-    """Where less than this changes within a second nothing moves, so nothing can repeat: a frozen picture is not a loop."""
+    """Where less than this changes within a second nothing moves, and a frozen picture is not a loop."""
     repeat_seconds: float = 3.0
     """How much repeated time makes a loop; a path crossed twice is shorter."""
 
     # --- sudden changes
     chunk_first: int = 9
     chunk_period: int = 12
-    """Chunk borders in video frames: three latent frames of Wan are 9 frames at the beginning and 12 later."""
+    """Chunk borders in video frames: three latent frames of Wan are 9 frames at the start and 12 later."""
     jump_picture: float = 0.012
     jump_luma: float = 0.006
     jump_flow: float = 0.01
@@ -99,7 +104,7 @@ class Parameters:
     decoder's odd first frames stay below 10; scenes over backgrounds of another colour differ by 38 and
     more."""
     cut_alone_seconds: float = 2.0
-    """A cut stands alone: no other change of that size is this near. Cuts in quicker succession are a flash, or flicker."""
+    """A cut stands alone: no other change of that size is this near. Quicker ones are a flash, or flicker."""
     cut_scene_seconds: float = 0.5
     """And there is a scene of this length on either side: a decoder's odd first frame is none."""
 
@@ -111,7 +116,7 @@ class Parameters:
     stability_contrast: tuple[float, float] = (0.5, 2.0)
     """Contrast, octaves up or down."""
     stability_sharpness: tuple[float, float] = (1.0, 4.0)
-    """Variance of the Laplacian, octaves up or down: it halves or doubles with what happens to be in the picture."""
+    """Variance of the Laplacian, octaves up or down: what is in the picture may halve or double it."""
 
     curve_points: int = 300
     """Curves in a result are averaged into at most so many points."""

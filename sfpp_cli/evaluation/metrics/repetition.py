@@ -56,16 +56,19 @@ def norepeat_window(frames: int, fps: float, parameters: Parameters) -> tuple[in
 
 
 def best_offset(to_first: Sequence[float], position: int, halfwidth: int) -> int:
-    """NoRepeat's step 1: which frame in [P - n, P + n] is most like the first, from the distances of all frames to the first."""
-    low, high = position - halfwidth, min(position + halfwidth, len(to_first) - 1)
+    """NoRepeat's step 1: which frame in [P - n, P + n] is nearest to the first; `to_first` are distances."""
+    low = position - halfwidth
+    high = min(position + halfwidth, len(to_first) - 1)
     return low + int(np.argmin(to_first[low : high + 1]))
 
 
 def mean_distance(pairs: Iterable[tuple[Frames, Frames]]) -> float:
     """NoRepeat's step 2: the mean distance of pairs (x_i, x_{i + o})."""
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for a, b in pairs:
-        total, count = total + distance(a, b), count + 1
+        total += distance(a, b)
+        count += 1
     return total / max(count, 1)
 
 
@@ -102,7 +105,7 @@ class Similarity:
 
 
 def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> Similarity | None:
-    """The offset at which most frames are the same, for uint8 [T, 768]; where none are, that of the smallest difference."""
+    """The offset at which most frames of uint8 [T, 768] are the same; if none are, the least difference."""
     found = offsets(len(miniatures), fps, parameters)
     if found is None:
         return None
@@ -129,7 +132,7 @@ def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> S
 def _at(
     centred: Miniatures, alike: NDArray[np.float32], offset: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """Squared distances at one offset, and what they have to be below to count as the same, each [T - offset]."""
+    """Squared distances at one offset, and below what they count as the same, each [T - offset]."""
     squared = _squared_distances(centred, offset)
     return squared, np.minimum(alike[offset:], alike[:-offset])
 
@@ -177,7 +180,10 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
 def _scan(
     centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For every offset of the range: how many frames are the same, and the sum of squared distances. One band of rows at a time."""
+    """For every offset of the range: how many frames are the same, and the sum of squared distances.
+
+    One band of rows of the matrix of distances at a time.
+    """
     low, high = found
     span, count = high - low + 1, len(centred)
     matches, squares = np.zeros(span, np.int64), np.zeros(span)

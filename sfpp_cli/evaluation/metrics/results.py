@@ -63,7 +63,7 @@ def border_metrics(curves: Mapping[str, Curve], parameters: Parameters) -> dict[
 def clips(
     curves: Mapping[str, Curve], fps: float, dynamic: list[bool], parameters: Parameters
 ) -> list[dict[str, Any]]:
-    """VBench-Long's clips: `start_frame`, `end_frame` (not in it), seconds, the means of each, and whether it is dynamic."""
+    """VBench-Long's clips: where each begins and ends, its means, and whether it is dynamic."""
     rows = []
     for (start, end), moves in zip(
         clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds), dynamic, strict=True

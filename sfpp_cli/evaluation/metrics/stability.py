@@ -27,7 +27,7 @@ def smooth(values: Curve, window: int) -> Curve:
     return np.asarray(total / np.maximum(count, 1), np.float64)
 
 
-def way(luma: Curve, base: Curve | float) -> tuple[Curve, Curve]:
+def drift_to_white_and_black(luma: Curve, base: Curve | float) -> tuple[Curve, Curve]:
     """Share of the way from `base` to white and to black, each 0..1."""
     white = np.clip((luma - base) / np.maximum(1 - np.asarray(base), 1e-6), 0, 1)
     black = np.clip((base - luma) / np.maximum(np.asarray(base), 1e-6), 0, 1)
@@ -47,7 +47,7 @@ def local_stability(curves: Mapping[str, Curve], fps: float, parameters: Paramet
         for name in ("luma", "clipped", "crushed", "contrast", "sharpness")
     }
     base = {name: float(np.mean(curves[name][:count])) for name in now}
-    white, black = way(now["luma"], base["luma"])
+    white, black = drift_to_white_and_black(now["luma"], base["luma"])
     lost = np.maximum(now["clipped"] - base["clipped"], now["crushed"] - base["crushed"])
     departures = [
         _ramp(np.maximum(white, black), parameters.stability_way),

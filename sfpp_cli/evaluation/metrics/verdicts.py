@@ -19,7 +19,7 @@ from sfpp_cli.evaluation.metrics.borders import Changes, Jump
 from sfpp_cli.evaluation.metrics.motion import Curve
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import Similarity
-from sfpp_cli.evaluation.metrics.stability import reference_frames, smooth, way
+from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, reference_frames, smooth
 
 NAMES = ("over_exposure", "darkening", "stagnation", "repetition", "flicker", "scene_change")
 Mask = NDArray[np.bool_]
@@ -27,12 +27,15 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What verdicts are reached from: curves [T], sudden changes, and similarity to itself where the video is long enough."""
+    """What verdicts are reached from."""
 
     curves: Mapping[str, Curve]
+    """Each [T]."""
     changes: Changes
     similarity: Similarity | None
+    """None where the video is too short."""
     size: tuple[int, int]
+    """(W, H)."""
     fps: float
     parameters: Parameters
 
@@ -82,11 +85,14 @@ def _verdict(evidence: Evidence, onset: int | None, **numbers: Any) -> dict[str,
 
 
 def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str, Any]:
-    """Drift to white (or black): mean luma has gone a good part of the way, or a good part of the picture has no detail left."""
-    parameters, curves = evidence.parameters, evidence.curves
+    """Drift to white (or black): mean luma has gone far there, or much of the picture has lost its detail."""
+    parameters = evidence.parameters
+    curves = evidence.curves
     lost = smooth(curves["clipped" if white else "crushed"], evidence.second)
     base = float(np.mean(curves["luma"][evidence.reference]))
-    gone = way(smooth(curves["luma"], evidence.second), base + _steps(evidence, cuts))[0 if white else 1]
+    luma = smooth(curves["luma"], evidence.second)
+    to_white, to_black = drift_to_white_and_black(luma, base + _steps(evidence, cuts))
+    gone = to_white if white else to_black
     risen = lost - float(np.mean(lost[evidence.reference]))
     bad = (gone > parameters.exposure_way) | (risen > parameters.exposure_clipped)
     first = _first_run(bad, round(parameters.exposure_sustain_seconds * evidence.fps))
@@ -108,10 +114,12 @@ def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str,
 
 def _steps(evidence: Evidence, cuts: list[Jump]) -> Curve:
     """What hard cuts added to mean luma [T]: another scene's brightness is no drift."""
-    luma, half = evidence.curves["luma"], max(1, evidence.second // 2)
+    luma = evidence.curves["luma"]
+    half = max(1, evidence.second // 2)
     steps = np.zeros(evidence.frames)
     for cut in cuts:
-        before, after = luma[max(0, cut.start - half) : cut.start], luma[cut.end - 1 : cut.end - 1 + half]
+        before = luma[max(0, cut.start - half) : cut.start]
+        after = luma[cut.end - 1 : cut.end - 1 + half]
         steps[cut.start :] += float(after.mean() - before.mean())
     return steps
 
@@ -156,11 +164,11 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
 def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     """A loop: for some seconds nearly every moving frame is the same as the one a period earlier. And which
     frames [T] the loop consists of, the first round included."""
-    similarity, parameters = evidence.similarity, evidence.parameters
+    similarity = evidence.similarity
+    parameters = evidence.parameters
     if similarity is None:
-        return _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0), np.zeros(
-            evidence.frames, np.bool_
-        )
+        verdict = _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0)
+        return verdict, np.zeros(evidence.frames, np.bool_)
     steady = similarity.repeats & (smooth(similarity.repeats.astype(np.float64), evidence.second) > 0.7)
     repeated = float(steady.sum() / evidence.fps)
     fired = repeated >= parameters.repeat_seconds
@@ -182,7 +190,8 @@ def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
 def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And
     which frames [T] are part of it."""
-    parameters, changes = evidence.parameters, evidence.changes
+    parameters = evidence.parameters
+    changes = evidence.changes
     places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(
         np.int64
     )
@@ -209,7 +218,8 @@ def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
     """Jumps of most of the picture that stand alone and are not the seam of a loop."""
     parameters = evidence.parameters
     jumps = [jump for jump in evidence.changes.jumps if jump.size >= parameters.cut_picture]
-    alone, scene = parameters.cut_alone_seconds * evidence.fps, parameters.cut_scene_seconds * evidence.fps
+    alone = parameters.cut_alone_seconds * evidence.fps
+    scene = parameters.cut_scene_seconds * evidence.fps
     starts = np.array([jump.start for jump in jumps])
     return [
         jump
@@ -234,7 +244,7 @@ def _first_run(mask: Mask, length: int) -> int | None:
 
 
 def _rolling_quantile(values: Curve, window: int, quantile: float) -> Curve:
-    """Quantile of the `window` values around each; the first value, which has no frame before it, is taken from the second."""
+    """Quantile of the `window` values around each; the first, which is NaN for flow, counts as the second."""
     filled = np.where(np.isfinite(values), values, np.nan_to_num(values[1:2]).sum())
     padded = np.pad(filled, (window // 2, window - 1 - window // 2), mode="edge")
     return np.asarray(

@@ -38,8 +38,8 @@ BATCH = 16
 
 _RULE = (
     "consistency of features f_0..f_n: mean over i > 0 of 1/2 "
-    "[max(0, cos(f_i, f_(i-1))) + max(0, cos(f_i, f_0))]; in_clip over a clip's frames, clip_to_clip over the "
-    "first frames of the clips; VBench-Long's quantile map is not applied"
+    "[max(0, cos(f_i, f_(i-1))) + max(0, cos(f_i, f_0))]; in_clip over a clip's frames, clip_to_clip over "
+    "the first frames of the clips; VBench-Long's quantile map is not applied"
 )
 
 

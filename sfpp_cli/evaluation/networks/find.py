@@ -16,7 +16,8 @@ from huggingface_hub.errors import HFValidationError
 
 from sfpp_cli.errors import UserError
 
-CLIP, DINO = "openai/clip-vit-base-patch32", "facebook/dinov2-base"
+CLIP = "openai/clip-vit-base-patch32"
+DINO = "facebook/dinov2-base"
 """Looked for in the hub's cache when no other is named: the sizes that VBench uses."""
 METRICS = {"clip": "text alignment and background consistency", "dino": "subject consistency"}
 """What each model is for, in the words of the line that says it is skipped."""
@@ -31,16 +32,19 @@ class ModelFolder:
 
 
 def find_models(clip: str | None = None, dino: str | None = None) -> tuple[dict[str, ModelFolder], list[str]]:
-    """{"clip": folder, "dino": folder} of those that are here (by default `CLIP` and `DINO`), and a line for each that is not."""
+    """The folders of the models that are here, by "clip" and "dino", and a line for each that is not.
+
+    By default `CLIP` and `DINO` are looked for.
+    """
     wanted: Mapping[str, str] = {"clip": clip or CLIP, "dino": dino or DINO}
-    found: dict[str, ModelFolder] = {}
+    folders: dict[str, ModelFolder] = {}
     skipped: list[str] = []
     for kind, name in wanted.items():
         try:
-            found[kind] = ModelFolder(name, _find(name))
+            folders[kind] = ModelFolder(name, _find(name))
         except UserError as error:
             skipped.append(skip_line(kind, error))
-    return found, skipped
+    return folders, skipped
 
 
 def skip_line(kind: str, error: UserError) -> str:
@@ -59,6 +63,7 @@ def _find(name: str) -> Path:
         config = None
     if not isinstance(config, str):
         raise UserError(
-            f"'{name}' is neither a folder nor in the hub's cache; fetch it with `hf download {name}`, or give a folder"
+            f"'{name}' is neither a folder nor in the hub's cache; fetch it with `hf download {name}`, "
+            "or give a folder"
         )
     return Path(config).parent

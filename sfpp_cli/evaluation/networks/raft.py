@@ -72,13 +72,13 @@ def load_raft(weights: str, device: torch.device) -> Raft:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
     except ModuleNotFoundError as error:
         raise UserError(
-            f"--raft runs torchvision's RAFT, and {error.name} is not installed: pip install torchvision, the one that was "
-            f"built for torch {torch.__version__}"
+            f"--raft runs torchvision's RAFT, and {error.name} is not installed: pip install torchvision, "
+            f"the one that was built for torch {torch.__version__}"
         ) from error
     except (ImportError, RuntimeError, OSError) as error:  # one built for another torch lacks its operators
         raise UserError(
-            f"--raft runs torchvision's RAFT, and torchvision cannot be imported ({reason(error)}): pip install the one that "
-            f"was built for torch {torch.__version__}"
+            f"--raft runs torchvision's RAFT, and torchvision cannot be imported ({reason(error)}): "
+            f"pip install the one that was built for torch {torch.__version__}"
         ) from error
     network = raft_large()
     try:
@@ -102,7 +102,8 @@ def _published(entry: Any) -> dict[str, Tensor]:
         return dict(entry.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's RAFT weights cannot be fetched ({reason(error)}): download {entry.url} and give --raft that file"
+            f"torchvision's RAFT weights cannot be fetched ({reason(error)}): "
+            f"download {entry.url} and give --raft that file"
         ) from error
 
 
@@ -111,7 +112,8 @@ def _of_file(path: Path) -> dict[str, Tensor]:
         return dict(torch.load(path.expanduser(), map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read as weights; give --raft a .pth of torchvision's raft_large, or '{PUBLISHED}'"
+            f"{path} cannot be read as weights; give --raft a .pth of torchvision's raft_large, "
+            f"or '{PUBLISHED}'"
         ) from error
 
 
@@ -154,5 +156,6 @@ def _check_size(path: Path, size: tuple[int, int]) -> None:
     left, right, top, bottom = padding(*size)
     if min(size[0] + left + right, size[1] + top + bottom) < SHORTEST_SIDE:
         raise UserError(
-            f"{path} is too small for RAFT's dynamic degree: {size[0]}x{size[1]}, and no side may be below {SHORTEST_SIDE}"
+            f"{path} is too small for RAFT's dynamic degree: {size[0]}x{size[1]}, "
+            f"and no side may be below {SHORTEST_SIDE}"
         )
