@@ -140,7 +140,7 @@ def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, tmp
     assert first.stat().st_mtime_ns == kept
     grown = load_file(second)["trajectories"]
     assert len(grown) == 2
-    torch.testing.assert_close(grown[0], short, atol=2e-2, rtol=0)
+    torch.testing.assert_close(grown[0], short, atol=2e-2, rtol=0)  # float16: 4e-3 between neighbours above 4
     store = trajectories.TrajectoryStore(tmp_path / "pairs")
     assert [prompt[:5] for prompt in store.prompts] == ["a red", "a whi"] * 2
     index = json.loads((tmp_path / "pairs/index.json").read_text())
