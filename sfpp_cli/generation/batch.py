@@ -30,8 +30,8 @@ def make_all(
         refuse_existing(mine)
     _warn_beyond_horizon(requests, bundle, progress)
     with _explained():
-        description = describe_model(bundle, model)
-        jobs = [Job(request, description) for request in mine]
+        described = describe_model(bundle, model)
+        jobs = [Job(request, described) for request in mine]
         finished = _finished(jobs, options)
         missing = [job for job in jobs if job not in finished]
         if missing:
@@ -51,14 +51,14 @@ def make(job: Job, generator: Generator, options: GenerateOptions, progress: Wat
     """Make one video, or with `options.resume` what is missing of it; returns its description."""
     if not options.resume:
         job.discard()
-    made = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
-    speed = made["speed"]
+    description = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
+    speed = description["speed"]
     progress.say(
-        f"{made['path']}: {made['seconds']:g} s; loop {speed['loop_fps']:g} fps, "
+        f"{description['path']}: {description['seconds']:g} s; loop {speed['loop_fps']:g} fps, "
         f"VAE {speed['vae_fps']:g} fps, end to end {speed['end_to_end_fps']:g} fps, "
-        f"first frame after {speed['time_to_first_frame_s']:g} s, {made['memory_mb']} MB"
+        f"first frame after {speed['time_to_first_frame_s']:g} s, {description['memory_mb']} MB"
     )
-    return made
+    return description
 
 
 def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: Watch) -> None:

@@ -21,12 +21,12 @@ EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 
 def _executable() -> str:
     """The ffmpeg that imageio-ffmpeg brings along, or the one that IMAGEIO_FFMPEG_EXE names."""
-    found: str | None = None
+    executable: str | None = None
     with suppress(RuntimeError):
-        found = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    if found is None:
+        executable = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    if executable is None:
         raise UserError("no ffmpeg was found; install one, or let IMAGEIO_FFMPEG_EXE name it")
-    return found
+    return executable
 
 
 @contextmanager
