@@ -11,7 +11,7 @@ Advance = Callable[[int, Mapping[str, str]], None]
 """(units done so far, figures to show) -> None."""
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Who is told what goes on."""
 
     def say(self, text: str) -> None:

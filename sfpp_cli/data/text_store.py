@@ -23,7 +23,7 @@ from sfpp_cli.files import remove_leftovers, replacing
 from sfpp_cli.models.bundle import weights_digest
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.text import TextEncoder
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 
 SHARD = 256
 """Prompts in a file; an interruption loses less than one file on each rank."""
@@ -72,7 +72,7 @@ def store_prompts(
     load_encoder: Callable[[], TextEncoder],
     origin: str,
     ranks: Ranks,
-    watch: Watch,
+    progress: Progress,
 ) -> None:
     """Add the prompts that `folder` lacks, in their encoder's precision; it is loaded only if one is missing.
 
@@ -85,7 +85,7 @@ def store_prompts(
     missing = [(name, prompt) for name, prompt in mine.items() if name not in done]
     if missing:
         encoder = load_encoder()
-        with watch.stage("prompts", len(missing)) as advance:
+        with progress.stage("prompts", len(missing)) as advance:
             for start in range(0, len(missing), SHARD):
                 part = missing[start : start + SHARD]
                 _write(folder, {name: _embed(encoder, prompt) for name, prompt in part}, origin)

@@ -22,7 +22,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.measure import measure, versions
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.source import Cache, digest, sidecar
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 
 SCHEMA = "sfpp-evaluation/1"
 
@@ -37,7 +37,7 @@ def evaluate(
     prompts: Sequence[str | None] | None = None,
     workers: int | None = None,
     cache: Path | None = None,
-    progress: Watch | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure videos. SCHEMA.md describes the result; its `videos` and `failed` are in the order of
     `paths`.
@@ -84,7 +84,7 @@ def _measure_all(
     parameters: Parameters,
     workers: int | None,
     cache: Cache,
-    progress: Watch | None,
+    progress: Progress | None,
 ) -> list[Outcome]:
     """The outcome of every file: from the cache where it is known, else measured."""
     keys: dict[int, str] = {}

@@ -19,7 +19,7 @@ from sfpp_cli.evaluation.parallel import evaluate
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.targets import Target
 from sfpp_cli.evaluation.vbench import lay_out
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 
 if TYPE_CHECKING:  # these import torch, which an evaluation without models does without
     from sfpp_cli.evaluation.networks.clip_dino import LoadedModels
@@ -63,7 +63,7 @@ def run(
     failed: Sequence[dict[str, str]],
     parameters: Parameters,
     options: EvaluateOptions,
-    progress: Watch,
+    progress: Progress,
     command: str,
 ) -> dict[str, Any]:
     """Measure everything; SCHEMA.md describes the result.
@@ -168,7 +168,7 @@ def _add_what_is_known(result: dict[str, Any], targets: Sequence[Target]) -> Non
             video["seed"] = target.seed
 
 
-def _add_models(result: dict[str, Any], models: LoadedModels, progress: Watch) -> None:
+def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress) -> None:
     """Text alignment and consistencies."""
     from sfpp_cli.evaluation.networks.clip_dino import model_metrics
 
@@ -190,7 +190,7 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Watch) -
             advance(done, {})
 
 
-def _add_raft(result: dict[str, Any], raft: Raft, progress: Watch) -> None:
+def _add_raft(result: dict[str, Any], raft: Raft, progress: Progress) -> None:
     """Dynamic degree as VBench-Long has it, of the video and of each clip."""
     from sfpp_cli.evaluation.networks.raft import dynamic_clips
 
@@ -220,7 +220,7 @@ def _clip_ranges(video: Mapping[str, Any]) -> list[tuple[int, int]]:
 
 
 def _add_judge(
-    result: dict[str, Any], settings: JudgeSettings, options: EvaluateOptions, progress: Watch
+    result: dict[str, Any], settings: JudgeSettings, options: EvaluateOptions, progress: Progress
 ) -> None:
     """Visual Stability: a rating for every video; the score of a system is the mean of its videos'."""
     try:
@@ -250,7 +250,7 @@ def _add_judge(
             _skip(result, f"visual stability of {path} missing: {judgement.missing}", progress)
 
 
-def _skip(result: dict[str, Any], line: str, progress: Watch) -> None:
+def _skip(result: dict[str, Any], line: str, progress: Progress) -> None:
     """Record that a metric is left out, and say so."""
     result["skipped"].append(line)
     progress.say(line)

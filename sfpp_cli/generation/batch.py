@@ -15,11 +15,11 @@ from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model
 from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan, refuse_existing
 from sfpp_cli.models.bundle import Bundle
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 
 
 def make_all(
-    options: GenerateOptions, bundle: Bundle, model: ModelOptions, ranks: Ranks, progress: Watch
+    options: GenerateOptions, bundle: Bundle, model: ModelOptions, ranks: Ranks, progress: Progress
 ) -> list[dict[str, Any]]:
     """Make this rank's share of the videos; returns their descriptions, finished ones included."""
     model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
@@ -47,7 +47,7 @@ def make_all(
         return results
 
 
-def make(job: Job, generator: Generator, options: GenerateOptions, progress: Watch) -> dict[str, Any]:
+def make(job: Job, generator: Generator, options: GenerateOptions, progress: Progress) -> dict[str, Any]:
     """Make one video, or with `options.resume` what is missing of it; returns its description."""
     if not options.resume:
         job.discard()
@@ -61,7 +61,7 @@ def make(job: Job, generator: Generator, options: GenerateOptions, progress: Wat
     return description
 
 
-def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: Watch) -> None:
+def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: Progress) -> None:
     """Say so if a video is longer than what the student was trained on."""
     settings = bundle.settings
     trained = bundle.compression.video_frames(settings.horizon)

@@ -20,7 +20,7 @@ from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
 from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 
 OFFLOAD = ("none", "text", "sequential")
@@ -86,7 +86,7 @@ class Generator:
 
     @classmethod
     def load(
-        cls, bundle: Bundle, options: ModelOptions, prompts: Iterable[str], progress: Watch
+        cls, bundle: Bundle, options: ModelOptions, prompts: Iterable[str], progress: Progress
     ) -> Generator:
         """A bundle's parts on the device, ready for `prompts`."""
         sampler = options.sampler(bundle.settings)
@@ -145,7 +145,7 @@ class PromptEmbeddings:
     The encoder, by far the largest part of Wan, is freed each time unless `offload` is "none".
     """
 
-    def __init__(self, bundle: Bundle, options: ModelOptions, progress: Watch) -> None:
+    def __init__(self, bundle: Bundle, options: ModelOptions, progress: Progress) -> None:
         self.bundle = bundle
         self.options = options
         self.progress = progress

@@ -28,7 +28,7 @@ from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.generation.timing import Timing, rate
 from sfpp_cli.models.bundle import Bundle, fingerprint
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 from sfpp_cli.video.writer import VideoWriter, output_path
@@ -115,7 +115,7 @@ class Job:
             shutil.rmtree(self.folder)
 
     def run(
-        self, generator: Generator, progress: Watch, *, sheet: bool = False, save_latents: bool = False
+        self, generator: Generator, progress: Progress, *, sheet: bool = False, save_latents: bool = False
     ) -> dict[str, Any]:
         """Make the video from where its latents end; returns what is written beside it, and its path."""
         request = self.request
@@ -145,7 +145,7 @@ class Job:
         return {**content, "path": str(output_path(request.out))}
 
     def _write(
-        self, generator: Generator, log: LatentLog, sampler: SheetSampler, timing: Timing, progress: Watch
+        self, generator: Generator, log: LatentLog, sampler: SheetSampler, timing: Timing, progress: Progress
     ) -> None:
         """Stream the frames into the file, which gets its name when the last one is in."""
         began = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.progress import Watch
+from sfpp_cli.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,4 +21,4 @@ class RunContext:
     """Continue from the newest checkpoint in `out`."""
     device: torch.device
     ranks: Ranks
-    progress: Watch
+    progress: Progress

@@ -43,7 +43,7 @@ def ffmpeg(*arguments: str) -> None:
 
 
 class Audience:
-    """A `Watch` that remembers."""
+    """A `Progress` that remembers."""
 
     def __init__(self) -> None:
         self.totals: list[int] = []
