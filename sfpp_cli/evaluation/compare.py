@@ -140,17 +140,19 @@ def differences(
 
     One for each seed that both have; where they share none, one between the prompt's means over seeds.
     """
-    left, right = _by_prompt(first, metric), _by_prompt(second, metric)
-    found = []
-    for prompt in left:
-        if prompt not in right:
+    before = _by_prompt(first, metric)
+    after = _by_prompt(second, metric)
+    pairs = []
+    for prompt, old in before.items():
+        if prompt not in after:
             continue
-        mine, theirs = left[prompt], right[prompt]
-        shared = [seed for seed in mine if seed is not None and seed in theirs]
-        found += [(prompt, _mean(theirs[seed]) - _mean(mine[seed]), True) for seed in shared]
+        new = after[prompt]
+        shared = [seed for seed in old if seed is not None and seed in new]
+        pairs += [(prompt, _mean(new[seed]) - _mean(old[seed]), True) for seed in shared]
         if not shared:
-            found.append((prompt, _mean([*chain(*theirs.values())]) - _mean([*chain(*mine.values())]), False))
-    return found
+            change = _mean([*chain(*new.values())]) - _mean([*chain(*old.values())])
+            pairs.append((prompt, change, False))
+    return pairs
 
 
 def finite(value: object) -> float | None:
@@ -210,22 +212,23 @@ def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
 def _pair(first: Sequence[Video], second: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
     metrics: dict[str, Difference] = {}
     for metric in _names(first, "metrics"):
-        found = differences(first, second, metric)
-        if found:
-            summary = summarise([change for _, change, _ in found], [prompt for prompt, _, _ in found], **how)
-            metrics[metric] = Difference(**summary, same_seed=sum(same for _, _, same in found))
+        pairs = differences(first, second, metric)
+        if pairs:
+            prompts, changes, same_seed = zip(*pairs, strict=True)
+            metrics[metric] = Difference(**summarise(changes, prompts, **how), same_seed=sum(same_seed))
     common = {video.get("prompt") for video in first} & {video.get("prompt") for video in second}
     return {"prompts": len(common - {None}), "metrics": metrics}
 
 
 def _by_prompt(videos: Sequence[Video], metric: str) -> dict[str, dict[Hashable, list[float]]]:
     """A metric's values by prompt, then seed; videos without a prompt are left out."""
-    found: dict[str, dict[Hashable, list[float]]] = {}
+    values: dict[str, dict[Hashable, list[float]]] = {}
     for video in videos:
-        value, prompt = _value(video, metric), video.get("prompt")
+        value = _value(video, metric)
+        prompt = video.get("prompt")
         if value is not None and prompt is not None:
-            found.setdefault(prompt, {}).setdefault(video.get("seed"), []).append(value)
-    return found
+            values.setdefault(prompt, {}).setdefault(video.get("seed"), []).append(value)
+    return values
 
 
 def _cluster(video: Video, place: int) -> Hashable:

@@ -80,7 +80,7 @@ def frame_times(path: Path) -> FrameTimes:
         )
     base = re.search(r"^#tb 0: (\d+)/(\d+)", listing, re.MULTILINE)
     tick = int(base[1]) / int(base[2]) if base else 1.0
-    ticks = sorted(int(found) for found in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
+    ticks = sorted(int(time) for time in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
     return FrameTimes(np.array(ticks, np.float64) * tick, tick)
 
 

@@ -265,7 +265,8 @@ class Service:
             self._pace()
             response, wait = self._send(body)
             keep(response)
-            status, said = response["status"], f"{urlsplit(self.address).hostname}: {_complaint(response)}"
+            status = response["status"]
+            said = f"{urlsplit(self.address).hostname}: {_complaint(response)}"
             if status == 200:
                 return
             self._refuse(status, said)

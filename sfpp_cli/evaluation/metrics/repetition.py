@@ -45,13 +45,15 @@ def offsets(frames: int, fps: float, parameters: Parameters) -> tuple[int, int] 
 
 def norepeat_window(frames: int, fps: float, parameters: Parameters) -> tuple[int, int] | None:
     """P and n: given ones, or those that span `offsets`. None unless T > P + n, as NoRepeat asks."""
-    position, halfwidth = parameters.norepeat_position, parameters.norepeat_halfwidth
+    position = parameters.norepeat_position
+    halfwidth = parameters.norepeat_halfwidth
     if position is None or halfwidth is None:
-        found = offsets(frames, fps, parameters)
-        if found is None:
+        span = offsets(frames, fps, parameters)
+        if span is None:
             return None
-        halfwidth = (found[1] - found[0]) // 2
-        position = found[0] + halfwidth
+        shortest, longest = span
+        halfwidth = (longest - shortest) // 2
+        position = shortest + halfwidth
     return (position, halfwidth) if frames > position + halfwidth and position - halfwidth >= 1 else None
 
 
@@ -106,16 +108,17 @@ class Similarity:
 
 def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> Similarity | None:
     """The offset at which most frames of uint8 [T, 768] are the same; if none are, the least difference."""
-    found = offsets(len(miniatures), fps, parameters)
-    if found is None:
+    span = offsets(len(miniatures), fps, parameters)
+    if span is None:
         return None
+    shortest, longest = span
     centred = miniatures.astype(np.float32)
     centred -= miniatures.mean(0, dtype=np.float64).astype(np.float32)
     centred /= 255
     alike = _alike_below(centred, fps, parameters)
-    matches, squares = _scan(centred, alike, found)
-    pairs = len(centred) - np.arange(found[0], found[1] + 1)
-    offset = found[0] + int(np.lexsort((squares / pairs, -matches))[0])
+    matches, squares = _scan(centred, alike, shortest, longest)
+    pairs = len(centred) - np.arange(shortest, longest + 1)
+    offset = shortest + int(np.lexsort((squares / pairs, -matches))[0])  # most matches, then least difference
     rows, limits = _at(centred, alike, offset)
     share = _share(rows, limits)
     period = _period(centred, alike, offset, share, round(fps))
@@ -139,11 +142,11 @@ def _at(
 
 def _squared_distances(centred: Miniatures, lag: int) -> NDArray[np.float64]:
     """From each picture to the one `lag` before, [T - lag]; a band at a time, to keep memory small."""
-    found = np.zeros(len(centred) - lag)
-    for start in range(0, len(found), _ROWS):
-        stop = min(start + _ROWS, len(found))
-        found[start:stop] = ((centred[start + lag : stop + lag] - centred[start:stop]) ** 2).sum(1)
-    return found
+    squares = np.zeros(len(centred) - lag)
+    for start in range(0, len(squares), _ROWS):
+        stop = min(start + _ROWS, len(squares))
+        squares[start:stop] = ((centred[start + lag : stop + lag] - centred[start:stop]) ** 2).sum(1)
+    return squares
 
 
 def _share(squared: NDArray[np.float64], limit: NDArray[np.float32]) -> float:
@@ -166,7 +169,8 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
     Measured against what changes a quarter, a half and a whole second before and after.
     """
     count, cells = centred.shape
-    total, pairs = np.zeros(count), np.zeros(count)
+    total = np.zeros(count)
+    pairs = np.zeros(count)
     for lag in {min(max(1, round(fps * part)), count - 1) for part in (0.25, 0.5, 1.0)}:
         changed = np.sqrt(_squared_distances(centred, lag))
         for side in (slice(lag, None), slice(None, -lag)):
@@ -178,15 +182,16 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
 
 
 def _scan(
-    centred: Miniatures, alike: NDArray[np.float32], found: tuple[int, int]
+    centred: Miniatures, alike: NDArray[np.float32], low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For every offset of the range: how many frames are the same, and the sum of squared distances.
+    """For every offset from `low` to `high`: how many frames are the same, the sum of squared distances.
 
     One band of rows of the matrix of distances at a time.
     """
-    low, high = found
-    span, count = high - low + 1, len(centred)
-    matches, squares = np.zeros(span, np.int64), np.zeros(span)
+    span = high - low + 1
+    count = len(centred)
+    matches = np.zeros(span, np.int64)
+    squares = np.zeros(span)
     norms = np.einsum("ij,ij->i", centred, centred)
     for start in range(0, count - low, _ROWS):
         rows = slice(start, min(start + _ROWS, count - low))
@@ -199,6 +204,7 @@ def _scan(
         )
         limits = np.zeros(width, np.float32)
         limits[: others.stop - others.start] = alike[others]
+        # row i shifted left by i, without a copy: each column is an offset, infinite beyond the last frame
         step = square.strides
         diagonal = np.lib.stride_tricks.as_strided(
             square, (size, span), (step[0] + step[1], step[1]), writeable=False

@@ -48,8 +48,8 @@ def spike_metrics(
     curves: Mapping[str, Curve], size: tuple[int, int], fps: float, parameters: Parameters
 ) -> dict[str, Any]:
     """The largest windowed variance of the flow, and how many spikes it has."""
-    found = spikes(curves["flow_mean"], fps, parameters.flow_spike, min(size) / 256)
-    return {"flow_variance_max": float(np.max(curves["flow_variance"])), "flow_spikes": int(found.sum())}
+    where = spikes(curves["flow_mean"], fps, parameters.flow_spike, min(size) / 256)
+    return {"flow_variance_max": float(np.max(curves["flow_variance"])), "flow_spikes": int(where.sum())}
 
 
 def border_metrics(curves: Mapping[str, Curve], parameters: Parameters) -> dict[str, float | None]:

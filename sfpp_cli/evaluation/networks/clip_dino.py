@@ -72,7 +72,7 @@ class LoadedModels:
     dino: Features | None = None
 
 
-def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
+def load_models(folders: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
     """CLIP and DINOv2 from the folders of `find_models`, and a line for each that cannot be loaded.
 
     Only safetensors are read, in float32; weights that do not fill the network are refused.
@@ -80,7 +80,7 @@ def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple
     quiet_libraries()
     loaded: dict[str, Any] = {}
     skipped: list[str] = []
-    for kind, model in found.items():
+    for kind, model in folders.items():
         try:
             loaded |= _LOADERS[kind](model, device)
         except UserError as error:
@@ -88,8 +88,8 @@ def load_models(found: Mapping[str, ModelFolder], device: torch.device) -> tuple
     return LoadedModels(**loaded), skipped
 
 
-def _load_clip(found: ModelFolder, device: torch.device) -> dict[str, Any]:
-    folder = found.path
+def _load_clip(model_folder: ModelFolder, device: torch.device) -> dict[str, Any]:
+    folder = model_folder.path
     model = _network(CLIPModel, "clip", folder, device)
     tokenizer = _tokenizer(folder)
     longest = model.config.text_config.max_position_embeddings
@@ -107,7 +107,7 @@ def _load_clip(found: ModelFolder, device: torch.device) -> dict[str, Any]:
         features: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
         return features
 
-    return {"clip": Features(found.name, image_processor(folder), image, device), "text": text}
+    return {"clip": Features(model_folder.name, image_processor(folder), image, device), "text": text}
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -122,8 +122,8 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder} holds no tokenizer that can be read; fetch the model again") from error
 
 
-def _load_dino(found: ModelFolder, device: torch.device) -> dict[str, Any]:
-    folder = found.path
+def _load_dino(model_folder: ModelFolder, device: torch.device) -> dict[str, Any]:
+    folder = model_folder.path
     model = _network(Dinov2Model, "dinov2", folder, device)
 
     def image(pixels: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _load_dino(found: ModelFolder, device: torch.device) -> dict[str, Any]:
         features: Tensor = model(pixel_values=pixels).pooler_output
         return features
 
-    return {"dino": Features(found.name, image_processor(folder), image, device)}
+    return {"dino": Features(model_folder.name, image_processor(folder), image, device)}
 
 
 _LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {

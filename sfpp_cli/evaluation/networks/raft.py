@@ -59,8 +59,9 @@ class Raft:
 
 def padding(width: int, height: int) -> tuple[int, int, int, int]:
     """(left, right, top, bottom) to multiples of 8, the odd pixel at the right and the bottom."""
-    wide, high = -width % 8, -height % 8
-    return wide // 2, wide - wide // 2, high // 2, high - high // 2
+    x = -width % 8
+    y = -height % 8
+    return x // 2, x - x // 2, y // 2, y - y // 2
 
 
 def load_raft(weights: str, device: torch.device) -> Raft:
