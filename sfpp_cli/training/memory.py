@@ -8,97 +8,31 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
-from torch import nn
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import UMT5Config
 
-from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Training
-from sfpp_cli.errors import UserError
 from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
-from sfpp_cli.models.summary import ELEMENT_BYTES, Shape, readable
+from sfpp_cli.models.summary import ELEMENT_BYTES, readable
+from sfpp_cli.training.networks import (
+    WEIGHT,
+    Network,
+    Trained,
+    measure,
+    text_parameters,
+    vae_parameters,
+)
 from sfpp_cli.training.recipes import MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherRecipe
 
-WEIGHT = ELEMENT_BYTES["float32"]
-"""Bytes of a weight, a gradient, a moment of the optimiser, an average: always float32."""
 STORED = 2
 """Bytes of a number in a stored trajectory (float16)."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A transformer's sizes."""
-
-    parameters: int
-    linear: int
-    """Parameters of the linear layers that every video token passes: what autocast casts in every pass."""
-    adapter: int
-    """Parameters of adapters of rank 1."""
-    ffn: int
-    """Width of the feed-forward layers."""
-    latent: tuple[int, int, int]
-    """A latent frame's [C, H, W] at the native size."""
-    shape: Shape
-
-    @property
-    def dim(self) -> int:
-        return self.shape.heads * self.shape.head_dim
-
-    def block_bytes(self, frames: int, element: int) -> int:
-        """What one block keeps of a pass over `frames` latent frames for its backward pass. An estimate.
-
-        For a token: 12 vectors of `dim` in float32 (norms, gates), 11 of `dim` and 2 of `ffn` in the
-        precision of the arithmetic, as counted by hooks on the tensors that autograd saves in the blocks of
-        student and teacher.
-        """
-        per_token = self.dim * (12 * WEIGHT + 11 * element) + 2 * self.ffn * element
-        return frames * self.shape.tokens * per_token
-
-    def activation_bytes(self, frames: int, element: int, passes: int, *, checkpointing: bool) -> int:
-        """What `passes` passes over `frames` latent frames in all keep for the backward pass. An estimate.
-
-        With checkpointing the input of every block, and the activations of one block at a time. Without it
-        the activations of all blocks, and the casts of the weights that autocast makes in every pass.
-        """
-        if checkpointing:
-            inputs = self.shape.layers * frames * self.shape.tokens * self.dim * element
-            return inputs + self.block_bytes(frames, element)
-        casts = passes * self.linear * element if element < WEIGHT else 0
-        return self.shape.layers * self.block_bytes(frames, element) + casts
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network that is trained."""
-
-    parameters: int
-    trainable: int
-    has_ema: bool = True
-
-    def __str__(self) -> str:
-        part = "all" if self.trainable == self.parameters else f"{self.trainable / 1e6:.1f} M"
-        return f"{self.parameters / 1e6:.1f} M parameters, {part} trained"
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """The folders of its weights and EMA, and the state to resume from: both again, and the moments.
-
-        Adapters are folded into the weights of the folders.
-        """
-        copies = 2 if self.has_ema else 1
-        adapters = self.trainable if self.trainable < self.parameters else 0
-        folder = self.parameters - adapters
-        return WEIGHT * (copies * (folder + self.parameters) + 2 * self.trainable)
 
 
 @dataclass(frozen=True)
@@ -158,61 +92,9 @@ def plan(
     return "\n".join(text)
 
 
-def measure(folder: Path, layout: Layout) -> Network:
-    """The transformer that a folder's config.json describes, for videos of the model's native size."""
-
-    def one_layer(config: dict[str, Any]) -> tuple[CausalWanModel, int]:
-        return CausalWanModel.from_config({**config, "num_layers": 1}), int(config["num_layers"])
-
-    # All layers are alike, so one is made and counted as often as there are layers.
-    model, layers = _skeleton(folder, one_layer)
-    config = model.config
-    block = model.blocks[0]
-    matrices = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
-    once_a_prompt = ("attn2.to_k", "attn2.to_v")  # the text's keys and values, which no video token passes
-    size = layout.latent_size
-    tokens = tokens_per_frame(*size, config.patch_size)
-    return Network(
-        parameters=count_parameters(model) + (layers - 1) * count_parameters(block),
-        linear=layers
-        * sum(part.weight.numel() for name, part in matrices.items() if name not in once_a_prompt),
-        adapter=layers * sum(part.in_features + part.out_features for part in matrices.values()),
-        ffn=config.ffn_dim,
-        latent=(config.in_channels, *size),
-        shape=Shape(layers, config.num_attention_heads, config.attention_head_dim, tokens),
-    )
-
-
-def text_parameters(layout: Layout) -> int:
-    """Parameters of the text encoder."""
-
-    def encoder(config: dict[str, Any]) -> UMT5EncoderModel:
-        return UMT5EncoderModel(UMT5Config.from_dict(config))
-
-    return count_parameters(_skeleton(layout.folder / "text_encoder", encoder))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, weights or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def trajectory_bytes(pairs: Pairs, settings: Settings, latent: tuple[int, int, int]) -> int:
     """All trajectories on disk: at every student step and the end, `horizon` latent frames [C, H, W]."""
     return pairs.count * (len(settings.steps) + 1) * settings.horizon * math.prod(latent) * STORED
-
-
-def _skeleton(folder: Path, make: Callable[[dict[str, Any]], Any]) -> Any:
-    """A component without weights, from its configuration."""
-    config = read_config(folder)
-    try:
-        with torch.device("meta"):
-            return make(config)
-    except Exception as error:  # a config that makes no sense can fail in any way there is
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(
-            f"{folder / 'config.json'} describes no model ({reason}): fetch or convert it again"
-        ) from error
 
 
 def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
@@ -246,7 +128,7 @@ def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Needs:
     checkpointing = recipe.training.gradient_checkpointing
     return Needs(
         {"student": Trained(student.parameters, student.parameters)},
-        _frozen_vae(layout) if recipe.preview.every else {},
+        {"vae": vae_parameters(layout)} if recipe.preview.every else {},
         student.activation_bytes(settings.horizon, element, 1, checkpointing=checkpointing),
         text_encoder=text_parameters(layout),
         preview=_preview_bytes(recipe, student, settings, element),
@@ -264,7 +146,7 @@ def _matching(recipe: MatchingRecipe, layout: Layout, element: int) -> Needs:
     adapters = recipe.lora_rank * student.adapter
     frozen = {"teacher": teacher.parameters}
     if recipe.preview.every or recipe.dmd.first_frame == "reencode":
-        frozen |= _frozen_vae(layout)
+        frozen["vae"] = vae_parameters(layout)
     window, starts = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
     caches, activations = _matching_bytes(recipe, student, settings, window, starts, element)
     return Needs(
@@ -304,10 +186,6 @@ def _teacher(layout: Layout) -> Network:
     return measure(layout.teacher, layout)
 
 
-def _frozen_vae(layout: Layout) -> dict[str, int]:
-    return {"vae": count_parameters(_skeleton(layout.folder / "vae", AutoencoderKLWan.from_config))}
-
-
 def _preview_bytes(
     recipe: StudentRecipe | MatchingRecipe, student: Network, settings: Settings, element: int
 ) -> float:
@@ -325,37 +203,34 @@ def _memory(
     shards = ranks.world if training.parallel == "shard" else 1
     weights = WEIGHT * sum(network.parameters for network in trained)
     gradients = WEIGHT * sum(network.trainable for network in trained) / shards
-    ema = WEIGHT * sum(network.parameters for network in trained if network.has_ema) / shards
-    caches = samples * needs.caches
-    activations = samples * needs.activations
-    resident = weights / shards + WEIGHT * sum(needs.frozen.values()) + gradients
-    where = ", in main memory" if training.offload else ""
-    checkpointing = "with" if training.gradient_checkpointing else "without"
-    lines = {"weights": _bytes(resident - gradients), "gradients": _bytes(gradients)}
-    if shards > 1:
+    parts = {
+        "weights": weights / shards + WEIGHT * sum(needs.frozen.values()),
+        "gradients": gradients,
         # What FSDP2 gathers for a step's first pass stays until its backward pass.
-        resident += weights
-        lines["gathered"] = _bytes(weights)
-    lines["optimizer"] = _bytes(2 * gradients) + where
-    lines["EMA"] = _bytes(ema) + where
-    if caches:
-        lines["KV caches"] = _bytes(caches)
-    lines["activations"] = f"~{_bytes(activations)}, {checkpointing} checkpointing"
-    if not training.offload:
-        resident += 2 * gradients + ema
-    moments = {
-        "passes": resident + caches + activations,
-        "update": resident + _update_bytes(trained, training, shards, device),
+        "gathered": weights if shards > 1 else 0.0,
+        "optimizer": 2 * gradients,
+        "EMA": WEIGHT * sum(network.parameters for network in trained if network.has_ema) / shards,
+        "KV caches": samples * needs.caches,
+        "activations": samples * needs.activations,
     }
-    if needs.preview:
-        moments["preview"] = resident + needs.preview
-    if needs.text_encoder:
-        moments["embedding prompts"] = WEIGHT * needs.text_encoder
-    if needs.pairs:
-        moments["making pairs"] = needs.pairs
+    offloaded = ("optimizer", "EMA") if training.offload else ()
+    lines = {name: _bytes(size) for name, size in parts.items() if size}
+    for name in offloaded:
+        lines[name] += ", in main memory"
+    checkpointing = "with" if training.gradient_checkpointing else "without"
+    lines["activations"] = f"~{lines['activations']}, {checkpointing} checkpointing"
+    passes = sum(size for name, size in parts.items() if name not in offloaded)
+    resident = passes - parts["KV caches"] - parts["activations"]
+    moments = {
+        "passes": passes,
+        "update": resident + _update_bytes(trained, training, shards, device),
+        "preview": resident + needs.preview if needs.preview else 0.0,
+        "embedding prompts": WEIGHT * needs.text_encoder,
+        "making pairs": needs.pairs,
+    }
     most = max(moments.values())
-    parts = ", ".join(f"{moment} ~{_bytes(size)}" for moment, size in moments.items())
-    lines["memory"] = f"~{_bytes(most)} a rank at most ({parts})"
+    each = ", ".join(f"{moment} ~{_bytes(size)}" for moment, size in moments.items() if size)
+    lines["memory"] = f"~{_bytes(most)} a rank at most ({each})"
     return lines | _fits(most, device)
 
 

@@ -24,7 +24,8 @@ from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.summary import Shape, summarise
 from sfpp_cli.training import objectives
 from sfpp_cli.training.check import CONFIGS, check, planned_layout
-from sfpp_cli.training.memory import Network, Trained, measure, plan, text_parameters, trajectory_bytes
+from sfpp_cli.training.memory import plan, trajectory_bytes
+from sfpp_cli.training.networks import Network, Trained, measure, text_parameters, vae_parameters
 from sfpp_cli.training.recipes import (
     MatchingRecipe,
     Pairs,
@@ -146,6 +147,7 @@ def test_parameters_are_those_of_the_models(tiny_bundle: Path) -> None:
     assert measure(layout.student, layout).parameters == parts["transformer"].parameters
     assert measure(layout.student, layout).shape == summarise(str(tiny_bundle)).shape
     assert text_parameters(layout) == parts["text_encoder"].parameters
+    assert vae_parameters(layout) == parts["vae"].parameters
 
 
 def test_adapters_are_those_of_training(tiny_bundle: Path) -> None:

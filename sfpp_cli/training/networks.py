@@ -1,0 +1,144 @@
+"""What networks weigh, counted from their configurations. No weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+from transformers import UMT5Config, UMT5EncoderModel
+
+from sfpp_cli.core.geometry import tokens_per_frame
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.models.layout import Layout, read_config
+from sfpp_cli.models.summary import ELEMENT_BYTES, Shape
+
+WEIGHT = ELEMENT_BYTES["float32"]
+"""Bytes of a weight, a gradient, a moment of the optimiser, an average: always float32."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A transformer's sizes."""
+
+    parameters: int
+    linear: int
+    """Parameters of the linear layers that every video token passes: what autocast casts in every pass."""
+    adapter: int
+    """Parameters of adapters of rank 1."""
+    ffn: int
+    """Width of the feed-forward layers."""
+    latent: tuple[int, int, int]
+    """A latent frame's [C, H, W] at the native size."""
+    shape: Shape
+
+    @property
+    def dim(self) -> int:
+        return self.shape.heads * self.shape.head_dim
+
+    def block_bytes(self, frames: int, element: int) -> int:
+        """What one block keeps of a pass over `frames` latent frames for its backward pass. An estimate.
+
+        For a token: 12 vectors of `dim` in float32 (norms, gates), 11 of `dim` and 2 of `ffn` in the
+        precision of the arithmetic, as counted by hooks on the tensors that autograd saves in the blocks of
+        student and teacher.
+        """
+        per_token = self.dim * (12 * WEIGHT + 11 * element) + 2 * self.ffn * element
+        return frames * self.shape.tokens * per_token
+
+    def activation_bytes(self, frames: int, element: int, passes: int, *, checkpointing: bool) -> int:
+        """What `passes` passes over `frames` latent frames in all keep for the backward pass. An estimate.
+
+        With checkpointing the input of every block, and the activations of one block at a time. Without it
+        the activations of all blocks, and the casts of the weights that autocast makes in every pass.
+        """
+        if checkpointing:
+            inputs = self.shape.layers * frames * self.shape.tokens * self.dim * element
+            return inputs + self.block_bytes(frames, element)
+        casts = passes * self.linear * element if element < WEIGHT else 0
+        return self.shape.layers * self.block_bytes(frames, element) + casts
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network that is trained."""
+
+    parameters: int
+    trainable: int
+    has_ema: bool = True
+
+    def __str__(self) -> str:
+        part = "all" if self.trainable == self.parameters else f"{self.trainable / 1e6:.1f} M"
+        return f"{self.parameters / 1e6:.1f} M parameters, {part} trained"
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """The folders of its weights and EMA, and the state to resume from: both again, and the moments.
+
+        Adapters are folded into the weights of the folders.
+        """
+        copies = 2 if self.has_ema else 1
+        adapters = self.trainable if self.trainable < self.parameters else 0
+        folder = self.parameters - adapters
+        return WEIGHT * (copies * (folder + self.parameters) + 2 * self.trainable)
+
+
+def measure(folder: Path, layout: Layout) -> Network:
+    """The transformer that a folder's config.json describes, for videos of the model's native size."""
+
+    def one_layer(config: dict[str, Any]) -> tuple[CausalWanModel, int]:
+        return CausalWanModel.from_config({**config, "num_layers": 1}), int(config["num_layers"])
+
+    # All layers are alike, so one is made and counted as often as there are layers.
+    model, layers = _skeleton(folder, one_layer)
+    config = model.config
+    block = model.blocks[0]
+    matrices = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
+    once_a_prompt = ("attn2.to_k", "attn2.to_v")  # the text's keys and values, which no video token passes
+    size = layout.latent_size
+    tokens = tokens_per_frame(*size, config.patch_size)
+    return Network(
+        parameters=count_parameters(model) + (layers - 1) * count_parameters(block),
+        linear=layers
+        * sum(part.weight.numel() for name, part in matrices.items() if name not in once_a_prompt),
+        adapter=layers * sum(part.in_features + part.out_features for part in matrices.values()),
+        ffn=config.ffn_dim,
+        latent=(config.in_channels, *size),
+        shape=Shape(layers, config.num_attention_heads, config.attention_head_dim, tokens),
+    )
+
+
+def text_parameters(layout: Layout) -> int:
+    """Parameters of the text encoder."""
+
+    def encoder(config: dict[str, Any]) -> UMT5EncoderModel:
+        return UMT5EncoderModel(UMT5Config.from_dict(config))
+
+    return count_parameters(_skeleton(layout.folder / "text_encoder", encoder))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model, weights or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def vae_parameters(layout: Layout) -> int:
+    """Parameters of the VAE."""
+    return count_parameters(_skeleton(layout.folder / "vae", AutoencoderKLWan.from_config))
+
+
+def _skeleton(folder: Path, make: Callable[[dict[str, Any]], Any]) -> Any:
+    """A component without weights, from its configuration."""
+    config = read_config(folder)
+    try:
+        with torch.device("meta"):
+            return make(config)
+    except Exception as error:  # a config that makes no sense can fail in any way there is
+        raise UserError(
+            f"{folder / 'config.json'} describes no model ({reason(error)}): fetch or convert it again"
+        ) from error
