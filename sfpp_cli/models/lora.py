@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +58,11 @@ def merge(weights: Mapping[str, Tensor], lora: Lora) -> Weights:
     Raises UserError if a tensor of the LoRA has no place among the weights or does not fit it.
     """
     merged = dict(weights)
-    for name, change in _changes(lora.path).items():
+    done: set[str] = set()
+    for name, change in _changes(lora.path):
+        if name in done:
+            raise UserError(f"{lora.path} changes {name} twice; merge it with the tool that made it")
+        done.add(name)
         old = merged.get(name, torch.empty(0))
         matrix = old.flatten(1) if old.ndim > 1 else old
         if change.shape not in (old.shape, matrix.shape):
@@ -69,21 +73,17 @@ def merge(weights: Mapping[str, Tensor], lora: Lora) -> Weights:
     return merged
 
 
-def _changes(path: Path) -> Weights:
-    """What a LoRA adds to each parameter, by diffusers' names; convolutions as matrices."""
+def _changes(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """What a LoRA adds to each parameter, one at a time for their size; convolutions as matrices."""
     file, scale = _adapter(path)
-    changes: Weights = {}
     for module, tensors in _modules(file).items():
         low_rank: Weights = {kind: tensors.pop(kind) for kind in ("down", "up", "alpha") if kind in tensors}
-        added = [("weight", _product(low_rank, scale, f"{path}: {module}"))] if low_rank else []
+        if low_rank:
+            yield transformer_name(f"{module}.weight"), _product(low_rank, scale, f"{path}: {module}")
         # ComfyUI's tools write differences of what a LoRA cannot hold: biases and norms
-        added += [("bias" if kind == "diff_b" else "weight", change) for kind, change in tensors.items()]
-        for leaf, change in added:
-            name = transformer_name(f"{module}.{leaf}")
-            if name in changes:
-                raise UserError(f"{path} changes {name} twice; merge it with the tool that made it")
-            changes[name] = change.float()
-    return changes
+        for kind, difference in tensors.items():
+            leaf = "bias" if kind == "diff_b" else "weight"
+            yield transformer_name(f"{module}.{leaf}"), difference.float()
 
 
 def _product(tensors: Weights, scale: Callable[[int], float], where: str) -> Tensor:

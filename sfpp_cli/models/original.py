@@ -141,7 +141,7 @@ def _take(
     """Descend to the first mapping of nothing but tensors: it, its key, and the keys of weights passed by."""
     offered: list[str] = []
     taken: list[str] = []
-    while isinstance(tree, Mapping) and not _is_weights(tree := _grouped(tree)):
+    while isinstance(tree, Mapping) and not _is_weights(tree):
         here = [name for name, value in tree.items() if isinstance(name, str) and isinstance(value, Mapping)]
         offered += here
         name = next((name for name in (which, *parts) if name in here and name not in taken), None)
@@ -159,19 +159,7 @@ def _take(
             f"{path} holds no state dict; give a checkpoint with weights, or under one of {', '.join(parts)}"
         )
     others = [name for name in offered if name not in taken and (name in PARTS or "lora" in name)]
-    part = next((name for name in taken if name != "state_dict"), "")
-    return dict(tree), part, others
-
-
-def _grouped(tree: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """A flat state dict of several models, `generator.x` and `critic.y`, as a mapping for each."""
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in tree.items():
-        part, _, rest = str(name).partition(".")
-        if part not in PARTS or not rest or not isinstance(value, Tensor):
-            return tree
-        groups.setdefault(part, {})[rest] = value
-    return groups
+    return dict(tree), taken[-1] if taken else "", others
 
 
 def _is_weights(tree: Mapping[Any, Any]) -> bool:

@@ -98,7 +98,6 @@ FILES: dict[str, Callable[[Tensors], Any]] = {
     "comfy.safetensors": lambda wan: prefixed("model.diffusion_model.", wan),
     "comfy-short.safetensors": lambda wan: prefixed("diffusion_model.", wan),
     "lightning.ckpt.pt": lambda wan: {"state_dict": prefixed("generator.model.", wan), "global_step": 5},
-    "flat.pt": lambda wan: prefixed("generator.", wan) | prefixed("critic.", shifted(wan)),
     "ema-and-model.pt": lambda wan: {"model": shifted(wan), "ema": wan},
     "with-optimizer.pt": lambda wan: {"generator": wan, "critic_optimizer": {"state": {}}, "step": 600},
     "freqs.pt": lambda wan: prefixed("model.", wan | {"freqs": torch.ones(8, 3, dtype=torch.complex128)}),
@@ -575,6 +574,10 @@ def test_two_loras_add_up(wan: Tensors, tmp_path: Path) -> None:
         ({"blocks.0.self_attn.q.lora_magnitude_vector": (96,)}, "cannot merge"),
         ({"blocks.0.norm3.diff": (96,), "blocks.0.diff_m": (6, 96)}, "cannot merge blocks.0.diff_m"),
         ({"blocks.0.self_attn.q.weight": (96, 96)}, "holds no LoRA"),
+        (
+            {"blocks.0.self_attn.q.diff": (96, 96), "blocks.0.attn1.to_q.diff": (96, 96)},
+            "changes blocks.0.attn1.to_q.weight twice",
+        ),
     ],
 )
 def test_a_lora_that_cannot_be_merged_whole_is_refused(
