@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 # Set before torch is loaded, and inherited by the processes that tests start.
-ON_GPU = bool(os.environ.get("SFPP_TEST_GPU"))
-if not ON_GPU:
+if not os.environ.get("SFPP_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -25,7 +24,7 @@ Sfpp = Callable[..., tuple[int, str, str]]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and not ON_GPU:
+    if item.get_closest_marker("gpu") and not os.environ.get("SFPP_TEST_GPU"):
         pytest.skip("the suite hides GPUs unless asked: SFPP_TEST_GPU=1 pytest -m gpu")
 
 
