@@ -2,8 +2,9 @@
 
     python examples/benchmarks/evaluate_speed.py --seconds 10 40
 
-Makes textured videos that pan (832x480 at 16 frames a second unless told otherwise), measures each in a process of its own, and
-prints video frames a second of wall time and of CPU time (this process and its ffmpeg), the ratio to real time, and peak memory.
+Makes textured videos that pan (832x480 at 16 frames a second unless told otherwise), measures each in a
+process of its own, and prints video frames a second of wall time and of CPU time (this process and its
+ffmpeg), the ratio to real time, and peak memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Does a longer video take more memory? Runs `sfpp generate` at several lengths and compares what it reports.
 
-MB is the resident memory over the last 32 chunks (median), the ratio that to the first length's. The peak is the highest of many
-short-lived allocations, so it wanders upwards with the number of chunks tried, not with the length.
+MB is the resident memory over the last 32 chunks (median), the ratio that to the first length's. The peak is
+the highest of many short-lived allocations, so it wanders upwards with the number of chunks tried, not with
+the length.
 
 python examples/benchmarks/generate_memory.py --seconds 20 100
 """
@@ -32,8 +33,9 @@ def main() -> None:
             speed, used = made["speed"], made["memory_mb"]
             first = first or used
             print(
-                f"{seconds:7g}{wall:9.1f}{speed['loop_fps']:10.1f}{speed['vae_fps']:9.1f}{speed['end_to_end_fps']:12.1f}"
-                f"{speed['time_to_first_frame_s']:15.2f}{used:9d}{used / first:7.3f}{made['peak_memory_mb']:9d}"
+                f"{seconds:7g}{wall:9.1f}{speed['loop_fps']:10.1f}{speed['vae_fps']:9.1f}"
+                f"{speed['end_to_end_fps']:12.1f}{speed['time_to_first_frame_s']:15.2f}{used:9d}"
+                f"{used / first:7.3f}{made['peak_memory_mb']:9d}"
             )
 
 

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/rollout_speed.py --chunks 1000
 
-Prints the median time of a chunk (denoise passes and context pass) around several positions of one rollout, their ratio to the
-first, the size of the cache, and resident memory. No VAE and no ffmpeg is involved.
+Prints the median time of a chunk (denoise passes and context pass) around several positions of one rollout,
+their ratio to the first, the size of the cache, and resident memory. No VAE and no ffmpeg is involved.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def report(seconds: list[float], resident: list[float], span: int, frames: int) 
         median = statistics.median(seconds[start : start + span])
         label = f"{start}..{start + span - 1}"
         print(
-            f"{label:>14}{median * 1e3:12.1f}{frames / median:11.1f}{median / first:8.2f}{resident[start + span - 1]:10.0f}"
+            f"{label:>14}{median * 1e3:12.1f}{frames / median:11.1f}{median / first:8.2f}"
+            f"{resident[start + span - 1]:10.0f}"
         )
 
 

@@ -2,9 +2,10 @@
 
     python examples/benchmarks/training_cost.py --frames 21 63 126 252
 
-For every horizon N a fresh process runs the student's update (rollout, window with gradient, loss, backward) at window starts spread
-evenly over the rollout, and one of the critic's. A rollout stops behind its window, so the mean update rolls out (N + K) / 2 latent
-frames; the table holds that against what was measured, in units of one rolled-out chunk (denoise passes and context pass).
+For every horizon N a fresh process runs the student's update (rollout, window with gradient, loss, backward)
+at window starts spread evenly over the rollout, and one of the critic's. A rollout stops behind its window,
+so the mean update rolls out (N + K) / 2 latent frames; the table holds that against what was measured, in
+units of one rolled-out chunk (denoise passes and context pass).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> None:
         print(json.dumps(measure(options)))
         return
     print(
-        f"{'N':>6}{'chunks':>9}{'student s':>11}{'chunks worth':>14}{'critic s':>10}{'ratio':>8}{'peak MB':>9}"
+        f"{'N':>6}{'chunks':>9}{'student s':>11}{'chunks worth':>14}{'critic s':>10}"
+        f"{'ratio':>8}{'peak MB':>9}"
     )
     first = None
     for frames in options.frames:
@@ -41,8 +43,8 @@ def main() -> None:
         row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         first = first or row["student"]
         print(
-            f"{frames:6}{row['chunks']:9.1f}{row['student']:11.2f}{row['student'] / row['chunk']:14.1f}{row['critic']:10.2f}"
-            f"{row['student'] / first:8.2f}{row['peak_mb']:9.0f}"
+            f"{frames:6}{row['chunks']:9.1f}{row['student']:11.2f}{row['student'] / row['chunk']:14.1f}"
+            f"{row['critic']:10.2f}{row['student'] / first:8.2f}{row['peak_mb']:9.0f}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The tables and the figure of `correction.py`, from the rows that it measured. Intervals are 95 %, from resampled prompts."""
+"""The tables and the figure of `correction.py`, from the rows it measured. Intervals: 95 %, resampled prompts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def gradient(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def teacher(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """For every fault at its greatest strength and every noise level, the share undone in the teacher's prediction."""
+    """For every fault at its greatest strength and every noise level, the share undone by the teacher."""
     strongest = max(row["strength"] for row in rows)
     names = {name for row in rows for name in row if name.startswith("teacher_")}
     for fault in FAULTS:
@@ -83,7 +83,8 @@ def teacher(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
 
 
 def training(watched: Watched) -> Iterator[dict[str, Any]]:
-    """For every fault and gauge, the gap that a faulty past opens to the clean continuation, and the share of it undone.
+    """For every fault and gauge, the gap that a faulty past opens to the clean continuation, and the share of
+    it undone.
 
     Intervals of shares take the mean gap before training as known.
     """
@@ -114,7 +115,7 @@ def prompts(rows: Sequence[Row]) -> list[int]:
 
 
 def pooled(rows: Sequence[Row], name: str) -> Summary:
-    """The mean share, each weighted by the size of its fault: one of a nearly invisible fault is mostly noise."""
+    """The mean share, each weighted by the size of its fault: of a nearly invisible one it is mostly noise."""
     sizes = np.array([row["size"] for row in rows])
     return summarise(np.array([row[name] for row in rows]) * sizes / sizes.mean(), prompts(rows))
 
@@ -132,7 +133,10 @@ def verdict(share: Summary) -> str:
 
 def tables(result: Mapping[str, Any]) -> Iterator[str]:
     """Markdown."""
-    yield "One DMD step: cosine of the step with the way back, share of the fault undone, the same share on the clean window\n"
+    yield (
+        "One DMD step: cosine of the step with the way back, share of the fault undone, "
+        "the same share on the clean window\n"
+    )
     yield from header(
         [
             "fault",
@@ -152,7 +156,10 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
     yield from header(["fault", *(f"{level:.0f}" for level in levels)])
     for fault in dict.fromkeys(row["fault"] for row in result["teacher"]):
         yield line([fault, *(shares(row["share"], 2) for row in result["teacher"] if row["fault"] == fault)])
-    yield "\nWhat the VAE leaves of full drifts: change of the window's mean, in the pixels and decoded from its latents\n"
+    yield (
+        "\nWhat the VAE leaves of full drifts: change of the window's mean, "
+        "in the pixels and decoded from its latents\n"
+    )
     yield from header(["fault", "luma injected", "luma left", "saturation injected", "saturation left"])
     for fault in DRIFTS:
         yield line(
@@ -166,7 +173,10 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
             ]
         )
     if result["training"]:
-        yield "\nOne training (one seed): gap to the clean continuation behind a faulty past, and the share of it undone\n"
+        yield (
+            "\nOne training (one seed): gap to the clean continuation behind a faulty past, "
+            "and the share of it undone\n"
+        )
         yield from header(
             [
                 "fault",

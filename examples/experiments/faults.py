@@ -1,4 +1,5 @@
-"""Faults for videos that have none, and what it takes to put them there: filming a student, decoding, injecting, encoding."""
+"""Faults for videos that have none, and what it takes to put them there: filming a student, decoding,
+injecting, encoding."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ CPU = torch.device("cpu")
 def inject(frames: Tensor, fault: str, strength: float, fps: int, grown: int | None = None) -> Tensor:
     """Video frames [B, T, 3, H, W] in [-1, 1] with `fault` at `strength` in 0..1 of a full one.
 
-    A drift grows linearly over the first `grown` frames (all if None) and stays. A frozen stretch lies in the middle, and all its
-    frames show its first. A glitch replaces the middle half by what is shown up to a second later: a jump ahead, and a jump back.
+    A drift grows linearly over the first `grown` frames (all if None) and stays. A frozen stretch lies in the
+    middle, and all its frames show its first. A glitch replaces the middle half by what is shown up to a
+    second later: a jump ahead, and a jump back.
     """
     count = frames.shape[1]
     if fault in DRIFTS:
@@ -75,7 +77,7 @@ class Studio:
         seeds: Sequence[int],
         past: Tensor | None = None,
     ) -> Tensor:
-        """The next K latent frames [B, K, C, h, w] behind `past`, [B, F, C, h, w]; the first if there is none."""
+        """The next K latent frames [B, K, C, h, w] behind `past`, [B, F, C, h, w]; or the first."""
         chunk = self.settings.chunk
         noise = VideoNoise(seeds, (chunk, *self.shape))
         first = 0 if past is None else past.shape[1] // chunk
@@ -110,7 +112,7 @@ class Studio:
         return torch.cat([encoder(frames[:, :1]), *(encoder(piece) for piece in pieces)], dim=1)
 
     def stream(self, film: Tensor, fault: str | None) -> Tensor:
-        """Latents of a whole film in whose first half `fault` grows to its full strength; unharmed if None."""
+        """Latents of a whole film in whose first half `fault` grows to full strength; unharmed if None."""
         return self.encode(
             film if fault is None else inject(film, fault, 1.0, self.settings.fps, grown=self.window)
         )
@@ -118,9 +120,11 @@ class Studio:
     def continuations(
         self, student: CausalWanModel, prompts: Sequence[str], seeds: Sequence[int], past: Tensor
     ) -> list[dict[str, float]]:
-        """Gauges of the next 5 s behind `past`, a row a video: `luma`, `saturation`, `speed` in frame widths a frame; and shares.
+        """Gauges of the next 5 s behind `past`, a row a video: `luma`, `saturation`, `speed` in frame widths
+        a frame; and shares.
 
-        `broken` is the share of frames in which the object is lost or not whole, `astray` that whose background is not the world's.
+        `broken` is the share of frames in which the object is lost or not whole, `astray` that whose
+        background is not the world's.
         """
         latents = torch.cat(
             [past[:, -self.settings.chunk :], self.roll(student, prompts, seeds, past)], dim=1

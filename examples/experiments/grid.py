@@ -1,6 +1,7 @@
 """Several videos at several moments, all moving at once: a GIF with a row for each video.
 
-python examples/experiments/grid.py ode.mp4 self-forcing.mp4 pp.mp4 --names ODE Self-Forcing Self-Forcing++ -o grid.gif
+    python examples/experiments/grid.py ode.mp4 self-forcing.mp4 pp.mp4 \\
+        --names ODE Self-Forcing Self-Forcing++ -o grid.gif
 """
 
 from __future__ import annotations

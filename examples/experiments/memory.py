@@ -1,8 +1,9 @@
 """Experiment 6: what the rolling cache and the whole process hold, for several contexts, against the formula.
 
-The toy model is run: its cache is asked for its bytes, and `sfpp generate` reports the resident memory of 100 s of video. Wan 1.3B
-is built on the meta device, which gives its tensors shapes and no memory. The formula is 2 (key and value) x layers x heads x size
-of a head x tokens of a latent frame x latent frames x bytes of an element.
+The toy model is run: its cache is asked for its bytes, and `sfpp generate` reports the resident memory of 100
+s of video. Wan 1.3B is built on the meta device, which gives its tensors shapes and no memory. The formula is
+2 (key and value) x layers x heads x size of a head x tokens of a latent frame x latent frames x bytes of an
+element.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def change(metrics: Mapping[str, float | None], name: str, end: int) -> float | 
 
 
 def differences_table(systems: Systems, reference: str, end: int) -> str:
-    """Every other system less the reference, prompt by prompt and seed by seed. An asterisk: the interval leaves out zero."""
+    """Every other system less the reference, prompt by prompt and seed by seed. An asterisk: the interval
+    leaves out zero."""
     columns = [column for column in COLUMNS if column.name in COMPARED]
     head = [f"less {reference}", *(f"{column.title}{', %' if column.percent else ''}" for column in columns)]
     lines = []

@@ -1,12 +1,12 @@
 """Rebuild every table and figure of the experiments, from training to Markdown.
 
-    python examples/experiments/run.py                           # all of them: hours on two cores; continues where it was stopped
-    python examples/experiments/run.py horizon budget            # some
-    python examples/experiments/run.py --workers 2               # so many processes of one thread (default: one a core)
-    python examples/experiments/run.py --quick                   # minutes: every step with tiny settings; its numbers mean nothing
+    python examples/experiments/run.py                   # all: hours on two cores; continues where it was stopped
+    python examples/experiments/run.py horizon budget    # some
+    python examples/experiments/run.py --workers 2       # so many processes of one thread (default: one a core)
+    python examples/experiments/run.py --quick           # minutes: every step, tiny; its numbers mean nothing
 
-Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there are what is shown, and
-`results/measured.jsonl.gz` has what was measured of every video.
+Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there
+are what is shown, and `results/measured.jsonl.gz` has what was measured of every video.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def main() -> None:
 
 
 def share_work(options: argparse.Namespace, systems: Iterable[str]) -> None:
-    """Make and measure systems in processes side by side; those of one student, which learns on from one to the next, in one."""
+    """Make and measure systems in processes side by side; those of one student, which learns on from one to
+    the next, in one."""
     groups: dict[str, list[str]] = {}
     for system in sorted(systems, key=lambda system: int(system.partition("@")[2] or 0)):
         groups.setdefault(system.partition("@")[0], []).append(system)
@@ -257,7 +258,8 @@ def compare(study: Study, name: str, chosen: Comparison) -> str:
         [study.video(system, *first) for system in chosen.systems.values()], results / f"{name}-strip.png"
     )
     parts.append(
-        f"Filmstrip, from above: {', '.join(chosen.systems)}; '{first[0]}', seed {first[1]}, the first of the list."
+        f"Filmstrip, from above: {', '.join(chosen.systems)}; '{first[0]}', seed {first[1]}, "
+        "the first of the list."
     )
     return "\n\n".join(parts)
 

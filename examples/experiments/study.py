@@ -1,8 +1,9 @@
 """What the experiments share: students trained once, videos made once, measured once.
 
-A *system* is what makes videos: `pp@50` is the student `pp` after 50 updates, `ode` the one from which all others start, `teacher`
-the bidirectional teacher (5 s clips only) and `world` the toy world itself. Everything lies in one folder and is made only if it is
-not there yet, so an interrupted study goes on where it was.
+A *system* is what makes videos: `pp@50` is the student `pp` after 50 updates, `ode` the one from which all
+others start, `teacher` the bidirectional teacher (5 s clips only) and `world` the toy world itself.
+Everything lies in one folder and is made only if it is not there yet, so an interrupted study goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Study:
         return folder
 
     def _train(self, name: str, run: Path, step: int) -> None:
-        """Runs are at a constant learning rate, so a longer one begins like a shorter one and may continue it."""
+        """Runs are at a constant learning rate, so a longer one begins like a shorter one and may go on from it."""
         chosen = STUDENTS[name]
         changes = [*chosen.changes, *self.scale.changes, f"training.steps={step}"]
         if self.quick and name.startswith("pp"):
@@ -228,7 +229,7 @@ class Study:
     # --- measurements
 
     def rows(self, system: str, seconds: float = 50) -> list[dict[str, Any]]:
-        """One for each video: prompt, seed, `metrics` (see `_measured`) and the optical flow of every second."""
+        """One for each video: prompt, seed, `metrics` (see `_measured`) and every second's optical flow."""
         seconds = WINDOW if system in ("teacher", "world") else self.seconds(seconds)
         found = []
         for prompt, seed in product(self.prompts, self.seeds):
@@ -265,10 +266,11 @@ class Study:
         atomic_write(path, row)
 
     def _measured(self, system: str, prompt: str, seed: int) -> dict[str, Any]:
-        """`NAME@END` for the window that ends at second END: the world's truth, and means of `sfpp evaluate`'s curves.
+        """`NAME@END` for the window that ends at second END: the world's truth, and means of `sfpp
+        evaluate`'s curves.
 
-        `fired_NAME`: whether that verdict fired on the whole video. `speed_ratio` is against the mean speed of the world's scenes
-        of that motion, `good` what did not leave the world.
+        `fired_NAME`: whether that verdict fired on the whole video. `speed_ratio` is against the mean speed
+        of the world's scenes of that motion, `good` what did not leave the world.
         """
         path = self.video(system, prompt, seed)
         local = measure(path, Parameters())

@@ -65,7 +65,8 @@ def main() -> None:
 
 
 def judge_vae(vae: AutoencoderKLWan, scenes: Scenes) -> tuple[dict[str, object], dict[str, bool]]:
-    """Stream long videos through the VAE: does it reconstruct as well at the end, are its latents those of the beginning?"""
+    """Stream long videos through the VAE: does it reconstruct as well at the end, are its latents those of
+    the beginning?"""
     vae.eval()
     parts = [stream_vae(vae, scenes[i : i + BATCH]) for i in range(0, len(scenes), BATCH)]
     per_frame = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -87,7 +88,7 @@ def judge_vae(vae: AutoencoderKLWan, scenes: Scenes) -> tuple[dict[str, object],
 
 @torch.no_grad()
 def stream_vae(vae: AutoencoderKLWan, scenes: Scenes) -> dict[str, Tensor]:
-    """Squared error and the reader's agreement for each video frame, [B, T]; and the latents, [B, F, C, h, w]."""
+    """Squared error and the reader's agreement for each video frame, [B, T]; and latents, [B, F, C, h, w]."""
     encoder, decoder = StreamingEncoder(vae), StreamingDecoder(vae)
     pieces = []
     for start in range(1, FRAMES, SEGMENT):
@@ -120,7 +121,7 @@ def window_report(latents: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def sample_teacher(bundle: Bundle, captions: list[str], guidance: float, seed: int) -> list[Tensor]:
-    """Clips of the teacher's horizon by the sampler that makes the ODE pairs: videos [T, 3, H, W] in [-1, 1]."""
+    """Clips of the teacher's horizon by the sampler that makes the ODE pairs: [T, 3, H, W] in [-1, 1]."""
     cpu, settings = torch.device("cpu"), bundle.settings
     teacher, vae, text = (
         load(cpu, torch.float32) for load in (bundle.load_teacher, bundle.load_vae, bundle.load_text)
@@ -160,7 +161,8 @@ def save_sheet(videos: list[Tensor], path: Path, rows: int = 8, columns: int = 9
 
 
 def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, object], dict[str, bool]]:
-    """Do samples show what their captions say, moving as the world does? The videos are those of the first scenes, in order."""
+    """Do samples show what their captions say, moving as the world does? The videos are those of the first
+    scenes, in order."""
     report = judge_videos(videos, world.scenes(range(len(videos))))
     print_table(f"{len(videos)} videos", {name: {"mean": mean} for name, mean in report.items()})
     gates = {
@@ -168,9 +170,10 @@ def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, obje
             "object"
         ]
         >= 0.95,
-        f"the captioned motion is the nearest in {report['nearest_motion']:.1%} of the clips, at least 67% (guessing: 33%)": (
-            report["nearest_motion"] >= 0.67
-        ),
+        (
+            f"the captioned motion is the nearest in {report['nearest_motion']:.1%} of the clips, "
+            "at least 67% (guessing: 33%)"
+        ): report["nearest_motion"] >= 0.67,
         f"speed is {report['speed_ratio']:.2f} of the world's, within 20%": abs(report["speed_ratio"] - 1)
         < 0.2,
     }
@@ -178,7 +181,8 @@ def judge_samples(videos: list[Tensor], world: ToyWorld) -> tuple[dict[str, obje
 
 
 def load_videos(path: Path) -> list[Tensor]:
-    """Videos [T, 3, H, W] in [-1, 1]: a tensor of them in a .pt or .safetensors file (named frames), or a folder of video files."""
+    """Videos [T, 3, H, W] in [-1, 1]: a tensor of them in a .pt or .safetensors file (named frames), or a
+    folder of video files."""
     if path.suffix == ".pt":
         return list(torch.load(path, weights_only=True))
     if path.suffix == ".safetensors":

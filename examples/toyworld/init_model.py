@@ -1,4 +1,4 @@
-"""Lay out the toy world's model before training: configurations, a tokenizer, random weights, the trained VAE.
+"""Lay out the toy world's model before training: configurations, a tokenizer, random weights, a trained VAE.
 
 python examples/toyworld/init_model.py --vae runs/vae/vae --out runs/init
 """
@@ -67,7 +67,8 @@ def main() -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words of the world; every other word is <unk>, which training sprinkles over the captions so that it does no harm."""
+    """Whole words of the world; every other word is <unk>, which training sprinkles over the captions so that
+    it does no harm."""
     phrases = [
         *OBJECT_COLORS,
         *SHAPES,

@@ -1,9 +1,11 @@
 """Assemble the embedded model: untrained layout + trained parts, stored as float16.
 
-    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 --out runs/teacher-bundle
+    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
+        --out runs/teacher-bundle
     python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
         --student runs/self-forcing-pp/step-000100/student-ema --out weights/toyworld \\
-        --beside ode=runs/student/step-003000/student-ema self-forcing=runs/self-forcing/step-000100/student-ema
+        --beside ode=runs/student/step-003000/student-ema \\
+        self-forcing=runs/self-forcing/step-000100/student-ema
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Train the toy world's VAE on long streams.
 
-A VAE trained on short clips drifts by itself after the clip's end (its causal convolutions look back some 120 frames) and would
-pass for a decaying student. So every video here is a stream of 161 frames, walked in segments of 16 with the temporal caches
-carried along, detached.
+A VAE trained on short clips drifts by itself after the clip's end (its causal convolutions look back some 120
+frames) and would pass for a decaying student. So every video here is a stream of 161 frames, walked in
+segments of 16 with the temporal caches carried along, detached.
 
     torchrun --nproc-per-node 2 examples/toyworld/train_vae.py --out runs/vae
 """
@@ -113,7 +113,8 @@ def reconstruct(
 
 @torch.no_grad()
 def measure_statistics(vae: AutoencoderKLWan, seed: int, videos: int = 64) -> None:
-    """Per-channel mean and std of the latents go into the configuration, as in Wan's, so that networks see unit variance."""
+    """Per-channel mean and std of the latents go into the configuration, as in Wan's, so that networks see
+    unit variance."""
     scenes = ToyWorld(seed).scenes(range(videos))
     encoder = StreamingEncoder(vae)
     pieces = [encoder(scenes.frames(0, 1 + SEGMENT))]

@@ -1,10 +1,12 @@
-"""How far apart are two sets of videos, frame by frame? The energy distance between them, and what chance alone would give.
+"""How far apart are two sets of videos, frame by frame? The energy distance between them, and what chance
+alone would give.
 
     python examples/toyworld/two_sample.py runs/world.safetensors runs/samples --span 95 100
 
-Each set is a folder of video files, or a .pt or .safetensors file of frames, as `gates.py` takes them. Prints one JSON object;
-`same_set_halves` is the size of the distances between random halves of the first set, so nothing below it is a difference. (Halves
-are half as large as the sets: between two whole sets as large as the first, chance does about half of that.)
+Each set is a folder of video files, or a .pt or .safetensors file of frames, as `gates.py` takes them. Prints
+one JSON object; `same_set_halves` is the size of the distances between random halves of the first set, so
+nothing below it is a difference. (Halves are half as large as the sets: between two whole sets as large as
+the first, chance does about half of that.)
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ def main() -> None:
 def features(
     path: Path, frames: int, span: tuple[float, float] | None = None, *, moving: bool = False
 ) -> Tensor:
-    """Evenly spaced frames of every video, [videos, frames, D]: 16x16 RGB in [0, 1], flattened. `span` in seconds.
+    """Evenly spaced frames of every video, [videos, frames, D]: 16x16 RGB in [0, 1], flat. `span` in seconds.
 
-    `moving` takes each video's median frame away: what is left is what moves, without the background that differs most.
+    `moving` takes each video's median frame away: what is left is what moves, without the background that
+    differs most.
     """
     rows = []
     for video in load_videos(path):
@@ -60,18 +63,20 @@ def features(
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples [n, D] and [m, D], Euclidean; 0 in the mean if their distributions agree.
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| of samples [n, D] and [m, D], Euclidean; 0 in the mean if their
+    distributions agree.
 
-    The U-statistic, unbiased, hence sometimes negative. Of samples [videos, frames, D] only pairs of different videos count in
-    the last two terms: two frames of one video are closer than two of the set, and would make every distance too large.
-    Székely and Rizzo, "Energy statistics: a class of statistics based on distances", 2013.
+    The U-statistic, unbiased, hence sometimes negative. Of samples [videos, frames, D] only pairs of
+    different videos count in the last two terms: two frames of one video are closer than two of the set, and
+    would make every distance too large. Székely and Rizzo, "Energy statistics: a class of statistics based on
+    distances", 2013.
     """
     x, y = (samples.double().reshape(len(samples), -1, samples.shape[-1]) for samples in (x, y))
     return float(2 * distances(x, y).mean() - spread(distances(x, x)) - spread(distances(y, y)))
 
 
 def halves_distance(x: Tensor, splits: int = 200) -> float:
-    """What chance does to the distance: its root mean square over random halvings of the videos x [videos, frames, D]."""
+    """What chance does to the distance: its root mean square over random halvings of x [videos, frames, D]."""
     between = distances(x.double(), x.double())
     squares = []
     for split in range(splits):
