@@ -1,4 +1,4 @@
-"""The tables and the figure of `correction.py`, from the rows it measured. Intervals: 95 %, resampled prompts."""
+"""The tables and the figure of `correction.py`, from the rows. Intervals: 95 %, prompts resampled."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def prompts(rows: Sequence[Row]) -> list[int]:
 
 
 def pooled(rows: Sequence[Row], name: str) -> Summary:
-    """The mean share, each weighted by the size of its fault: of a nearly invisible one it is mostly noise."""
+    """The mean share, each weighted by the size of its fault: a nearly invisible one is mostly noise."""
     sizes = np.array([row["size"] for row in rows])
     return summarise(np.array([row[name] for row in rows]) * sizes / sizes.mean(), prompts(rows))
 

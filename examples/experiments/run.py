@@ -1,8 +1,8 @@
 """Rebuild every table and figure of the experiments, from training to Markdown.
 
-    python examples/experiments/run.py                   # all: hours on two cores; continues where it was stopped
+    python examples/experiments/run.py                   # all: hours on two cores; goes on where stopped
     python examples/experiments/run.py horizon budget    # some
-    python examples/experiments/run.py --workers 2       # so many processes of one thread (default: one a core)
+    python examples/experiments/run.py --workers 2       # processes of one thread (default: one a core)
     python examples/experiments/run.py --quick           # minutes: every step, tiny; its numbers mean nothing
 
 Students, videos and measurements lie under `--out`; `results/NAME.md`, `NAME.png` and `NAME-strip.png` there

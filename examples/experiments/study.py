@@ -133,7 +133,7 @@ class Study:
         return folder
 
     def _train(self, name: str, run: Path, step: int) -> None:
-        """Runs are at a constant learning rate, so a longer one begins like a shorter one and may go on from it."""
+        """Runs are at a constant learning rate, so a longer one may go on from a shorter one."""
         chosen = STUDENTS[name]
         changes = [*chosen.changes, *self.scale.changes, f"training.steps={step}"]
         if self.quick and name.startswith("pp"):

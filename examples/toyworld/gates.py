@@ -2,7 +2,7 @@
 
     python examples/toyworld/gates.py vae --vae runs/vae/vae
     python examples/toyworld/gates.py teacher --model runs/teacher-bundle --guidance 2
-    python examples/toyworld/gates.py captions > runs/captions.txt     # or judge videos of these prompts, made elsewhere:
+    python examples/toyworld/gates.py captions > runs/captions.txt  # to judge videos made elsewhere:
     python examples/toyworld/gates.py videos --videos runs/samples --span 95 100
 
 Each prints what it measured and writes it as JSON. The exit code is 1 if a gate failed.

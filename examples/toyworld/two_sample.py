@@ -76,7 +76,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 
 def halves_distance(x: Tensor, splits: int = 200) -> float:
-    """What chance does to the distance: its root mean square over random halvings of x [videos, frames, D]."""
+    """What chance does to the distance: root mean square over random halvings of x [videos, frames, D]."""
     between = distances(x.double(), x.double())
     squares = []
     for split in range(splits):
