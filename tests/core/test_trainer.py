@@ -98,6 +98,35 @@ def train(run: Path, training: Training = TRAINING, stop: int | None = None, **t
     return trainer
 
 
+def test_a_player_says_what_lies_beside_its_weights(tmp_path: Path) -> None:
+    """In the folders of its models and of their averages, and in no other."""
+    objective = Regression()
+    (player,) = objective.players
+    other = Toy()
+    alone = Player({"other": other}, lambda update: (other(torch.ones(1, 2)).sum(), {}), name="other")
+    extra = replace(player, save_extra=lambda folder: (folder / "note.txt").write_text("beside") and None)
+    objective.players = (extra, alone)  # type: ignore[assignment]
+    Trainer(objective, replace(TRAINING, steps=1, ema_start=1), tmp_path).run()
+    notes = sorted(path.parent.name for path in checkpoint.path_of(tmp_path, 1).rglob("note.txt"))
+    assert notes == ["toy", "toy-ema"]
+    assert (checkpoint.path_of(tmp_path, 1) / "other-ema" / "toy.pt").exists()
+
+
+def test_gauges_are_logged_and_shown(tmp_path: Path) -> None:
+    shown: list[dict[str, float]] = []
+    training = replace(TRAINING, steps=2)
+    gauges: dict[float, float] = {1: 0.5, 2: 0.25}
+    Trainer(
+        Regression(),
+        training,
+        tmp_path,
+        on_step=shown.append,
+        gauges=lambda record: {"gauge": gauges[record["step"]]},
+    ).run()
+    assert [record["gauge"] for record in metrics(tmp_path)] == [0.5, 0.25]
+    assert [record["gauge"] for record in shown] == [0.5, 0.25]
+
+
 def contents(run: Path, step: int) -> dict[str, Any]:
     """Everything in a checkpoint."""
     folder = checkpoint.path_of(run, step)
