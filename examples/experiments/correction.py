@@ -136,7 +136,8 @@ class Experiment:
             draws = seeded(self.options.seed, step)
             chosen = torch.randperm(len(windows), generator=draws)[:BATCH]
             x, noise = windows[chosen], normal((len(chosen), *windows.shape[1:]), draws)
-            t = score_timesteps(studio.schedule, torch.rand(len(chosen), generator=draws), dmd.timesteps)
+            drawn = torch.randint(*dmd.timesteps, (len(chosen),), generator=draws)
+            t = score_timesteps(studio.schedule, drawn, dmd.clamp)
             flow = network(
                 studio.schedule.add_noise(x, noise, t), t, studio.text([self.train[int(i)] for i in chosen])
             )
@@ -240,9 +241,10 @@ class Experiment:
 
     def timestep(self, level: int, levels: int) -> float:
         """The middle of one of `levels` equally likely parts of the noise levels that DMD draws."""
-        return score_timesteps(
-            self.studio.schedule, torch.tensor((level + 0.5) / levels), self.recipe.dmd.timesteps
-        ).item()
+        dmd = self.recipe.dmd
+        low, high = dmd.timesteps
+        middle = torch.tensor(low + (high - low) * (level + 0.5) / levels)
+        return score_timesteps(self.studio.schedule, middle, dmd.clamp).item()
 
     # --- one training -------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,21 @@ arXiv 2506.08009 and arXiv 2510.02283. Algorithm 1 of Self-Forcing++ is `student
     t ~ student steps;  x_t(W) <- (1-sigma_t) W + sigma_t eps     backward noise initialisation, equation 1
     L <- DMD(G(x_t(W), t | cache before i), T)                    extended DMD, equation 2
     update G;  critic as above, on windows                        `players`, in this order
+
+The third line can be read in several ways, and the paper does not settle which is meant. `noise_init` is one
+of
+
+    simulated   Equation 1 is the sampler's own transition from one denoising step to the next, so x_t is what
+                the rollout itself denoises at step t. W stays as it is; the pass that predicted it carries
+                gradient. That is the backward simulation of DMD2 and Self-Forcing, on a longer rollout.
+    renoised    To the letter: the finished W is noised to t and denoised anew. At the last step that makes a
+                fifth pass over what four have made, on inputs that no rollout ever has.
+    random      No coupling: W is denoised from noise of its own, after the past that was rolled out.
+
+The first is the default, since it trains what `generate` shows on inputs that `generate` meets. For it speak
+equation 7, which computes x0 "following equation 1 conditioned on the previously generated samples"; section
+3.2, which names Self-Forcing, DMD2 and CausVid for the same technique; and figure 2, which draws it for
+Self-Forcing too. Against it speaks line 5 of the algorithm, which noises a slice of the clean V.
 """
 
 from __future__ import annotations
@@ -48,22 +63,38 @@ class DMDConfig:
     """K, what the teacher can judge; the model's if not given."""
     window: Literal["uniform", "beta(1,2)"] = "uniform"
     """Where windows start; Beta(1, 2) prefers early ones."""
-    noise_init: Annotated[Literal["backward", "random"], Field(validate_default=True)] = "backward"
-    """A window starts from its own clean rollout, re-noised (equation 1), or from pure noise."""
+    noise_init: Literal["simulated", "renoised", "random"] = "simulated"
+    """What the step that learns denoises.
+
+    The rollout's own input of that step; the finished window, re-noised; or what noise of its own has become
+    by then. Self-Forcing has no choice: its window is its rollout.
+    """
     gradient_step: Literal["last", "uniform"] = "last"
     """The denoising step that learns; if uniform, one is drawn an update, for all chunks."""
     first_frame: Literal["none", "reencode"] = "none"
-    """Whether a window's first frame becomes an image latent, which is what a teacher's first frame is."""
-    context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] = CLEAN
-    """Timestep to which clean chunks are re-noised before they are cached."""
+    """Whether a window's first frame becomes an image latent, as a teacher's first frame is.
+
+    As in Self-Forcing's code, the whole first chunk is then without loss.
+    """
+    context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] | None = None
+    """Noise in the cached past, see `Sampler`; the student's own if not given."""
+    context_noise_on: Literal["latents", "keys"] | None = None
+    """What that noise is added to, see `Sampler`; the student's own if not given."""
     shared_rollout: bool = True
-    """The critic learns from the student's window of the step; if false, from a new rollout each time."""
+    """Whether the critic learns from the student's windows.
+
+    It then sees the window of the student's last update in all its own updates of the step; otherwise each
+    of them has a rollout and prompts of its own, as in Self-Forcing. Sharing leaves out most rollouts. Its
+    price: the critic sees fewer samples, and made by the student before its update.
+    """
     guidance: float = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
     negative_prompt: str = ""
     """What guidance leads away from."""
-    timesteps: tuple[float, float] = (20.0, 980.0)
-    """Range of the noise at which teacher and critic are compared, drawn uniformly and then shifted."""
+    timesteps: tuple[int, int] = (0, TRAIN_STEPS)
+    """Whole timesteps, from the first to below the second, of which scores are drawn; shifted afterwards."""
+    clamp: tuple[int, int] = (20, 980)
+    """Least and greatest timestep of scores after the shift; those beyond are moved here."""
     critic_updates: Annotated[int, Field(ge=1)] = 5
     """Updates of the critic to one of the student."""
     critic_lr: Annotated[float, Field(gt=0)] = 4e-7
@@ -80,16 +111,25 @@ class DMDConfig:
             raise ValueError("must be left out for self-forcing, whose rollout is its window")
         return frames
 
-    @field_validator("noise_init")
+    @field_validator("noise_init", mode="before")
     @classmethod
-    def _self_forcing_starts_from_noise(cls, noise_init: str, info: ValidationInfo) -> str:
-        if info.data.get("method") == "self-forcing" and noise_init != "random":
-            raise ValueError("must be 'random' for self-forcing, whose windows start from noise")
+    def _backward_is_renoised(cls, noise_init: object) -> object:
+        if noise_init == "backward":
+            raise ValueError(
+                "must be 'renoised', as 'backward' is called now, or 'simulated', the new default"
+            )
         return noise_init
 
-    @field_validator("timesteps")
+    @field_validator("noise_init")
     @classmethod
-    def _timesteps_ascend(cls, timesteps: tuple[float, float]) -> tuple[float, float]:
+    def _self_forcing_renoises_nothing(cls, noise_init: str, info: ValidationInfo) -> str:
+        if info.data.get("method") == "self-forcing" and noise_init == "renoised":
+            raise ValueError("must not be 'renoised' for self-forcing, whose window is its rollout")
+        return noise_init
+
+    @field_validator("timesteps", "clamp")
+    @classmethod
+    def _timesteps_ascend(cls, timesteps: tuple[int, int]) -> tuple[int, int]:
         low, high = timesteps
         if not 0 <= low < high <= TRAIN_STEPS:
             raise ValueError(f"must ascend within 0..{TRAIN_STEPS}, not {list(timesteps)}")
@@ -139,8 +179,11 @@ class DistributionMatching:
 
         The sampler's schedule is the only one: of rollouts, teacher, critic and noise. `image_latent` turns
         the picture in which latents [B, F, C, H, W] end into one image latent [B, 1, C, H, W]. `videos`, if
-        given, take the place of rollouts. Raises ValueError if windows are not whole chunks.
+        given, take the place of rollouts. `save_extra` writes beside saved students. Raises ValueError if
+        windows are not whole chunks, or if there is nothing in `videos` to simulate.
         """
+        if videos is not None and config.noise_init == "simulated":
+            raise ValueError("videos have no denoising steps: set noise_init to 'renoised' or 'random'")
         self.student = student
         self.critic = critic
         self.teacher = teacher
@@ -159,8 +202,8 @@ class DistributionMatching:
         self.starts = starts
         """Chunks at which a window may start."""
         self.step = -1
-        self.kept: dict[tuple[int, ...], Tensor] = {}
-        """The student's windows of training step `step` by their samples, for the critic's updates."""
+        self.kept: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
+        """By samples the windows that the student learned from in training step `step`, and their text."""
         self.players = (
             Player({"student": student}, self.student_loss, save_extra=save_extra),
             Player(
@@ -176,60 +219,93 @@ class DistributionMatching:
     def student_loss(self, update: Update) -> Loss:
         """Extended DMD (equation 2) on one window, and the mean size of its gradient."""
         text, negative = self.texts(update)
-        x, loss_mask = self.window(update, text, gradient=True)
-        self._keep(update, x.detach())
+        x, loss_mask = self.window(update, text)
+        self._keep(update, x.detach(), text)
         g = self.score_difference(x.detach(), text, negative, update)
         return dmd_loss(x, g, loss_mask), {"dmd_gradient": g.abs().mean().item()}
 
     def critic_loss(self, update: Update) -> Loss:
         """Flow matching on a window of the student, detached."""
-        text, _ = self.texts(update)
-        x = self.kept[update.samples] if self.config.shared_rollout else self.window(update, text)[0]
+        if self.config.shared_rollout:
+            x, text = self.kept[update.samples]
+        else:
+            text, _ = self.texts(update)
+            with torch.no_grad():
+                x, _ = self.window(update, text)
         t, noise = self.score_noise(x, update)
         flow = self.critic(self.schedule.add_noise(x, noise, t), t, text)
         return critic_loss(flow, x, noise), {}
 
-    def window(self, update: Update, text: Tensor, *, gradient: bool = False) -> tuple[Tensor, Tensor]:
-        """A window x0 [B, K, C, H, W] of the student's rollout, and its loss mask [K] of bool."""
+    def window(self, update: Update, text: Tensor) -> tuple[Tensor, Tensor]:
+        """A window x0 [B, K, C, H, W] as the step that learns predicts it, and its loss mask [K] of bool."""
         draws = seeded(self.seed, _For.UPDATE, update.step, update.player, update.repeat)
         start = self.draw_start(draws)
         step = self.draw_step(draws)
-        if self.videos is None:
-            video, past = self.roll_out(update, text, start)
+        if self.config.method == "self-forcing" or self.config.noise_init == "simulated":
+            before, window = self._simulate(update, text, start, step)
         else:
-            start, video, past = self._given(self.videos(update)[1], text)
-        noise = self._video_noise(_For.WINDOW, update, text, start)
-        x = torch.cat(list(noise.chunks(0, self.length)), dim=1)
+            before, window = self._predict_anew(update, text, start, step)
+        return self._image_first(torch.cat(window, dim=1), before)
+
+    def _simulate(
+        self, update: Update, text: Tensor, start: int, step: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The chunks before the window, and the window's, as the rollout itself predicts them at `step`.
+
+        Self-Forcing denoises no further than `step`, so that its prediction is the context of later chunks.
+        """
+        end = start + self.length
         timesteps = self.sampler.timesteps
-        if self.config.noise_init == "backward":  # equation 1: one step, from the rollout's own latents
-            x = self.schedule.add_noise(torch.cat(video[start:], dim=1), x, timesteps[step])
-            timesteps = timesteps[step : step + 1]
-        else:  # from pure noise, down to the step that learns
+        if self.config.method == "self-forcing":
             timesteps = timesteps[: step + 1]
-        grad_chunks = range(self.length) if gradient else ()
+        noise = self._video_noise(_For.ROLLOUT, update, text)
+        chunks = self._roll(
+            noise.chunks(0, end),
+            text,
+            noise,
+            timesteps=timesteps,
+            grad_step=step,
+            grad_chunks=range(start, end),
+        )
+        video = list(chunks)
+        return video[:start], video[start:]
+
+    def _predict_anew(
+        self, update: Update, text: Tensor, start: int, step: int
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The chunks before the window, and the window's, denoised anew after the past of the rollout."""
+        before, own, past = self._roll_out(update, text, start)
+        noise = self._video_noise(_For.WINDOW, update, text, len(before))
+        x = torch.cat(list(noise.chunks(0, self.length)), dim=1)
+        timesteps = self.sampler.timesteps[: step + 1]
+        if self.config.noise_init == "renoised":
+            timesteps = timesteps[-1:]
+            x = self.schedule.add_noise(torch.cat(own, dim=1), x, timesteps[0])
+        grad_chunks = range(self.length)
         chunks = self._roll(x, text, noise, cache=past, timesteps=timesteps, grad_chunks=grad_chunks)
-        return self._image_first(torch.cat(list(chunks), dim=1), video[:start])
+        return before, list(chunks)
 
     @torch.no_grad()
-    def roll_out(self, update: Update, text: Tensor, start: int) -> tuple[list[Tensor], CacheSnapshot | None]:
-        """Clean chunks up to the end of the window at chunk `start`, and the cache before the window.
-
-        Self-Forcing's window has nothing before it.
-        """
-        if self.config.method == "self-forcing":
-            return [], None
+    def _roll_out(
+        self, update: Update, text: Tensor, start: int
+    ) -> tuple[list[Tensor], list[Tensor], CacheSnapshot]:
+        """Clean chunks before the window, and of it if it is re-noised, and the cache before the window."""
         sampler = self.sampler
-        noise = self._video_noise(_For.ROLLOUT, update, text)
         cache = self.student.new_cache(text, self.chunk_shape[2:], context=sampler.context, sink=sampler.sink)
-        needed = start + (self.length if self.config.noise_init == "backward" else 1)
-        video: list[Tensor] = []
-        past = None
+        if self.videos is not None:
+            video = list(self.videos(update)[1].split(sampler.chunk, dim=1))
+            for clean in video[: -self.length]:
+                self.student.cache_clean(clean, cache)
+            return video[: -self.length], video[-self.length :], cache.snapshot(sampler.chunk)
+        noise = self._video_noise(_For.ROLLOUT, update, text)
+        needed = start + (self.length if self.config.noise_init == "renoised" else 1)
+        video = []
         for x0 in self._roll(noise.chunks(0, needed), text, noise, cache=cache):
             if len(video) == start:
                 # Chunk `start` is denoised but not yet cached: the ring still holds what came before it.
                 past = cache.snapshot(sampler.chunk)
             video.append(x0)
-        return video, past
+        return video[:start], video[start:], past
 
     def draw_start(self, draws: torch.Generator) -> int:
         """The chunk at which the window starts."""
@@ -257,9 +333,10 @@ class DistributionMatching:
     def score_noise(self, x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
         """Timesteps [B] and noise like x, at which scores are compared or learned."""
         draws = [seeded(seed) for seed in self._seeds(_For.SCORE, update)]
-        uniform = torch.cat([torch.rand(1, generator=draw) for draw in draws])
+        low, high = self.config.timesteps
+        drawn = torch.cat([torch.randint(low, high, (1,), generator=draw) for draw in draws])
         noise = torch.stack([normal(x.shape[1:], draw) for draw in draws])
-        return score_timesteps(self.schedule, uniform, self.config.timesteps).to(x.device), noise.to(x)
+        return score_timesteps(self.schedule, drawn, self.config.clamp).to(x.device), noise.to(x)
 
     def texts(self, update: Update) -> tuple[Tensor, Tensor]:
         """Padded embeddings [B, L, D] of the samples' prompts, and of the negative one."""
@@ -270,19 +347,9 @@ class DistributionMatching:
         return text, negative
 
     def _draw_prompts(self, update: Update) -> list[str]:
-        draws = [seeded(self.seed, _For.PROMPT, sample) for sample in update.samples]
+        """Every update has its own, so the critic's prompts are not the student's."""
+        draws = [seeded(seed) for seed in self._seeds(_For.PROMPT, update)]
         return [self.prompts[int(torch.randint(len(self.prompts), (), generator=draw))] for draw in draws]
-
-    @torch.no_grad()
-    def _given(self, latents: Tensor, text: Tensor) -> tuple[int, list[Tensor], CacheSnapshot]:
-        """Clean latents in place of a rollout: the window's first chunk, all chunks, the cache before it."""
-        sampler = self.sampler
-        video = list(latents.split(sampler.chunk, dim=1))
-        start = len(video) - self.length
-        cache = self.student.new_cache(text, self.chunk_shape[2:], context=sampler.context, sink=sampler.sink)
-        for clean in video[:start]:
-            self.student.cache_clean(clean, cache)
-        return start, video, cache.snapshot(sampler.chunk)
 
     def _roll(
         self, x: Tensor | Iterator[Tensor], text: Tensor, noise: VideoNoise, **options: Any
@@ -296,17 +363,19 @@ class DistributionMatching:
         """
         loss_mask = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         if self.config.first_frame == "reencode" and before and self.image_latent is not None:
-            picture = torch.cat([before[-1], x[:, :1].detach()], dim=1)
-            x = torch.cat([self.image_latent(picture), x[:, 1:]], dim=1)
-            loss_mask[0] = False
+            # The VAE's decoder looks back. A window's length of past is enough: the embedded model's picture
+            # is then right to 1e-7, where a chunk of past leaves an error of 0.02 (root mean square, of 2).
+            past = torch.cat([*before[-self.length :], x[:, :1].detach()], dim=1)
+            x = torch.cat([self.image_latent(past), x[:, 1:]], dim=1)
+            loss_mask[: self.sampler.chunk] = False
         return x, loss_mask
 
-    def _keep(self, update: Update, x: Tensor) -> None:
+    def _keep(self, update: Update, x: Tensor, text: Tensor) -> None:
         """Keep a window for the critic's updates of the same step; those of earlier steps are dropped."""
         if update.step != self.step:
             self.step = update.step
             self.kept = {}
-        self.kept[update.samples] = x
+        self.kept[update.samples] = x, text
 
     def _video_noise(self, use: _For, update: Update, text: Tensor, number: int = 0) -> VideoNoise:
         return VideoNoise(self._seeds(use, update, number), self.chunk_shape, text.device)
@@ -325,10 +394,9 @@ def start_weights(starts: int, window: str) -> Tensor:
     return starts - torch.arange(starts) - 0.5
 
 
-def score_timesteps(schedule: FlowSchedule, uniform: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Uniform numbers in 0..1 to timesteps within `limits`, shifted as all others are."""
-    low, high = limits
-    return schedule.shift_timesteps(low + (high - low) * uniform).clamp(low, high)
+def score_timesteps(schedule: FlowSchedule, drawn: Tensor, clamp: tuple[int, int]) -> Tensor:
+    """Timesteps drawn uniformly are shifted as all others, then clamped, as in Self-Forcing's code."""
+    return schedule.shift_timesteps(drawn.float()).clamp(*clamp)
 
 
 def dmd_gradient(x: Tensor, critic: Tensor, teacher: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ There is no state to save, so any batch, rank, length or restart draws the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,12 +45,12 @@ class VideoNoise:
 
     def chunks(self, first: int, last: int) -> Iterator[Tensor]:
         """The starting noise [B, chunk, C, H, W] of chunks first..last-1."""
-        return (self._draw(index, 0) for index in range(first, last))
+        return (self._draw(index, 0, self.shape) for index in range(first, last))
 
     def draw(self, chunk: int, step: int, like: Tensor) -> Tensor:
-        """What re-noises the x0 of a student step, for `rollout`."""
-        return self._draw(chunk, step + 1).to(like)
+        """Noise like `like` [B, ...], for `Sampler.rollout`: what re-noises the x0 of a denoising step."""
+        return self._draw(chunk, step + 1, like.shape[1:]).to(like)
 
-    def _draw(self, chunk: int, use: int) -> Tensor:
-        noise = [normal(self.shape, seeded(seed, chunk, use)) for seed in self.seeds]
+    def _draw(self, chunk: int, use: int, shape: Sequence[int]) -> Tensor:
+        noise = [normal(shape, seeded(seed, chunk, use)) for seed in self.seeds]
         return torch.stack(noise).to(self.device)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sfpp_cli.core.cache import CacheSnapshot, KVCache
+from sfpp_cli.core.cache import CacheSnapshot, KVCache, NoisyPast
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.student import CausalWanModel
@@ -37,7 +38,16 @@ class Sampler:
     sink: int = 0
     """How many of the first frames are never evicted from the context."""
     context_noise: float = CLEAN
-    """Timestep to which a clean chunk is re-noised before it is cached."""
+    """Timestep of the noise that the cached past is given, so that a student learns to bear errors in it."""
+    context_noise_on: Literal["latents", "keys"] = "latents"
+    """What that noise is added to.
+
+    "latents": a finished chunk is re-noised to the timestep, and the context pass told it (an option of
+    Self-Forcing's training; its own inference tells the timestep but adds no noise). "keys": the context pass
+    runs on clean latents, and its queries and keys are given Gaussian noise of sigma times their own length,
+    before keys are cached. That is arXiv 2510.02283, section 8.2, which says neither how much nor whether in
+    training, and found it of little help.
+    """
 
     @property
     def timesteps(self) -> Tensor:
@@ -54,7 +64,8 @@ class Sampler:
         past: Iterable[Tensor] = (),
         cache: KVCache | CacheSnapshot | None = None,
         timesteps: Tensor | None = None,
-        grad_chunks: Container[int] | None = None,
+        grad_step: int | None = None,
+        grad_chunks: Container[int] = (),
     ) -> Iterator[Tensor]:
         """Continue the student's own history, chunk by chunk: yields clean latents x0 [B, chunk, C, H, W].
 
@@ -63,41 +74,68 @@ class Sampler:
         to continue): they fill the cache, are not yielded, and chunks are counted after them. `cache` is one
         to continue instead of a new one; chunks are then counted from 0.
 
-        For training: `timesteps` replace the sampler's. The prediction at the last of them is what is
-        yielded, and it carries gradient in the chunks that `grad_chunks` contains. Earlier passes and
-        context passes never carry gradient.
+        For training: `timesteps` replace the sampler's. In the chunks that `grad_chunks` contains, the pass at
+        denoising step `grad_step` (the last if None) carries gradient, unless gradients are off, and no other
+        pass ever does; its prediction is what is yielded. Later steps are run all the same: what is cached is
+        always the last x0.
 
         A chunk is yielded before its context pass: the viewer waits less, and the last chunk needs none.
         """
         timesteps = self.timesteps if timesteps is None else timesteps
         last = len(timesteps) - 1
-        if cache is not None and grad_chunks is not None:
-            # Whoever made this cache embedded the text without gradient. Cross-attention's keys and values
-            # are weights' work too, so they are computed again, once for all chunks.
-            with torch.enable_grad():
-                cache.text = student.embed_text(text)
-
+        grad_step = last if grad_step is None else grad_step
+        ready = False
         index = 0
         waiting: Tensor | None = None
         for clean in past:
-            cache = self._open(student, text, clean, grad_chunks) if cache is None else cache
+            cache = self._open(student, text, clean) if cache is None else cache
             self._cache_clean(student, clean, cache, draw, index, last)
             index += 1
         for x in noise.split(self.chunk, dim=1) if isinstance(noise, Tensor) else noise:
-            cache = self._open(student, text, x, grad_chunks) if cache is None else cache
-            if waiting is not None:
+            if waiting is not None and cache is not None:
                 self._cache_clean(student, waiting, cache, draw, index - 1, last)
+            learns = index in grad_chunks
+            if learns and torch.is_grad_enabled() and not ready:
+                cache = self._for_gradient(student, text, x, cache)
+                ready = True
+            elif cache is None:
+                cache = self._open(student, text, x)
             for step, t in enumerate(timesteps):
-                learns = grad_chunks is not None and step == last and index in grad_chunks
-                with torch.set_grad_enabled(learns):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and learns and step == grad_step):
                     # In float32 whatever the latents are: bfloat16 would tell the network 936 for 937.5.
                     flow = student(x, x.new_full(x.shape[:1], t.item(), dtype=torch.float32), cache)
                     x0 = self.schedule.x0_from_flow(flow, x, t)
+                if step == (grad_step if learns else last):
+                    prediction = x0
                 if step < last:
+                    x0 = x0.detach()
                     x = self.schedule.add_noise(x0, draw(index, step, x0), timesteps[step + 1])
-            yield x0
+            yield prediction
             waiting = x0.detach()
             index += 1
+
+    def _open(self, student: CausalWanModel, text: Tensor, like: Tensor) -> KVCache:
+        """An empty ring."""
+        size = (like.shape[3], like.shape[4])
+        with torch.no_grad():
+            return student.new_cache(text, size, context=self.context, sink=self.sink)
+
+    def _for_gradient(
+        self, student: CausalWanModel, text: Tensor, x: Tensor, cache: KVCache | CacheSnapshot | None
+    ) -> CacheSnapshot:
+        """The cache for passes with gradient, of which `x` is the first: what nothing will overwrite.
+
+        Text was embedded without gradient when the cache was made. Cross-attention's keys and values are its
+        weights' work, so they are computed again, once for all chunks that learn.
+        """
+        with torch.enable_grad():
+            embedded = student.embed_text(text)
+        if cache is None:
+            tokens = student.tokens((x.shape[3], x.shape[4]))
+            return CacheSnapshot(embedded, tokens=tokens, context=self.context, sink=self.sink)
+        snapshot = cache.snapshot(x.shape[1]) if isinstance(cache, KVCache) else cache
+        snapshot.text = embedded
+        return snapshot
 
     def _cache_clean(
         self,
@@ -109,22 +147,18 @@ class Sampler:
         last: int,
     ) -> None:
         """The context pass of a finished chunk."""
-        if self.context_noise != CLEAN:
-            timestep = torch.tensor(self.context_noise)
+        timestep = torch.tensor(self.context_noise)
+        if self.context_noise == CLEAN:
+            student.cache_clean(x0, cache)
+        elif self.context_noise_on == "latents":
             x0 = self.schedule.add_noise(x0, draw(index, last, x0), timestep)
-        student.cache_clean(x0, cache, self.context_noise)
+            student.cache_clean(x0, cache, self.context_noise)
+        else:
 
-    def _open(
-        self, student: CausalWanModel, text: Tensor, like: Tensor, grad_chunks: Container[int] | None
-    ) -> KVCache | CacheSnapshot:
-        """An empty cache: the ring, or for passes with gradient one that nothing overwrites."""
-        size = (like.shape[3], like.shape[4])
-        if grad_chunks is None:
-            with torch.no_grad():
-                return student.new_cache(text, size, context=self.context, sink=self.sink)
-        with torch.enable_grad():
-            embedded = student.embed_text(text)
-        return CacheSnapshot(embedded, tokens=student.tokens(size), context=self.context, sink=self.sink)
+            def noise(number: int, like: Tensor) -> Tensor:
+                return draw(index, last + 1 + number, like)  # up to `last`, draws are those of latents
+
+            student.cache_clean(x0, NoisyPast(cache, self.schedule.sigma(timestep).item(), noise))
 
 
 def rollout(

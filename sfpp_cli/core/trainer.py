@@ -57,8 +57,8 @@ class Training:
     """Largest norm of an update's gradient; longer ones are scaled down to it."""
     ema: Decay = 0.99
     """Decay of the moving average of the weights, per step."""
-    ema_start: Annotated[int, Field(ge=0)] = 200
-    """Step at which the moving average begins."""
+    ema_start: Annotated[int, Field(ge=0)] = 40
+    """Step at which the moving average begins: Self-Forcing's 200th update of the critic."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of arithmetic, by autocast; auto is bfloat16 on CUDA, else float32. Weights are always float32."""
     parallel: Literal["shard", "replicate"] = "shard"

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
-from sfpp_cli.core.constants import TRAIN_STEPS
+from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import atomic_write
 from sfpp_cli.schema import STRICT, Faults, line_of, validate
@@ -39,6 +39,10 @@ class Settings:
     """How far timesteps are moved towards noise; 1 leaves them as they are."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     """Nominal timesteps of a chunk's denoising passes, before the shift."""
+    context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] = CLEAN
+    """Timestep of the noise in the cached past, in training as at inference; 0 is none."""
+    context_noise_on: Literal["latents", "keys"] = "latents"
+    """What that noise is added to: a clean chunk, or queries and keys of its context pass."""
     horizon: AtLeast1 = 21
     """Longest rollout seen in training, in latent frames."""
     fps: AtLeast1 = 16
@@ -82,6 +86,8 @@ class Settings:
             chunk=self.chunk,
             context=self.context if context is None else context,
             sink=self.sink if sink is None else sink,
+            context_noise=self.context_noise,
+            context_noise_on=self.context_noise_on,
         )
 
     def write(self, path: Path) -> None:

@@ -167,9 +167,9 @@ def _matching_bytes(
 ) -> tuple[int, int]:
     """Of caches and activations.
 
-    Self-Forcing++ holds the rolling cache of the rollout, and its snapshot before the window with the
-    window's own keys and values; Self-Forcing only the latter. Without checkpointing every pass keeps all
-    the keys and values that it saw.
+    Self-Forcing++ holds the rolling cache while a snapshot of it is taken before the window, and after that
+    the snapshot with the window's own keys and values; Self-Forcing only the latter. Without checkpointing
+    every pass keeps all the keys and values that it saw.
     """
     frames = window * settings.chunk
     checkpointing = recipe.training.gradient_checkpointing
@@ -177,7 +177,9 @@ def _matching_bytes(
     if not checkpointing:
         seen = [min((starts + chunk) * settings.chunk, settings.context) for chunk in range(window)]
         activations += student.shape.cache_bytes(sum(seen), element)
-    held = frames if recipe.dmd.method == "self-forcing" else 2 * settings.context + frames
+    held = frames
+    if recipe.dmd.method == "self-forcing++":
+        held = settings.context + max(settings.context, frames)
     return student.shape.cache_bytes(held, element), activations
 
 

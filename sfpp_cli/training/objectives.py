@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -116,7 +116,7 @@ def matching_objective(
         bundle.load_teacher(device, torch.float32),
         text,
         prompts,
-        sampler=replace(settings.sampler(), context_noise=recipe.dmd.context_noise),
+        sampler=settings.sampler(),
         horizon=bundle.teacher_horizon,
         latent=(student.config.in_channels, *bundle.latent_size),
         config=recipe.dmd,

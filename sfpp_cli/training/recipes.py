@@ -141,14 +141,18 @@ class MatchingRecipe:
     """Seed of everything random."""
 
     def settings_for(self, layout: Layout) -> Settings:
-        """The trained student's settings: with the recipe's context, and as long as its rollouts were.
+        """The trained student's settings: the recipe's context and its noise, as long as its rollouts were.
 
         UserError if context, sink and chunk do not fit together.
         """
         horizon = self.dmd.frames or self.dmd.horizon or layout.teacher_horizon
-        changes = {"horizon": horizon}
-        if self.context is not None:
-            changes["context"] = self.context
+        wanted = {
+            "horizon": horizon,
+            "context": self.context,
+            "context_noise": self.dmd.context_noise,
+            "context_noise_on": self.dmd.context_noise_on,
+        }
+        changes = {key: value for key, value in wanted.items() if value is not None}
         try:
             return layout.settings.changed(changes)
         except ValueError as error:

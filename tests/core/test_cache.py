@@ -10,7 +10,7 @@ import torch
 from tiny import MaskedMemory, NaiveCache, gaussian
 from torch import Tensor
 
-from sfpp_cli.core.cache import BlockCausal, KVCache
+from sfpp_cli.core.cache import BlockCausal, KVCache, NoisyPast
 
 TOKENS = 2
 LAYERS = 2
@@ -133,10 +133,8 @@ def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
 
 @pytest.mark.parametrize(("context", "sink"), [(3, 0), (5, 0), (6, 0), (8, 2), (7, 1), (30, 4)])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_an_snapshot_cache_goes_on_as_the_ring_would(
-    context: int, sink: int, chunk: int, draw: Drawn
-) -> None:
-    """Unrolled after any number of chunks, between two passes or behind one that is not committed."""
+def test_a_snapshot_goes_on_as_the_ring_would(context: int, sink: int, chunk: int, draw: Drawn) -> None:
+    """Bit for bit; taken after any number of chunks, between two passes or after one that is not committed."""
     for before in range(9):
         ring = KVCache(TEXT[:1], tokens=TOKENS, context=context, sink=sink)
         for _ in range(before):
@@ -147,13 +145,36 @@ def test_an_snapshot_cache_goes_on_as_the_ring_would(
         snapshot = ring.snapshot(chunk)
         for _ in range(5):
             qkv = draw(chunk)
-            torch.testing.assert_close(
-                snapshot.attention(0)(*qkv), ring.attention(0)(*qkv), atol=1e-12, rtol=0
-            )
+            assert torch.equal(snapshot.attention(0)(*qkv), ring.attention(0)(*qkv))
             snapshot.commit(chunk)
             ring.commit(chunk)
         assert snapshot.frame == ring.frame
         assert len(snapshot.past[0]) <= context, "what nobody will see is let go"
+
+
+def test_noise_on_queries_and_keys_is_relative_to_them_and_stays_with_the_keys(draw: Drawn) -> None:
+    """q + sigma |q| n and k + sigma |k| n, |.| a vector's root mean square; values stay, and what is cached is k's."""
+    noisy, plain = (KVCache(TEXT[:1], tokens=TOKENS, context=6) for _ in range(2))
+
+    def noise(number: int, like: Tensor) -> Tensor:
+        return gaussian(*like.shape, seed=100 + number, dtype=like.dtype)
+
+    def changed(vectors: Tensor, number: int) -> Tensor:
+        return vectors + 0.3 * vectors.square().mean(-1, keepdim=True).sqrt() * noise(number, vectors)
+
+    query, key, value = draw(3)
+    past = NoisyPast(noisy, 0.3, noise)
+    found = past.attention(0)(query, key, value)
+    expected = plain.attention(0)(changed(query, 1), changed(key, 0), value)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    past.commit(3)
+    plain.commit(3)
+    assert past.frame == noisy.frame == 3
+    query, key, value = draw(3)
+    past.write(0, key, value)
+    plain.write(0, changed(key, 0), value)
+    assert torch.equal(noisy.keys[0], plain.keys[0])
+    assert torch.equal(noisy.values[0], plain.values[0])
 
 
 def test_what_a_pass_saw_is_never_overwritten(draw: Drawn) -> None:

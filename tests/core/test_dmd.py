@@ -1,8 +1,9 @@
-"""Distribution matching: the reference's numbers, the window against a naive computation, and what may and may not learn."""
+"""Distribution matching: the reference's numbers, windows against a naive computation, what may and may not learn."""
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,9 +15,11 @@ from tiny import CONFIG, SIZE, NaiveCache, gradients, make_student, make_teacher
 from torch import Tensor
 
 from sfpp_cli.core import dmd
+from sfpp_cli.core.cache import KVCache
 from sfpp_cli.core.dmd import (
     DistributionMatching,
     DMDConfig,
+    Videos,
     critic_loss,
     dmd_gradient,
     dmd_loss,
@@ -34,6 +37,7 @@ CHUNK, HORIZON, FRAMES = 3, 6, 30
 LATENT = (CONFIG["in_channels"], *SIZE)
 SAMPLER = Sampler(schedule=SCHEDULE, steps=(1000, 750, 500, 250), chunk=CHUNK, context=8, sink=1)
 TEXT = dict(zip(["", "a", "b"], prompts(3), strict=True))
+Draw = Callable[[int, Tensor], Tensor]
 
 
 def encode(texts: list[str]) -> Tensor:
@@ -41,9 +45,13 @@ def encode(texts: list[str]) -> Tensor:
 
 
 def matching(
-    seed: int = 0, start: int | None = None, sampler: Sampler = SAMPLER, **config: Any
+    seed: int = 0,
+    start: int | None = None,
+    sampler: Sampler = SAMPLER,
+    videos: Videos | None = None,
+    **config: Any,
 ) -> DistributionMatching:
-    """The objective on tiny models; the critic differs from the teacher. `start` is the window's chunk, if not drawn."""
+    """The objective on tiny models; critic and teacher differ. `start` is the window's chunk, if not drawn."""
     critic, teacher = make_teacher(), make_teacher().requires_grad_(False)
     randomize(critic, seed=5)
     made = DistributionMatching(
@@ -57,6 +65,7 @@ def matching(
         latent=LATENT,
         config=DMDConfig(**{"method": "self-forcing++", "frames": FRAMES, **config}),
         seed=seed,
+        videos=videos,
     )
     if start is not None:
         made.draw_start = lambda draws: start  # type: ignore[method-assign]
@@ -69,9 +78,9 @@ def update(*samples: int, step: int = 0, player: int = 0, repeat: int = 0) -> Up
 
 def test_gradient_loss_and_critic_loss_are_the_references() -> None:
     config, golden = load("dmd_grad")
-    schedule, limits = FlowSchedule(config["timestep_shift"]), (config["min_step"], config["max_step"])
-    width = limits[1] - limits[0]
-    timestep = score_timesteps(schedule, (golden["input.raw_timestep"][:, 0] - limits[0]) / width, limits)
+    schedule = FlowSchedule(config["timestep_shift"])
+    clamp = (config["min_step"], config["max_step"])
+    timestep = score_timesteps(schedule, golden["input.raw_timestep"][:, 0], clamp)
     torch.testing.assert_close(timestep, golden["output.timestep"][:, 0], atol=TIMESTEP, rtol=0)
     x, noise = golden["input.student_x0"], golden["input.noise"]
     noisy = golden["output.noisy_latent"]
@@ -87,10 +96,29 @@ def test_gradient_loss_and_critic_loss_are_the_references() -> None:
         golden["output.loss_masked"].item(), rel=1e-6
     )
 
-    later = score_timesteps(schedule, (golden["input.critic_raw_timestep"][:, 0] - limits[0]) / width, limits)
+    later = score_timesteps(schedule, golden["input.critic_raw_timestep"][:, 0], clamp)
     torch.testing.assert_close(later, golden["output.critic_timestep"][:, 0], atol=TIMESTEP, rtol=0)
     flow = schedule.flow_from_x0(golden["input.critic_x0_pred"], schedule.add_noise(x, noise, later), later)
     assert critic_loss(flow, x, noise).item() == pytest.approx(golden["output.critic_loss"].item(), rel=1e-6)
+
+
+def test_scores_are_drawn_over_all_timesteps_and_only_then_clamped() -> None:
+    """Whole timesteps 0..999, shifted, then clamped to 20..980: 2 and 92 of the 1000 lie beyond the ends."""
+    objective = matching()
+    x = torch.zeros(20_000, 1, 1, 1, 1)
+    timesteps, _ = objective.score_noise(x, update(*range(20_000)))
+    shifted = {score_timesteps(SCHEDULE, torch.tensor(t), (20, 980)).item(): t for t in range(1000)}
+    assert set(timesteps.tolist()) <= shifted.keys()
+    assert len(set(timesteps.tolist())) > 900 - 5
+    shares = [(timesteps == end).float().mean().item() for end in (20, 980)]
+    assert shares[0] == pytest.approx(5 / 1000, abs=4 * (0.005 / 20_000) ** 0.5)
+    assert shares[1] == pytest.approx(92 / 1000, abs=4 * (0.092 / 20_000) ** 0.5)
+    assert timesteps.mean().item() == pytest.approx(745.8, abs=4 * 240 / 20_000**0.5)
+
+    narrow = matching(timesteps=(500, 502), clamp=(0, 1000))
+    timesteps, _ = narrow.score_noise(x[:100], update(*range(100)))
+    both = SCHEDULE.shift_timesteps(torch.tensor([500.0, 501.0]))
+    assert set(timesteps.tolist()) == set(both.tolist()), "the end is not drawn"
 
 
 def test_the_losses_derivative_is_the_gradient() -> None:
@@ -123,28 +151,27 @@ def test_a_sample_is_normalised_by_itself() -> None:
 
 
 def naive(objective: DistributionMatching, start: int, step: int, which: Update) -> Tensor:
-    """The window from the formulas: every pass over a cache that forgets nothing, gradient at the last pass of its chunks."""
+    """The window from the formulas, over a cache that forgets nothing: x0 of the learning step, with gradient."""
     student, config = objective.student, objective.config
     text, _ = objective.texts(which)
-    levels = [1000.0, 937.5, 2500 / 3, 625.0]
+    levels = SAMPLER.timesteps.tolist()
     with torch.no_grad():
         cache: Any = NaiveCache(student.embed_text(text), tokens=student.tokens(SIZE), context=8, sink=1)
-    shape = (CHUNK, *LATENT)
-    rolled = objective_noise(objective, "ROLLOUT", which, shape)
-    fresh = objective_noise(objective, "WINDOW", which, shape, start)
+    rolled = objective._video_noise(dmd._For.ROLLOUT, which, text)
+    fresh = objective._video_noise(dmd._For.WINDOW, which, text, start)
 
-    def chunk(
-        x: Tensor, through: list[float], draw: Callable[[int, Tensor], Tensor], learning: bool
-    ) -> Tensor:
+    def chunk(x: Tensor, through: list[float], draw: Draw, learning: int | None = None) -> list[Tensor]:
+        """The predictions of all steps; that of step `learning` has gradient."""
+        predictions = []
         for number, level in enumerate(through):
-            last = number == len(through) - 1
-            with torch.set_grad_enabled(learning and last):
+            with torch.set_grad_enabled(number == learning):
                 cache.text = student.embed_text(text)
                 x0 = x - level / 1000 * student(x, torch.full((len(x),), level), cache)
-            if not last:
+            predictions.append(x0)
+            if number < len(through) - 1:
                 after = through[number + 1] / 1000
-                x = (1 - after) * x0 + after * draw(number, x0)
-        return x0
+                x = (1 - after) * x0.detach() + after * draw(number, x0)
+        return predictions
 
     def remember(x0: Tensor) -> None:
         with torch.no_grad():
@@ -152,66 +179,123 @@ def naive(objective: DistributionMatching, start: int, step: int, which: Update)
             cache.commit(CHUNK)
 
     window = HORIZON // CHUNK
-    video, past = [], None
+    video, simulated, past = [], [], []
     for index in range(start + window):
         if index == start:
             past = [list(layer) for layer in cache.past]
         (x,) = rolled.chunks(index, index + 1)
-        video.append(chunk(x, levels, lambda number, x0, index=index: rolled.draw(index, number, x0), False))
+        learning = step if index >= start else None
+        predictions = chunk(
+            x, levels, lambda number, x0, index=index: rolled.draw(index, number, x0), learning
+        )
+        video.append(predictions[-1].detach())
+        simulated.append(predictions[step])
         remember(video[-1])
+    if config.noise_init == "simulated":
+        return torch.cat(simulated[start:], dim=1)
     cache.past, cache.frame = past, start * CHUNK
     predicted = []
     for index in range(window):
         (x,) = fresh.chunks(index, index + 1)
-        if config.noise_init == "backward":
+        through = levels[: step + 1]
+        if config.noise_init == "renoised":
             sigma = levels[step] / 1000
             x = (1 - sigma) * video[start + index] + sigma * x
             through = levels[step : step + 1]
-        else:
-            through = levels[: step + 1]
-        predicted.append(
-            chunk(x, through, lambda number, x0, index=index: fresh.draw(index, number, x0), True)
+        *_, x0 = chunk(
+            x, through, lambda number, x0, index=index: fresh.draw(index, number, x0), len(through) - 1
         )
-        remember(predicted[-1])
+        predicted.append(x0)
+        remember(x0)
     return torch.cat(predicted, dim=1)
 
 
-def objective_noise(
-    objective: DistributionMatching, use: str, which: Update, shape: tuple[int, ...], number: int = 0
-) -> Any:
-    return VideoNoise(objective._seeds(dmd._For[use], which, number), shape)
+WINDOWS = [
+    ("simulated", 3, 7),
+    ("simulated", 1, 4),
+    ("simulated", 3, 0),
+    ("renoised", 3, 7),
+    ("renoised", 1, 4),
+    ("random", 2, 7),
+    ("random", 3, 0),
+]
+"""Reading of equation 1, learning step, the window's first chunk. The context of 8 frames has rolled by chunk 2."""
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize(
-    ("noise_init", "step", "start"),
-    [("backward", 3, 7), ("backward", 1, 4), ("random", 2, 7), ("random", 3, 0)],
-)
+@pytest.mark.parametrize(("noise_init", "step", "start"), WINDOWS)
 def test_a_window_and_its_gradients_are_the_naive_ones(
     noise_init: str, step: int, start: int, checkpointing: bool
 ) -> None:
-    """Deep in the rollout the context of 8 frames has rolled over many times."""
     objective = matching(start=start, noise_init=noise_init, gradient_step="uniform")
+    compare_with_naive(objective, step, start, checkpointing, 200, 4000)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("noise_init", "step", "start"), WINDOWS)
+def test_in_float64_they_are_the_naive_ones_exactly(
+    noise_init: str, step: int, start: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms and rotations stay in float32, so what is left are single roundings of it."""
+    objective = matching(start=start, noise_init=noise_init, gradient_step="uniform")
+    objective.student.double()
+    encode_text = objective.encode_text
+    objective.encode_text = lambda texts: encode_text(texts).double()
+    chunks = VideoNoise.chunks
+    monkeypatch.setattr(
+        VideoNoise, "chunks", lambda noise, first, last: (x.double() for x in chunks(noise, first, last))
+    )
+    compare_with_naive(objective, step, start, checkpointing, 4, 40)
+
+
+def compare_with_naive(
+    objective: DistributionMatching,
+    step: int,
+    start: int,
+    checkpointing: bool,
+    roundings: int,
+    gradient_roundings: int,
+) -> None:
     objective.draw_step = lambda draws: step  # type: ignore[method-assign]
     which = update()
     if checkpointing:
         objective.student.enable_gradient_checkpointing()
-    x, learns = objective.window(which, objective.texts(which)[0], gradient=True)
-    assert learns.all()
+    x, loss_mask = objective.window(which, objective.texts(which)[0])
+    assert loss_mask.all()
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     (x * direction).sum().backward()
     ours = gradients(objective.student)
 
     objective.student.disable_gradient_checkpointing()
     expected = naive(objective, start, step, which)
-    torch.testing.assert_close(x, expected, atol=rounding(expected, 200), rtol=0)
+    torch.testing.assert_close(x, expected, atol=rounding(expected, roundings), rtol=0)
     (expected * direction).sum().backward()
     theirs = gradients(objective.student)
     assert ours.keys() == theirs.keys() == dict(objective.student.named_parameters()).keys()
     for name, gradient in ours.items():
         # A gradient's entries are sums of terms larger than themselves, hence more roundings of the largest.
-        tolerance = 1e-6 + rounding(theirs[name], 4000)
+        tolerance = 1e-6 + rounding(theirs[name], gradient_roundings)
         torch.testing.assert_close(gradient, theirs[name], atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("start", [0, 1, 7])
+def test_a_simulated_window_is_the_rollouts_own_bit_for_bit(start: int, checkpointing: bool) -> None:
+    """And it is what the ring's rollout would have made, without gradient and without a snapshot."""
+    objective = matching(start=start)
+    which = update()
+    text, _ = objective.texts(which)
+    noise = objective._video_noise(dmd._For.ROLLOUT, which, text)
+    with torch.no_grad():
+        chunks = list(SAMPLER.rollout(objective.student, noise.chunks(0, 10), text, noise.draw))
+    rolled = torch.cat(chunks, dim=1)[:, start * CHUNK : start * CHUNK + HORIZON]
+    if checkpointing:
+        objective.student.enable_gradient_checkpointing()
+    for gradient in (True, False):
+        with torch.set_grad_enabled(gradient):
+            x, _ = objective.window(which, text)
+        assert x.requires_grad == gradient
+        assert torch.equal(x.detach(), rolled)
 
 
 def passes(student: CausalWanModel) -> list[tuple[bool, float]]:
@@ -223,31 +307,60 @@ def passes(student: CausalWanModel) -> list[tuple[bool, float]]:
     return seen
 
 
-@pytest.mark.parametrize(("noise_init", "before", "within"), [("backward", 4 + 2, 1), ("random", 4 + 1, 3)])
-def test_gradient_reaches_the_windows_chunks_at_the_exit_step_and_nothing_else(
-    noise_init: str, before: int, within: int
+@pytest.mark.parametrize(
+    ("noise_init", "before", "within", "after"),
+    [("simulated", 4, 3, 1), ("renoised", 4 + 2, 1, 0), ("random", 4 + 1, 3, 0)],
+)
+def test_gradient_reaches_the_windows_chunks_at_the_learning_step_and_nothing_else(
+    noise_init: str, before: int, within: int, after: int
 ) -> None:
-    """And the rollout stops behind the window: nothing later is needed."""
+    """And the rollout stops at the window's end: nothing later is needed."""
     objective = matching(start=4, noise_init=noise_init, gradient_step="uniform")
     objective.draw_step = lambda draws: 2  # type: ignore[method-assign]
     seen = passes(objective.student)
     objective.student_loss(update())[0].backward()
-    assert len(seen) == 4 * before + within * (HORIZON // CHUNK)
+    assert len(seen) == 4 * before + (within + after) * (HORIZON // CHUNK)
     learning = [number for number, (enabled, _) in enumerate(seen) if enabled]
     first = 4 * before + within - 1
-    assert learning == [first, first + within]
+    assert learning == [first, first + within + after]
     assert all(seen[number][1] == pytest.approx(2500 / 3, abs=1e-3) for number in learning)
 
 
-def test_self_forcing_is_a_rollout_from_noise() -> None:
-    objective = matching(method="self-forcing", frames=None, noise_init="random")
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("noise_init", ["simulated", "random"])
+def test_self_forcing_is_a_rollout_that_ends_at_the_learning_step(noise_init: str, step: int) -> None:
+    objective = matching(method="self-forcing", frames=None, noise_init=noise_init)
+    objective.draw_step = lambda draws: step  # type: ignore[method-assign]
     seen = passes(objective.student)
     loss, figures = objective.student_loss(update())
-    assert len(seen) == 4 * HORIZON // CHUNK
-    assert [enabled for enabled, _ in seen] == [False, False, False, True] * (HORIZON // CHUNK)
+    assert [enabled for enabled, _ in seen] == ([False] * step + [True]) * (HORIZON // CHUNK)
     assert figures["dmd_gradient"] > 0.1
     loss.backward()
     assert gradients(objective.student)
+
+
+@pytest.mark.parametrize("noise_init", ["simulated", "renoised", "random"])
+def test_the_ring_is_gone_when_passes_keep_activations(
+    noise_init: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a window needs the larger of ring and window beside the snapshot, not both."""
+    objective = matching(start=4, noise_init=noise_init)
+    rings: list[weakref.ref[KVCache]] = []
+    new_cache = objective.student.new_cache
+
+    def noted(*arguments: Any, **options: Any) -> KVCache:
+        ring = new_cache(*arguments, **options)
+        rings.append(weakref.ref(ring))
+        return ring
+
+    monkeypatch.setattr(objective.student, "new_cache", noted)
+    alive: list[bool] = []
+    objective.student.register_forward_pre_hook(
+        lambda *_: alive.append(rings[0]() is not None) if torch.is_grad_enabled() else None
+    )
+    objective.window(update(), objective.texts(update())[0])
+    assert alive == [False] * (HORIZON // CHUNK)
+    assert len(rings) == 1
 
 
 def test_neither_teacher_nor_critic_learns_from_the_students_loss() -> None:
@@ -317,11 +430,34 @@ def test_the_critic_learns_from_the_students_windows_or_from_new_ones() -> None:
     windows = []
     for i in range(2):
         fresh.critic_loss(update(player=1, repeat=i))
-        windows.append(fresh.window(update(player=1, repeat=i), fresh.texts(update())[0])[0])
-    assert len(seen) == 2 * 2 * (4 * 4 + 2)
+        with torch.no_grad():
+            windows.append(fresh.window(update(player=1, repeat=i), fresh.texts(update())[0])[0])
+    assert len(seen) == 2 * 2 * 4 * 4
     assert not any(enabled for enabled, _ in seen)
-    for one, other in itertools.combinations([*windows, fresh.kept[0, 1]], 2):
+    for one, other in itertools.combinations([*windows, fresh.kept[0, 1][0]], 2):
         assert (one - other).abs().max() > 0.1, "each rollout has its own noise"
+
+
+def test_every_update_of_the_critic_has_prompts_of_its_own() -> None:
+    asked: list[list[str]] = []
+
+    def encode_and_note(texts: list[str]) -> Tensor:
+        if texts != [""] * len(texts):
+            asked.append(texts)
+        return encode(texts)
+
+    samples = tuple(range(16))
+    for shared, updates in ((False, 4), (True, 1)):
+        objective = matching(start=0, shared_rollout=shared)
+        objective.encode_text = encode_and_note
+        asked.clear()
+        objective.student_loss(update(*samples))
+        for repeat in range(3):
+            objective.critic_loss(update(*samples, player=1, repeat=repeat))
+        assert len(asked) == updates
+        assert len({tuple(texts) for texts in asked}) == updates, "16 of two prompts: once in 65,536 alike"
+    _, text = objective.kept[samples]
+    assert torch.equal(text, encode(asked[0])), "a shared window keeps its text"
 
 
 def test_windows_of_an_earlier_step_are_forgotten() -> None:
@@ -331,7 +467,7 @@ def test_windows_of_an_earlier_step_are_forgotten() -> None:
     assert list(objective.kept) == [(2, 3)]
 
 
-def test_a_reencoded_first_frame_does_not_learn() -> None:
+def test_a_chunk_with_a_reencoded_first_frame_does_not_learn() -> None:
     seen = []
 
     def image_latent(latents: Tensor) -> Tensor:
@@ -344,36 +480,74 @@ def test_a_reencoded_first_frame_does_not_learn() -> None:
         return objective.window(update(), objective.texts(update())[0])
 
     first, all_learn = window_at(0, first_frame="reencode")
-    second, learns = window_at(4, first_frame="reencode")
+    second, loss_mask = window_at(4, first_frame="reencode")
     plain_first, _ = window_at(0)
     plain_second, _ = window_at(4)
     assert all_learn.all(), "the first window of a video starts with an image latent anyway"
     assert torch.equal(first, plain_first)
-    assert learns.tolist() == [False] + [True] * (HORIZON - 1)
+    assert loss_mask.tolist() == [False] * CHUNK + [True] * (HORIZON - CHUNK)
     assert (second[:, 0] == 0.5).all()
     assert torch.equal(second[:, 1:], plain_second[:, 1:])
     (before,) = seen
-    assert before.shape[1] == CHUNK + 1
+    assert before.shape[1] == HORIZON + 1, "the decoder sees a window's length of past"
     assert torch.equal(before[:, -1:], plain_second[:, :1])
 
 
-def test_context_noise_changes_what_is_remembered() -> None:
+@pytest.mark.parametrize("noise_init", ["simulated", "renoised", "random"])
+def test_what_comes_before_a_window_is_clean(noise_init: str) -> None:
+    """Also if an early step learns, whose prediction the window is."""
+    objective = matching(start=3, noise_init=noise_init, first_frame="reencode", gradient_step="uniform")
+    objective.draw_step = lambda draws: 1  # type: ignore[method-assign]
+    seen: list[Tensor] = []
+    objective.image_latent = lambda latents: seen.append(latents) or latents[:, :1]  # type: ignore[func-returns-value]
+    text, _ = objective.texts(update())
+    noise = objective._video_noise(dmd._For.ROLLOUT, update(), text)
+    with torch.no_grad():
+        clean = list(SAMPLER.rollout(objective.student, noise.chunks(0, 3), text, noise.draw))
+    objective.window(update(), text)
+    assert torch.equal(seen[0][:, :-1], torch.cat(clean[1:], dim=1))
+
+
+@pytest.mark.parametrize("noise_init", ["simulated", "renoised", "random"])
+@pytest.mark.parametrize("on", ["latents", "keys"])
+def test_context_noise_changes_what_is_remembered(on: Any, noise_init: str) -> None:
+    samplers = [replace(SAMPLER, context_noise=t, context_noise_on=on) for t in (0.0, 50.0)]
     one, other = (
         made.window(update(), made.texts(update())[0])[0]
-        for made in (matching(start=2, sampler=replace(SAMPLER, context_noise=t)) for t in (0.0, 50.0))
+        for made in (matching(start=2, sampler=sampler, noise_init=noise_init) for sampler in samplers)
     )
     difference = (one - other).abs().mean()
     assert 1e-3 < difference < 1
 
 
+def test_videos_may_take_the_place_of_rollouts() -> None:
+    """The past fills the cache, the last frames are the window: as if the student had rolled them out."""
+    which = update()
+    objective = matching(start=3, noise_init="renoised")
+    text, _ = objective.texts(which)
+    noise = objective._video_noise(dmd._For.ROLLOUT, which, text)
+    with torch.no_grad():
+        chunks = list(SAMPLER.rollout(objective.student, noise.chunks(0, 5), text, noise.draw))
+    expected, _ = objective.window(which, text)
+    given = matching(
+        noise_init="renoised", videos=lambda asked: (["b"] * len(asked.samples), torch.cat(chunks, dim=1))
+    )
+    assert torch.equal(given.texts(which)[0], encode(["b", "b"]))
+    found, _ = given.window(which, text)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"method": "self-forcing"}, "must be 'random'"),
+        ({"method": "self-forcing", "frames": None, "noise_init": "renoised"}, "must not be 'renoised'"),
+        ({"noise_init": "backward"}, "must be 'renoised', as 'backward' is called now"),
+        ({"videos": lambda asked: ([], torch.zeros(0))}, "no denoising steps"),
         ({"frames": None}, "must be given"),
         ({"critic_updates": 0}, "greater than or equal to 1"),
         ({"critic_lr": 0.0}, "greater than 0"),
-        ({"timesteps": (980.0, 20.0)}, "ascend"),
+        ({"timesteps": (980, 20)}, "ascend"),
+        ({"clamp": (20, 1001)}, "ascend"),
         ({"context_noise": 1000.0}, "context_noise"),
         ({"frames": 31}, "whole chunks"),
         ({"frames": 3}, "whole chunks"),

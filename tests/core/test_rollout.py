@@ -145,9 +145,9 @@ def test_a_chunk_comes_before_its_context_pass(
     cached: list[Tensor] = []
     plain = student.cache_clean
 
-    def cache_clean(x0: Tensor, cache: KVCache, timestep: float) -> None:
+    def cache_clean(x0: Tensor, cache: KVCache) -> None:
         cached.append(x0)
-        plain(x0, cache, timestep)
+        plain(x0, cache)
 
     monkeypatch.setattr(student, "cache_clean", cache_clean)
     chunks = []
@@ -256,7 +256,7 @@ def test_gradient_in_many_chunks_does_not_change_the_video(exact: CausalWanModel
 
 
 def test_noise_is_a_function_of_seed_chunk_and_step() -> None:
-    like = torch.zeros(())
+    like = torch.zeros(1, *CHUNK)
     wide, single = VideoNoise([3, 4, 5], CHUNK), VideoNoise([4], CHUNK)
     for index in (0, 1, 4800):
         (first,), (alone,) = wide.chunks(index, index + 1), single.chunks(index, index + 1)
@@ -267,11 +267,12 @@ def test_noise_is_a_function_of_seed_chunk_and_step() -> None:
         torch.stack(list(single.chunks(2, 5))),
         torch.stack([chunk for i in (2, 3, 4) for chunk in single.chunks(i, i + 1)]),
     )
-    assert single.draw(0, 0, torch.zeros((), dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert single.draw(0, 0, like.bfloat16()).dtype == torch.bfloat16
+    assert single.draw(0, 0, torch.zeros(1, 2, 5)).shape == (1, 2, 5)
 
 
 def test_noise_of_another_use_is_other_noise() -> None:
-    like = torch.zeros(())
+    like = torch.zeros(1, 1, 4, 4, 4)
     seen = []
     for seed in range(12):
         noise = VideoNoise([seed], (1, 4, 4, 4))

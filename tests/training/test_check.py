@@ -126,6 +126,6 @@ def test_a_student_that_is_here_brings_its_settings(wan: Path, tmp_path: Path) -
     layout, assumed = planned_layout(recipe)
     assert (layout.settings.context, assumed) == (9, [])
     lines = plan(recipe, layout, ALONE, torch.device("cuda"), Path("runs/x")).splitlines()
-    assert f"KV caches     {(2 * 9 + 21) * 287_539_200 / 1e9:.1f} GB" in lines
+    assert f"KV caches     {(9 + 21) * 287_539_200 / 1e9:.1f} GB" in lines
     longer = dataclasses.replace(recipe, context=15)
     assert longer.settings_for(layout) == dataclasses.replace(layout.settings, context=15, horizon=402)

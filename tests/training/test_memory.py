@@ -186,7 +186,7 @@ def test_eight_ranks() -> None:
     assert gigabytes(lines["gradients"]) == [round(4 * 2 * PARAMETERS / 8 / 1e9, 1)]
     assert gigabytes(lines["optimizer"]) == [round(4 * 4 * PARAMETERS / 8 / 1e9, 1)]
     assert lines["EMA"] == f"{4 * PARAMETERS / 8 / 1e6:.1f} MB"
-    assert gigabytes(lines["KV caches"]) == [round(3 * 21 * 287_539_200 / 1e9, 1)]
+    assert gigabytes(lines["KV caches"]) == [round(2 * 21 * 287_539_200 / 1e9, 1)]
     size, all_of_them = gigabytes(lines["checkpoints"])[:2]
     assert size == round(40 * PARAMETERS / 1e9, 1)
     assert all_of_them == round((2 + 5 + 1) * 40 * PARAMETERS / 1e9, 1)
@@ -218,14 +218,14 @@ def test_one_gpu_needs_main_memory() -> None:
     resident = told(read(stage, **{"training.offload": "false"}))
     more = moment(resident, "passes") - moment(lines, "passes")
     assert more == pytest.approx(20 * PARAMETERS / 1e9, abs=0.2)
-    assert moment(resident, "passes") > 80
+    assert moment(resident, "passes") > 75, "80 GB would leave no room for the allocator's slack"
     plain = told(read(stage, **{"training.gradient_checkpointing": "false"}))
     assert plain["activations"].endswith("without checkpointing")
     assert gigabytes(plain["activations"])[0] > 80
 
 
 def test_precision_decides_the_caches() -> None:
-    stage, bf16, fp32 = "self-forcing-pp", "18.1 GB", "36.2 GB"
+    stage, bf16, fp32 = "self-forcing-pp", "12.1 GB", "24.2 GB"
     assert told(read(stage), EIGHT, CUDA)["KV caches"] == bf16
     assert told(read(stage), EIGHT, CPU)["KV caches"] == fp32
     assert told(read(stage, **{"training.precision": "float32"}), EIGHT, CUDA)["KV caches"] == fp32
@@ -270,7 +270,7 @@ def test_a_teacher_is_planned(encoder: bool) -> None:
 # What there is room for
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(80e9, "yes"), (50e9, "no")])
+@pytest.mark.parametrize(("free", "verdict"), [(80e9, "yes"), (45e9, "no")])
 def test_a_gpu_is_asked_what_it_has_free(free: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 10**11))
@@ -287,7 +287,9 @@ def test_a_disk_is_asked_what_it_has_free(monkeypatch: pytest.MonkeyPatch) -> No
         assert ("too much" in told(read("self-forcing-pp"), EIGHT)["checkpoints"]) == warned
 
 
-def test_what_is_assumed_is_said() -> None:
+def test_what_is_assumed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12))  # the real one changes meanwhile
     recipe = read("self-forcing-pp", model="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     layout, assumed = planned_layout(recipe)
     text = plan(recipe, layout, EIGHT, CUDA, Path("runs/x"), assumed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -194,3 +195,24 @@ def test_a_preview_is_what_generate_makes_of_the_prompt(
     assert preview(bundle.load_student(CPU, torch.float32), 1) == {
         f"preview_{name}": value for name, value in generated.items()
     }
+
+
+@pytest.mark.parametrize("on", ["latents", "keys"])
+def test_a_student_trained_with_context_noise_is_previewed_and_generated_with_it(
+    on: str, sfpp: Sfpp, own_bundle: Path, tmp_path: Path
+) -> None:
+    settings = Bundle(str(own_bundle)).settings
+    settings.changed({"context_noise": 100.0, "context_noise_on": on}).write(own_bundle / "sfpp.json")
+    model = ("--model", str(own_bundle), "--device", "cpu", "--dtype", "float32", "--seed", "5")
+    found = {}
+    for name in ("with", "without"):
+        bundle = Bundle(str(own_bundle))
+        preview = Previewer(bundle, bundle.settings, embedded(bundle, PROMPTS[:1]), 2.0, tmp_path, CPU, 5)
+        found[name] = preview(bundle.load_student(CPU, torch.float32), 1)
+        out = tmp_path / f"{name}.png"
+        assert sfpp("generate", PROMPTS[0], *model, "--frames", str(preview.frames), "-o", out)[0] == 0
+        generated = gauges(np.stack(list(read_frames(out.with_suffix("")))))
+        assert found[name] == {f"preview_{gauge}": value for gauge, value in generated.items()}
+        assert ("context_noise" in json.loads(out.with_suffix(".json").read_text())) == (name == "with")
+        settings.write(own_bundle / "sfpp.json")
+    assert found["with"] != found["without"]

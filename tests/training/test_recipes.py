@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from sfpp_cli.core.dmd import DMDConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.layout import Layout
 from sfpp_cli.training.recipes import (
     COMMANDS,
     MatchingRecipe,
@@ -24,6 +26,8 @@ from sfpp_cli.training.recipes import (
     schema,
     write_recipe,
 )
+
+pytest_plugins = ["tiny_bundle"]
 
 SHIPPED = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 TEACHER = """
@@ -185,6 +189,32 @@ def test_what_is_wrong_is_told(text: str, complaint: str, path: Path) -> None:
 def test_a_misspelt_key_is_answered_with_the_right_one(path: Path) -> None:
     lines = told(TEACHER.replace("latents =", "latent ="), path)
     assert lines == [": 'data.latents' is missing", ":6: unknown key 'data.latent'; did you mean 'latents'?"]
+
+
+def test_a_students_noise_is_its_own_unless_the_recipe_has_another(tiny_bundle: Path) -> None:
+    layout = Layout(str(tiny_bundle))
+    layout.settings = layout.settings.changed({"context_noise": 30.0, "context_noise_on": "keys"})
+    for changes, expected in (
+        ({}, (30.0, "keys")),
+        ({"context_noise": 0.0}, (0.0, "keys")),
+        ({"context_noise": 50.0, "context_noise_on": "latents"}, (50.0, "latents")),
+    ):
+        config = DMDConfig(method="self-forcing++", frames=24, **changes)
+        settings = MatchingRecipe("dmd", "m", "p", config, Training(1)).settings_for(layout)
+        assert (settings.context_noise, settings.context_noise_on) == expected
+        sampler = settings.sampler()
+        assert (sampler.context_noise, sampler.context_noise_on) == expected
+
+
+def test_a_value_that_is_renamed_is_told(path: Path) -> None:
+    path.write_text(
+        'objective = "dmd"\nmodel = "m"\nprompts = "p"\n[training]\nsteps = 1\n'
+        '[dmd]\nmethod = "self-forcing++"\nframes = 42\nnoise_init = "backward"\n'
+    )
+    with pytest.raises(
+        UserError, match=r":9: 'dmd.noise_init' must be 'renoised', as 'backward' is called now"
+    ):
+        read_recipe(path, MatchingRecipe)
 
 
 def test_a_key_that_is_gone_is_told_why(path: Path) -> None:
