@@ -74,10 +74,10 @@ class Sampler:
         to continue): they fill the cache, are not yielded, and chunks are counted after them. `cache` is one
         to continue instead of a new one; chunks are then counted from 0.
 
-        For training: `timesteps` replace the sampler's. In the chunks that `grad_chunks` contains, the pass at
-        denoising step `grad_step` (the last if None) carries gradient, unless gradients are off, and no other
-        pass ever does; its prediction is what is yielded. Later steps are run all the same: what is cached is
-        always the last x0.
+        For training: `timesteps` replace the sampler's. In the chunks that `grad_chunks` contains, the pass
+        at denoising step `grad_step` (the last if None) carries gradient, unless gradients are off, and no
+        other pass ever does; its prediction is what is yielded. Later steps are run all the same: what is
+        cached is always the last x0.
 
         A chunk is yielded before its context pass: the viewer waits less, and the last chunk needs none.
         """
