@@ -1,0 +1,1 @@
+"""The sections of `gpu_campaign.py`, and what they measure with."""
