@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.geometry import tokens_per_frame
+from sfpp_cli.core.norm import norm_in_own_precision
 
 ROPE_BASE = 10000.0
 
@@ -52,11 +53,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         shift, scale = self._modulation(modulation, 0, 1)
         h = (self.norm1(x.float()) * (1 + scale) + shift).type_as(x).flatten(1, 2)
         attn = self.attn1
-        query = _normalised(attn.norm_q, attn.to_q(h))
-        key = _normalised(attn.norm_k, attn.to_k(h))
         return (
-            rotate(_heads(query, attn.heads), rope),
-            rotate(_heads(key, attn.heads), rope),
+            rotate(_heads(attn.norm_q(attn.to_q(h)), attn.heads), rope),
+            rotate(_heads(attn.norm_k(attn.to_k(h)), attn.heads), rope),
             _heads(attn.to_v(h), attn.heads),
         )
 
@@ -70,7 +69,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
         x = (x.float() + out * gate).type_as(x)
 
         h = self.norm2(x.float()).type_as(x).flatten(1, 2)
-        query = _heads(_normalised(self.attn2.norm_q, self.attn2.to_q(h)), self.attn2.heads)
+        query = _heads(self.attn2.norm_q(self.attn2.to_q(h)), self.attn2.heads)
         out = F.scaled_dot_product_attention(query, text_key, text_value).transpose(1, 2).flatten(2)
         x = x + self.attn2.to_out[0](out).unflatten(1, (frames, -1))
 
@@ -82,7 +81,7 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
     def text_keys_values(self, text: Tensor) -> KeysValues:
         """Cross-attention's keys and values of embedded text [B, L, D]; they serve all chunks."""
         attn = self.attn2
-        keys = _heads(_normalised(attn.norm_k, attn.to_k(text)), attn.heads)
+        keys = _heads(attn.norm_k(attn.to_k(text)), attn.heads)
         values = _heads(attn.to_v(text), attn.heads)
         return keys, values
 
@@ -97,6 +96,7 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
     @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **config: Any) -> None:
         super().__init__(*args, **config)
+        norm_in_own_precision(self.blocks)
         for block in self.blocks:
             block.__class__ = CausalBlock  # the modules stay, so names and weights are diffusers'
 
@@ -187,6 +187,8 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         batch, frames, _, height, width = latents.shape
         _, patch_h, patch_w = self.config.patch_size
         x = self.patch_embedding(latents.transpose(1, 2).to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
+        # As a view it would stay channel by channel through all blocks, and norms and sums would stride.
+        x = x.contiguous()
         time = self.condition_embedder
         sinusoid = time.timesteps_proj(timestep.flatten()).to(time.time_embedder.linear_1.weight.dtype)
         temb = time.time_embedder(sinusoid).type_as(x)
@@ -238,11 +240,6 @@ def _angles(first: int, count: int, pairs: int, device: torch.device) -> Tensor:
     positions = torch.arange(first, first + count, device=device, dtype=torch.float64)
     frequency = ROPE_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     return torch.outer(positions, frequency)
-
-
-def _normalised(norm: nn.Module, x: Tensor) -> Tensor:
-    """In the precision of the norm's weights, answered in x's: under autocast they differ."""
-    return norm(x.to(norm.weight.dtype)).type_as(x)  # type: ignore[no-any-return, arg-type]
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:

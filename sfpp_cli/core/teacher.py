@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import Any
+
 from diffusers import WanTransformer3DModel
 from torch import Tensor
+
+from sfpp_cli.core.norm import norm_in_own_precision
 
 
 class Teacher(WanTransformer3DModel):  # type: ignore[misc]
     """Wan2.1 as released; sees all frames of a clip at once."""
+
+    @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **config: Any) -> None:
+        super().__init__(*args, **config)
+        norm_in_own_precision(self.blocks)
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """Flow of noisy `latents` [B, F, C, H, W], shaped alike, at `timestep` [B] under `text` [B, L, D]."""

@@ -124,7 +124,8 @@ def student_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str,
 
 def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Teacher:
     """The bidirectional teacher or critic, as `student_from_original` makes a student."""
-    return _build(Teacher, transformer_config(config), transformer_keys(state_dict))
+    teacher: Teacher = _build(Teacher, transformer_config(config), transformer_keys(state_dict))
+    return teacher
 
 
 def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoencoderKLWan:

@@ -184,6 +184,17 @@ def test_the_rotation_of_an_hour_is_exact(head_dim: int) -> None:
 
 
 @torch.no_grad()
+def test_tokens_lie_one_after_another_in_memory() -> None:
+    """Where a block's input were a view of channels, so would be all that it adds to it."""
+    student = make_student()
+    orders = []
+    for block in student.blocks:
+        block.register_forward_pre_hook(lambda block, inputs: orders.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        student(latents(1, 3), torch.tensor([500.0]), student.new_cache(prompts(1), SIZE, context=3))
+    assert orders == [True] * len(student.blocks)
+
+
 def test_padding_is_attended() -> None:
     student = make_student()
     x = latents(2, 3)
