@@ -158,16 +158,18 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def told(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if not isinstance(value, dict):
         return str(value)
     if isinstance(value.get("error"), str):
         return f"FAILED {value['error'][:160]}"
     if "skipped" in value:
         return f"skipped ({value['skipped']})"
-    plain = {name: item for name, item in value.items() if name != "parts" and not isinstance(item, dict)}
-    plain = plain or value
+    shown = {name: item for name, item in value.items() if name not in ("parts", "record")}
     pairs = (
-        f"{name} {item:.4g}" if isinstance(item, float) else f"{name} {item}" for name, item in plain.items()
+        f"{name} ({told(item)})" if isinstance(item, dict) else f"{name} {told(item)}"
+        for name, item in shown.items()
     )
     return ", ".join(pairs)[:260]
 

@@ -13,7 +13,6 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "benchmarks" / "gpu_campaign.p
 SECTIONS = {"machine", "tests", "parity", "product", "warm_student", "warm_decoder"} | {
     *("student", "compiled", "decoder", "attention", "end_to_end", "training")
 }
-NO_CPU_HAS = {"attention by flash2", "attention by cudnn"}
 
 
 @pytest.mark.slow
@@ -26,6 +25,6 @@ def test_every_section_runs_at_toy_sizes(tmp_path: Path) -> None:
     for name, section in sections.items():
         assert "done_s" in section, f"{name}: {section}"
         failed = {
-            key: value for key, value in section.items() if "error" in str(value) and "where" in str(value)
+            key: value for key, value in section.items() if isinstance(value, dict) and "where" in value
         }
         assert not failed, f"{name}: {failed}"

@@ -34,16 +34,17 @@ def attention(s: Section) -> None:
     def random(frames: int, tokens: int = z.tokens) -> Tensor:
         return torch.randn(1, z.heads, frames * tokens, z.head_dim, device=s.device, dtype=torch.bfloat16)
 
+    names = list(BACKENDS) if s.cuda else ["default", "flash2"]
     query = random(3)
     keys = random(21)
     values = random(21)
     for seen in (21, 9, 3):
         k = keys[:, :, : seen * z.tokens]
         v = values[:, :, : seen * z.tokens]
-        for name in BACKENDS:
+        for name in names:
             s.attempt(f"chunk sees {seen} frames, {name}", partial(measured, s, name, query, k, v))
     text = (random(1, z.text), random(1, z.text))
-    for name in BACKENDS:
+    for name in names:
         s.attempt(f"cross-attention, {name}", partial(measured, s, name, query, *text))
     for module, function in OTHERS:
         title = f"chunk sees 21 frames, {module}"

@@ -207,13 +207,13 @@ class Videos:
 def decoded(decoder: StreamingDecoder, x0: Tensor, stream: Any) -> tuple[Tensor, Any]:
     """A chunk's frames [T, H, W, 3] in main memory once the event, if there is one, has come."""
     if stream is None:
-        return to_uint8(decoder(x0.to(decoder.vae.dtype)))[0].contiguous(), None
+        return to_uint8(decoder(x0.to(decoder.vae.dtype)))[0], None
     rolled = torch.cuda.Event()
     rolled.record()
     with torch.cuda.stream(stream):
         stream.wait_event(rolled)
         x0.record_stream(stream)
-        frames = to_uint8(decoder(x0.to(decoder.vae.dtype)))[0].contiguous()
+        frames = to_uint8(decoder(x0.to(decoder.vae.dtype)))[0]
         host = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=True)
         host.copy_(frames, non_blocking=True)
         done = torch.cuda.Event()

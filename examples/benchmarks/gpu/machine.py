@@ -167,7 +167,7 @@ def transfers(s: Section) -> None:
     frames = torch.randn(1, 12, 3, height, width, device=s.device, dtype=BF16).clamp(-1, 1)
 
     def as_it_is() -> np.ndarray:
-        return np.ascontiguousarray(to_uint8(frames)[0].cpu().numpy())
+        return to_uint8(frames)[0].cpu().numpy()
 
     s.attempt("to_uint8 of 12 frames", lambda: s.timed(lambda: to_uint8(frames)))
     s.attempt("12 frames to main memory, as it is", lambda: s.wall(as_it_is))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfpp_cli.core.cache import KVCache
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.rollout import Sampler
-from sfpp_cli.core.student import CausalBlock, CausalWanModel, _heads, _normalised, rotate
+from sfpp_cli.core.student import CausalBlock, CausalWanModel, _heads, rotate
 
 WAN: dict[str, Any] = {
     "patch_size": (1, 2, 2),
@@ -115,7 +115,9 @@ def make_vae(tiny: bool, dtype: torch.dtype, device: torch.device | str) -> Auto
         vae = AutoencoderKLWan(**TINY_VAE if tiny else {})
     if not tiny:
         vae.encoder = None
-    return vae.to(dtype).eval().requires_grad_(False)
+    for parameter in vae.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return vae.eval().requires_grad_(False)
 
 
 def full_cache(
@@ -145,8 +147,8 @@ def _project(self: CausalBlock, x: Tensor, modulation: Tensor, rope: Any) -> tup
     attn = self.attn1
     query, key, value = F.linear(h, self.qkv_weight, self.qkv_bias).chunk(3, dim=-1)
     return (
-        rotate(_heads(_normalised(attn.norm_q, query), attn.heads), rope),
-        rotate(_heads(_normalised(attn.norm_k, key), attn.heads), rope),
+        rotate(_heads(attn.norm_q(query), attn.heads), rope),
+        rotate(_heads(attn.norm_k(key), attn.heads), rope),
         _heads(value, attn.heads),
     )
 
@@ -159,7 +161,7 @@ def _finish(
     out = self.attn1.to_out[0](attended.transpose(1, 2).flatten(2)).unflatten(1, (frames, -1))
     x = (x.float() + out * gate).type_as(x)
     h = self.norm2(x.float()).type_as(x).flatten(1, 2)
-    query = _heads(_normalised(self.attn2.norm_q, self.attn2.to_q(h)), self.attn2.heads)
+    query = _heads(self.attn2.norm_q(self.attn2.to_q(h)), self.attn2.heads)
     out = F.scaled_dot_product_attention(query, text_key, text_value).transpose(1, 2).flatten(2)
     x = x + self.attn2.to_out[0](out).unflatten(1, (frames, -1))
     h = (self.norm3(x.float()) * (1 + ffn_scale) + ffn_shift).type_as(x)

@@ -91,12 +91,17 @@ class Step:
         objective: Any = self.trainer.objective
         trainer: Any = self.trainer
         objective.draw_start = lambda draws: self.start
+        hooks = [
+            objective.student.register_forward_pre_hook(lambda *_: self.mark_learning("1 rollout")),
+            objective.student.register_forward_hook(lambda *_: self.mark_learning("2 passes that learn")),
+        ]
+        scores = ("1 rollout", "3 scores: critic, teacher twice")
+        update = ("4 student's backward, clipping", "5 student's AdamW")
         self.begin()
-        with self.marked(objective, "roll_out", None, "1 rollout without gradient"):
-            window = ("2 window with gradient", "3 scores: critic, teacher twice")
-            update = ("4 student's backward, clipping", "5 student's AdamW")
-            with self.marked(objective, "score_difference", *window), self.marked(trainer, "_step", *update):
-                record = trainer._update_player(0, 0)
+        with self.marked(objective, "score_difference", *scores), self.marked(trainer, "_step", *update):
+            record = trainer._update_player(0, 0)
+        for hook in hooks:
+            hook.remove()
         update = ("6 critic forward, backward, clipping", "7 critic's AdamW")
         with self.marked(trainer, "_step", *update):
             for repeat in range(critics):
@@ -129,16 +134,19 @@ class Step:
         self.s.reset_peak()
         self.last = time.perf_counter()
 
-    def marked(self, owner: Any, name: str, before: str | None, after: str) -> Marked:
+    def mark_learning(self, name: str) -> None:
+        """As `mark`, around the student's passes with gradient alone."""
+        if torch.is_grad_enabled():
+            self.mark(name)
+
+    def marked(self, owner: Any, name: str, before: str, after: str) -> Marked:
         return Marked(self.mark, owner, name, before, after)
 
 
 class Marked:
     """While it lasts, calls of a method end the part `before` and are the part `after`."""
 
-    def __init__(
-        self, mark: Callable[[str], None], owner: Any, name: str, before: str | None, after: str
-    ) -> None:
+    def __init__(self, mark: Callable[[str], None], owner: Any, name: str, before: str, after: str) -> None:
         self.mark = mark
         self.owner = owner
         self.name = name
@@ -149,8 +157,7 @@ class Marked:
         plain = getattr(self.owner, self.name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            if self.before is not None:
-                self.mark(self.before)
+            self.mark(self.before)
             answer = plain(*arguments, **options)
             self.mark(self.after)
             return answer
