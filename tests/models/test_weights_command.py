@@ -536,7 +536,7 @@ def test_originals_become_a_student(
     assert saved.config.num_attention_heads == 4
     for name, tensor in expected.state_dict().items():
         assert torch.equal(saved.state_dict()[name], tensor), name
-    assert Settings.read(target / SETTINGS) == Settings(2, 12, 1, 8.0, (1000, 500), 100)
+    assert Settings.read(target / SETTINGS) == Settings(2, 12, 1, 8.0, (1000, 500), horizon=100)
     assert sorted(path.name for path in target.iterdir()) == ["sfpp.json", "transformer"]
     assert sorted(path.name for path in target.parent.iterdir()) == ["student"]
     modes = {path.stat().st_mode for path in target.rglob("*") if path.is_file()}
