@@ -1,18 +1,19 @@
-"""Can the teacher correct? Faults at graded strength go into rollouts; how much of each do DMD's gradient and a training undo?
+"""Can the teacher correct? How much of a fault in a rollout do DMD's gradient and a training undo?
 
     python examples/experiments/correction.py --out runs/experiments/correction
 
-The gradient: a window of the student's own rollout is harmed in pixels and encoded again, D = faulty - clean. On the faulty
-window g = f_critic(x_t) - f_teacher(x_t), not normalised, the mean over noise levels; DMD moves the window to x - g, so
-<g, D> / <D, D> is the share of the fault that one whole step undoes, and a negative one makes it worse. The critic decides what
-the student is taken for: one has followed the student without the fault, the other the student with it, which is what a
-training's critic does.
+The gradient: a window of the student's own rollout is harmed in pixels and encoded again, D = faulty - clean.
+On the faulty window g = f_critic(x_t) - f_teacher(x_t), not normalised, the mean over noise levels; DMD moves
+the window to x - g, so <g, D> / <D, D> is the share of the fault that one whole step undoes, and a negative
+one makes it worse. The critic decides what the student is taken for: one has followed the student without the
+fault, the other the student with it, which is what a training's critic does.
 
-The training: rollouts whose first half, the past, grows the fault and whose second half, the window, has it. Held-out videos go
-on from a faulty past, before and after; a control learns as long from the same rollouts without a fault.
+The training: rollouts whose first half, the past, grows the fault and whose second half, the window, has it.
+Held-out videos go on from a faulty past, before and after; a control learns as long from the same rollouts
+without a fault.
 
-Everything measured is kept under --out and not measured again, so other sizes want another folder; correction.json, table.md and
-correction.png are made of it.
+Everything measured is kept under --out and not measured again, so other sizes want another folder;
+correction.json, table.md and correction.png are made of it.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ class Experiment:
         return torch.load(file, weights_only=True)
 
     def films(self, prompts: Sequence[str], round_: int) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches of films of the prompts, one of each and its `round_`-th seed: which prompts, and frames in [-1, 1]."""
+        """Batches of films, one of each prompt with its `round_`-th seed.
+
+        Answers which prompts, and frames in [-1, 1].
+        """
         kind = "test" if prompts is self.test else "train"
         for first in range(0, len(prompts), BATCH):
             numbers = list(range(first, min(first + BATCH, len(prompts))))
@@ -115,10 +119,14 @@ class Experiment:
     def seeds(self, kind: str, numbers: Sequence[int], round_: int) -> list[int]:
         return [mixed(self.options.seed, kind == "test", number, round_) for number in numbers]
 
-    # --- one DMD gradient step ----------------------------------------------------------------------------------------------
+    # --- one DMD gradient step
+    # ----------------------------------------------------------------------------------------------
 
     def critic(self, fault: str | None) -> Teacher:
-        """A critic that has followed the student: from the teacher's weights, and on from there to windows with `fault`."""
+        """A critic that has followed the student.
+
+        From the teacher's weights on; with a `fault`, from there on to windows that have it.
+        """
         network: Teacher = (
             copy.deepcopy(self.teacher if fault is None else self.critic(None)).train().requires_grad_(True)
         )
@@ -127,7 +135,7 @@ class Experiment:
         return network
 
     def follow(self, network: Teacher, fault: str | None) -> dict[str, Tensor]:
-        """Flow matching on windows of the student's films of training prompts, with `fault` at full strength."""
+        """Flow matching on windows of films of training prompts, with `fault` at its full strength."""
         studio, training, dmd = self.studio, self.recipe.training, self.recipe.dmd
         films = torch.cat([film[:, -studio.window :] for _, film in self.films(self.train, 0)])
         windows = torch.cat([studio.encode(self.harmed(part, fault, 1.0)) for part in films.split(BATCH)])
@@ -163,7 +171,10 @@ class Experiment:
         return rows
 
     def survivals(self) -> dict[str, dict[str, float]]:
-        """What the VAE leaves of full drifts: change of luma and saturation over the window, in the pixels and decoded again."""
+        """What the VAE leaves of full drifts.
+
+        Change of luma and saturation over the window, in the pixels and decoded again.
+        """
         studio, (_, film) = self.studio, next(self.films(self.test, 0))
         frames, found = film[:, -studio.window :], {}
         for fault in (None, *DRIFTS):
@@ -185,7 +196,10 @@ class Experiment:
         round_: int,
         strength: float,
     ) -> list[dict[str, Any]]:
-        """Rows of a batch of windows [B, T, 3, H, W]; every prompt meets every noise level once over its seeds."""
+        """Rows of a batch of windows [B, T, 3, H, W].
+
+        Every prompt meets every noise level once over its seeds.
+        """
         noises, rounds = self.options.noises, self.options.seeds
         levels = [round_ * noises + k for k in range(noises)]
         text = self.studio.text([self.test[i] for i in numbers])
@@ -225,7 +239,10 @@ class Experiment:
         levels: Sequence[int],
         batch: int,
     ) -> tuple[Tensor, dict[str | None, Tensor]]:
-        """x0 predictions of teacher and critics at the noise levels, each [levels, B, K, C, h, w]; noise is the batch's own."""
+        """x0 predictions of teacher and critics at the noise levels, each [levels, B, K, C, h, w].
+
+        Noise is the batch's own.
+        """
         schedule, dmd = self.studio.schedule, self.recipe.dmd
         negative = self.studio.text([dmd.negative_prompt] * len(x))
         teacher, followers = [], {kind: list[Tensor]() for kind in critics}
@@ -246,10 +263,11 @@ class Experiment:
         middle = torch.tensor(low + (high - low) * (level + 0.5) / levels)
         return score_timesteps(self.studio.schedule, middle, dmd.clamp).item()
 
-    # --- one training -------------------------------------------------------------------------------------------------------
+    # --- one training
+    # -------------------------------------------------------------------------------------------------------
 
     def trained(self, fault: str | None) -> CausalWanModel:
-        """The student after training on streams with `fault`, or the control's; its last checkpoint, if there is one."""
+        """The student after training on streams with `fault`, or the control's; resumed if it can be."""
         studio = self.studio
         name = f"streams {fault or 'clean'}"
         streams = self.made(
@@ -263,7 +281,7 @@ class Experiment:
         return objective.student
 
     def watched(self, student: str, past: str | None) -> list[dict[str, float]]:
-        """Gauges of what a student makes of the test prompts behind a past with fault `past`, a row a prompt."""
+        """Gauges, a row a prompt, of what a student makes of test prompts after a past with fault `past`."""
         network, rows = self.network(student), list[dict[str, float]]()
         for numbers, film in self.films(self.test, 0):
             behind = self.studio.stream(film, past)[:, : self.studio.horizon]

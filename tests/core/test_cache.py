@@ -1,4 +1,7 @@
-"""What attention sees: the ring against a cache that forgets nothing, block-causal slices against a dense mask."""
+"""What attention sees: the ring against a cache that forgets nothing.
+
+Block-causal slices against a dense mask.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ def draw() -> Drawn:
 
 
 def walk(draw: Drawn, chunks: list[int], context: int, sink: int) -> None:
-    """Two denoise passes and a context pass a chunk, on both caches; after each, both must answer the same."""
+    """Two denoise passes and a context pass a chunk, on both caches.
+
+    After each, both must answer the same.
+    """
     ring = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
     naive = NaiveCache(TEXT, tokens=TOKENS, context=context, sink=sink)
     for frames in chunks:
@@ -134,7 +140,10 @@ def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
 @pytest.mark.parametrize(("context", "sink"), [(3, 0), (5, 0), (6, 0), (8, 2), (7, 1), (30, 4)])
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_snapshot_goes_on_as_the_ring_would(context: int, sink: int, chunk: int, draw: Drawn) -> None:
-    """Bit for bit; taken after any number of chunks, between two passes or after one that is not committed."""
+    """Bit for bit.
+
+    Taken after any number of chunks, between two passes, or after one that is not committed.
+    """
     for before in range(9):
         ring = KVCache(TEXT[:1], tokens=TOKENS, context=context, sink=sink)
         for _ in range(before):
@@ -153,7 +162,10 @@ def test_a_snapshot_goes_on_as_the_ring_would(context: int, sink: int, chunk: in
 
 
 def test_noise_on_queries_and_keys_is_relative_to_them_and_stays_with_the_keys(draw: Drawn) -> None:
-    """q + sigma |q| n and k + sigma |k| n, |.| a vector's root mean square; values stay, and what is cached is k's."""
+    """q + sigma |q| n and k + sigma |k| n, where |.| is a vector's root mean square.
+
+    Values stay, and the noise is cached with the keys.
+    """
     noisy, plain = (KVCache(TEXT[:1], tokens=TOKENS, context=6) for _ in range(2))
 
     def noise(number: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Distribution matching: the reference's numbers, windows against a naive computation, what may and may not learn."""
+"""Distribution matching: the reference's numbers, windows against naive ones, what may and may not learn."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def matching(
     videos: Videos | None = None,
     **config: Any,
 ) -> DistributionMatching:
-    """The objective on tiny models; critic and teacher differ. `start` is the window's chunk, if not drawn."""
+    """The objective on tiny models.
+
+    Critic and teacher differ. `start` is the window's chunk, if not drawn.
+    """
     critic, teacher = make_teacher(), make_teacher().requires_grad_(False)
     randomize(critic, seed=5)
     made = DistributionMatching(
@@ -151,7 +154,10 @@ def test_a_sample_is_normalised_by_itself() -> None:
 
 
 def naive(objective: DistributionMatching, start: int, step: int, which: Update) -> Tensor:
-    """The window from the formulas, over a cache that forgets nothing: x0 of the learning step, with gradient."""
+    """The window from the formulas, over a cache that forgets nothing.
+
+    x0 of the step that learns, with gradient.
+    """
     student, config = objective.student, objective.config
     text, _ = objective.texts(which)
     levels = SAMPLER.timesteps.tolist()
@@ -219,7 +225,10 @@ WINDOWS = [
     ("random", 2, 7),
     ("random", 3, 0),
 ]
-"""Reading of equation 1, learning step, the window's first chunk. The context of 8 frames has rolled by chunk 2."""
+"""Reading of equation 1, learning step, the window's first chunk.
+
+The context of 8 frames has rolled by chunk 2.
+"""
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

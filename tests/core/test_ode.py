@@ -73,7 +73,10 @@ def test_steps_must_descend(steps: tuple[int, ...]) -> None:
 
 
 def test_a_straight_flow_ends_in_its_data() -> None:
-    """All data in one point: v = (x - point) / sigma, and Euler walks x_t = (1 - sigma) point + sigma noise without an error."""
+    """All data in one point: v = (x - point) / sigma.
+
+    Euler walks x_t = (1 - sigma) point + sigma noise without an error.
+    """
     point = gaussian(*SHAPE, seed=9, dtype=torch.float64)
     path = follow(lambda x, sigma, text: (x - point) / sigma)
     torch.testing.assert_close(path[:, -1], point, atol=1e-6, rtol=0)  # timesteps are float32: 1e-8 measured
@@ -167,7 +170,10 @@ def regression() -> TrajectoryRegression:
 
 @torch.no_grad()
 def by_hand(regression: TrajectoryRegression, number: int) -> float:
-    """The loss of one sample: every chunk at its own student step, x0 = x_t - sigma flow, against the trajectory's end."""
+    """The loss of one sample.
+
+    Every chunk at its own student step, x0 = x_t - sigma flow, against the trajectory's end.
+    """
     student = regression.student
     generator = seeded(11, number)
     path, prompt = Store().draw(generator)

@@ -1,4 +1,7 @@
-"""Two ranks follow one, sharded by FSDP2, with the objective that asks most of it; a run of two continues on one."""
+"""Two ranks follow one, sharded by FSDP2, with the objective that asks most of it.
+
+A run of two continues on one.
+"""
 
 from __future__ import annotations
 

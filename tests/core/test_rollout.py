@@ -1,4 +1,7 @@
-"""The chunk loop: the reference's videos, the same whatever the length, the batch or the interruptions, for an hour."""
+"""The chunk loop: the reference's videos.
+
+The same whatever the length, the batch or the interruptions, for an hour.
+"""
 
 from __future__ import annotations
 
@@ -340,5 +343,8 @@ def test_memory_and_work_of_300_chunks_are_flat(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    """14,400 latent frames at 4 pictures a frame and 16 pictures a second; long chunks, to have it done in seconds."""
+    """14,400 latent frames at 4 pictures a frame and 16 pictures a second.
+
+    Long chunks, to have it done in seconds.
+    """
     long_rollout(14_400, 12, 30, monkeypatch)

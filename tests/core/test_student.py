@@ -1,4 +1,7 @@
-"""The causal student: a teacher with chunk-wise sight, the same by cache and in one pass, at any place in time."""
+"""The causal student: a teacher with chunk-wise sight.
+
+The same by cache and in one pass, at any place in time.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,10 @@ def test_block_causal_is_the_references(context: int | None, output: str) -> Non
 @pytest.mark.parametrize("last", [3, 2])
 @torch.no_grad()
 def test_the_cache_answers_as_one_block_causal_pass(context: int, last: int) -> None:
-    """Clean chunks at t = 0 and behind them a noisy one: its flow is that of the chunk alone, over the cache of the others."""
+    """Clean chunks at t = 0 and a noisy one after them.
+
+    Its flow is that of the chunk alone, over the cache of the others.
+    """
     student = make_student().double()
     x, text = latents(2, 9 + last).double(), TEXT.double()
     clean, noisy = x.split([9, last], dim=1)
@@ -164,7 +170,10 @@ def test_only_relative_time_matters(offset: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [12, 128])
 def test_the_rotation_of_an_hour_is_exact(head_dim: int) -> None:
-    """Against Wan's formula: theta ** (-2 i / width), the axes' widths 2 (d / 6), 2 (d / 6) and the rest for time."""
+    """Against Wan's formula.
+
+    theta ** (-2 i / width), the axes' widths 2 (d / 6), 2 (d / 6) and the rest for time.
+    """
     with torch.device("meta"):
         student = make_student(attention_head_dim=head_dim)
     spatial = 2 * (head_dim // 6)
@@ -326,7 +335,10 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
 
 
 def test_gradients_survive_when_only_queries_learn() -> None:
-    """Adapters may train the queries alone; keys and values then carry no gradient, but the queries' needs them."""
+    """Adapters may train the queries alone.
+
+    Keys and values then carry no gradient, but the queries' needs them.
+    """
     student = make_student().requires_grad_(False)
     student.blocks[0].attn1.to_q.requires_grad_(True)
     first, second = latents(2, 6).split(3, dim=1)

@@ -1,6 +1,7 @@
-"""The training loop: the update by hand, exact resume, checkpoints that are whole or absent, ranks that follow one.
+"""The training loop: the update by hand, exact resume, whole checkpoints, ranks that follow one.
 
-No model library is imported here: the ranks of the last test start as fresh processes and should not wait for one.
+No model library is imported here: the ranks of the last test start as fresh processes and should not wait for
+one.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class Toy(nn.Module):
 
 
 class Regression:
-    """Fit a plane to noise; notes the samples it was asked for. `broken` samples turn a figure, or the loss, to NaN."""
+    """Fit a plane to noise; notes the samples it was asked for.
+
+    `broken` samples turn a figure, or the loss, to NaN.
+    """
 
     def __init__(self, width: int = 3, broken: Mapping[int, str] | None = None, device: str = "cpu") -> None:
         self.toy = Toy(width).to(device)
@@ -354,7 +358,10 @@ def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
 def test_a_killed_save_leaves_no_half_checkpoint(
     after: int, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before the model, before its average, before the state; the run goes on from the checkpoint before."""
+    """Killed before the model, before its average, before the state.
+
+    The run goes on from the checkpoint before.
+    """
     train(tmp_path, stop=4)
     with monkeypatch.context() as patch:
         patch.setattr(Toy, "save_pretrained", dying(Toy.save_pretrained, [after]))
