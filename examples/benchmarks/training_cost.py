@@ -18,7 +18,8 @@ import time
 
 import torch
 
-from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
+from sfpp_cli.core.dmd import DistributionMatching
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.objective import Update
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import peak_megabytes, pick_device, synchronize

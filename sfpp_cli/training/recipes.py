@@ -16,7 +16,7 @@ import tomli_w
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from sfpp_cli.core.dmd import DMDConfig
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.files import atomic_write

@@ -18,13 +18,13 @@ from sfpp_cli.core import dmd
 from sfpp_cli.core.cache import KVCache
 from sfpp_cli.core.dmd import (
     DistributionMatching,
-    DMDConfig,
     Videos,
     critic_loss,
     dmd_gradient,
     dmd_loss,
     score_timesteps,
 )
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.objective import Update

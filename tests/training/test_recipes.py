@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sfpp_cli.core.dmd import DMDConfig
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.layout import Layout

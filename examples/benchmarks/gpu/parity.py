@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gpu.measuring import Result, Section, error_of
 from gpu.networks import SMALL, TINY, full_cache, fused_blocks, make_network, make_vae, sampler
-from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
+from sfpp_cli.core.dmd import DistributionMatching
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.objective import Update
 from sfpp_cli.core.student import CausalWanModel

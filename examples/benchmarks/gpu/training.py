@@ -12,7 +12,8 @@ import torch
 
 from gpu.measuring import Result, Section
 from gpu.networks import full_cache, make_network, sampler, sizes
-from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
+from sfpp_cli.core.dmd import DistributionMatching
+from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.core.trainer import Trainer, Training
