@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sfpp_cli.data.landscape.noise import smooth
 from sfpp_cli.data.landscape.palette import CREAM, FIRE, NIGHT, WICKER, Palette, constant
+from sfpp_cli.data.landscape.sky import Sun
 from sfpp_cli.data.landscape.view import View, lay, mix
 
 RADIUS = (8.0, 9.0)
 ABOVE, ENVELOPE, BELOW = 1.0, 2.25, 1.88
-"""From the widest place up to the crown, from the crown to the envelope's mouth, from the widest place down to the basket's foot; in radii."""
+"""In radii: widest place to crown, crown to the envelope's mouth, widest place to the basket's foot."""
 MARGIN = 1.5
 LOWEST = 36.5
 """Distance kept from the frame's edges, and the row that the basket stays above (reference pixels): what stands on the
@@ -77,7 +78,7 @@ def cover(view: View, path: Path) -> Tensor:
     return result
 
 
-def draw_balloon(canvas: Tensor, view: View, path: Path, colors: Palette, time: Tensor, sun_x: Tensor) -> None:
+def draw_balloon(canvas: Tensor, view: View, path: Path, colors: Palette, time: Tensor, sun: Sun) -> None:
     """Lay the balloon over the canvas [B, T, 3, H, W]; at night its burner lights it from within."""
     rows = view.rows(*ROWS)
     canvas = canvas[..., rows, :]
@@ -91,7 +92,7 @@ def draw_balloon(canvas: Tensor, view: View, path: Path, colors: Palette, time: 
     down = shape.down[:, :, None]
     angle = torch.asin(0.999 * across)
     stripe = smooth((torch.cos(4.5 * angle) + 0.72) / 0.6)
-    to_sun = torch.tanh((sun_x[:, None] - path.x) / 20)[:, :, None, None, None]
+    to_sun = torch.tanh((sun.x[:, 0] - path.x) / 20)[:, :, None, None, None]
     shade = 0.84 + 0.20 * across * to_sun + 0.16 * (WIDEST - down) - 0.10 * across * across
     shade = shade * (1 - 0.25 * smooth((down - 0.86) / 0.06))
     cloth = mix(colors.balloon, constant(CREAM, view.device), 0.9 * (1 - stripe))
@@ -109,10 +110,12 @@ def _shape(view: View, path: Path, ys: Tensor) -> _Shape:
     height = ENVELOPE * radius
     below_crown = ys - (path.y - path.radius * ABOVE)[:, :, None, None]
     down = below_crown / height
-    dome = torch.sqrt((1 - ((WIDEST - down) / WIDEST) ** 2).clamp(min=0))
+    dome = torch.sqrt((1 - ((WIDEST - down) / WIDEST) ** 2).clamp(min=0)) * radius
     cone = 0.24 + 0.76 * (0.5 + 0.5 * torch.cos(math.pi * ((down - WIDEST) / (1 - WIDEST)).clamp(0, 1))) ** 0.85
-    half = torch.where(down < WIDEST, dome, cone) * radius
-    envelope = view.soft(half - right.abs()) * view.soft(below_crown) * view.soft(height - below_crown)
+    half = torch.where(down < WIDEST, dome, cone * radius)
+    in_dome = radius - torch.hypot(right, below_crown - ABOVE * radius)
+    in_cone = 0.8 * (half - right.abs())  # an edge leans by 0.6 radians or so
+    envelope = view.soft(torch.where(down < WIDEST, in_dome, in_cone)) * view.soft(height - below_crown)
 
     mouth = below_crown - height
     foot = (ABOVE + BELOW - ENVELOPE) * radius

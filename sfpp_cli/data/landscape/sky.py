@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,8 +26,32 @@ CLOUD_PARALLAX, WIND = 0.06, 0.035
 STARS, STAR_RADIUS = 9, 0.9
 
 
-def draw_sky(view: View, colors: Palette, time: Tensor, salt: Tensor, sun_x: Tensor) -> Tensor:
-    """The sky without its clouds, which stands still: [B, 1, 3, H, W]. `sun_x` [B] is in reference pixels."""
+@dataclass(frozen=True)
+class Sun:
+    """Sun or moon of scenes [B]; fields [B, 1, 1], reference pixels."""
+
+    x: Tensor
+    y: Tensor
+    radius: Tensor
+    glow: Tensor
+    """How strong it is."""
+
+    def away(self, view: View) -> Tensor:
+        """Distance of each pixel from its middle, [B, H, W]."""
+        return torch.hypot(view.xs - self.x, view.ys - self.y)
+
+
+def sun_at(x: Tensor, time: Tensor) -> Sun:
+    """The sun, or the moon, of scenes [B] at that place in reference pixels and that time of day."""
+
+    def by_time(table: tuple[float, ...]) -> Tensor:
+        return torch.tensor(table, device=time.device)[time].view(-1, 1, 1)
+
+    return Sun(x.view(-1, 1, 1), by_time(SUN_HEIGHT), by_time(SUN_RADIUS), by_time(GLOW))
+
+
+def draw_sky(view: View, colors: Palette, time: Tensor, salt: Tensor, sun: Sun) -> Tensor:
+    """The sky without its clouds, which stands still: [B, 1, 3, H, W]."""
     height = (view.ys / HORIZON).clamp(0, 1)
     high = mix(colors.top, colors.middle, smooth(height / 0.55))
     sky = torch.where(height < 0.55, high, mix(colors.middle, colors.low, smooth((height - 0.55) / 0.45)))
@@ -34,20 +59,17 @@ def draw_sky(view: View, colors: Palette, time: Tensor, salt: Tensor, sun_x: Ten
     night = (time == NIGHT).view(-1, 1, 1, 1, 1)
     sky = sky + _stars(view, salt)[:, None, None] * night
 
-    across = view.xs - sun_x[:, None, None]
-    down = view.ys - _by_time(SUN_HEIGHT, time)
-    radius = _by_time(SUN_RADIUS, time)
-    away = torch.hypot(across, down)
-    halo = 0.62 * torch.exp(-((away / (2.3 * radius)) ** 2)) + 0.38 * torch.exp(-away / 17)
-    sky = mix(sky, colors.glow, (_by_time(GLOW, time) * halo)[:, None, None])
-    spots = 0.13 * torch.exp(-((torch.hypot(across + 0.9, down + 0.6) / 1.6) ** 2))
-    spots = spots + 0.10 * torch.exp(-((torch.hypot(across - 1.6, down - 1.3) / 1.2) ** 2))
-    disc = colors.sun * (1 - spots[:, None, None] * night)
-    return mix(sky, disc, view.soft(radius - away)[:, None, None])
+    away = sun.away(view)
+    halo = 0.62 * torch.exp(-((away / (2.3 * sun.radius)) ** 2)) + 0.38 * torch.exp(-away / 17)
+    sky = mix(sky, colors.glow, (sun.glow * halo)[:, None, None])
+    seas = 0.13 * torch.exp(-((torch.hypot(view.xs - sun.x + 0.9, view.ys - sun.y + 0.6) / 1.6) ** 2))
+    seas = seas + 0.10 * torch.exp(-((torch.hypot(view.xs - sun.x - 1.6, view.ys - sun.y - 1.3) / 1.2) ** 2))
+    disc = colors.sun * (1 - seas[:, None, None] * night)
+    return mix(sky, disc, view.soft(sun.radius - away)[:, None, None])
 
 
-def draw_clouds(canvas: Tensor, view: View, colors: Palette, speed: Tensor, salt: Tensor, amount: Tensor) -> None:
-    """Clouds pass over the canvas, slower than any ridge; `amount` [B] is 0 for few and 1 for many."""
+def draw_clouds(canvas: Tensor, view: View, colors: Palette, sun: Sun, speed: Tensor, salt: Tensor, amount: Tensor) -> None:
+    """Clouds pass over the canvas, slower than any ridge, and let the sun through; `amount` [B] is 0 for few and 1 for many."""
     rows = view.rows(0, CLOUD_ROWS)
     ys = view.ys[rows]
     places = view.places(speed * CLOUD_PARALLAX + WIND)
@@ -62,6 +84,8 @@ def draw_clouds(canvas: Tensor, view: View, colors: Palette, speed: Tensor, salt
     band = torch.exp(-(((ys - CLOUD_ROW) / CLOUD_SPREAD) ** 2))
     threshold = 0.66 - 0.18 * amount[:, None, None, None]
     density = smooth((thickness + 0.10 * band - 0.06 - threshold) / 0.20) * band * 0.92
+    through = 0.72 * torch.exp(-((sun.away(view)[:, rows] / (1.5 * sun.radius)) ** 2))
+    density = density * (1 - through[:, None])
     light = (0.62 + 2.6 * (thickness - below - 0.06)).clamp(0, 1)
     lay(canvas[..., rows, :], mix(colors.shade, colors.cloud, light[:, :, None]), density)
 
@@ -81,7 +105,3 @@ def _blend_rows(lines: Tensor, y: Tensor) -> Tensor:
     """Smooth interpolation between lines [B, T, R, W] at heights y [H, 1], in lines: [B, T, H, W]."""
     upper = y[:, 0].floor().long()
     return torch.lerp(lines[:, :, upper], lines[:, :, upper + 1], smooth(y - upper[:, None]))
-
-
-def _by_time(table: tuple[float, ...], time: Tensor) -> Tensor:
-    return torch.tensor(table, device=time.device)[time].view(-1, 1, 1)

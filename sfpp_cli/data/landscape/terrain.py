@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfpp_cli.data.landscape.noise import UNIT, cells, smooth, uniform, value_noise
 from sfpp_cli.data.landscape.palette import LANDS, Palette
+from sfpp_cli.data.landscape.sky import Sun
 from sfpp_cli.data.landscape.view import HEIGHT, View, lay, mix
 
 SNOW, DESERT = LANDS.index("snow"), LANDS.index("desert")
@@ -37,9 +38,9 @@ RIDGES = (
     Ridge(56.5, 5.0, 21.0, 1.25, haze=0.03, mist=0.0, warmth=0.08, rows=(36, HEIGHT)),
 )
 SHADOW_REACH = 5.0
-SHADOW = (0.06, 0.10, 0.15, 0.20)
+SHADOW = (0.07, 0.13, 0.17, 0.20)
 """How far up a ridge's shadow falls on the paper after it, and how dark, by ridge."""
-CLEARNESS = (1.0, 0.74, 0.95, 0.90)
+CLEARNESS = (0.92, 0.60, 0.90, 0.85)
 """Share of the haze that each time of day has."""
 RELIEF = (0.16, 0.18, 0.30, 0.34)
 """Light and shade of slopes, by land."""
@@ -57,16 +58,14 @@ TREE_VARIETY = (0.45, 1.0, 0.0, 0.5)
 
 @dataclass(frozen=True)
 class Land:
-    """What the ridges of a batch of scenes are drawn from; fields [B], `sun_x` in reference pixels."""
+    """What the ridges of a batch of scenes are drawn from; fields [B]."""
 
     time: Tensor
     land: Tensor
     salt: Tensor
     speed: Tensor
     """Of the camera, with its sign, reference pixels a frame."""
-    sun_x: Tensor
-    glow: Tensor
-    """Strength of the sun's."""
+    sun: Sun
 
 
 def ridge_line(land: Land, k: int, places: Tensor) -> Tensor:
@@ -105,13 +104,14 @@ def draw_ridge(canvas: Tensor, view: View, land: Land, colors: Palette, k: int) 
     below = ys - wide_line[..., EDGE:-EDGE][:, :, None]
     depth = below / torch.sqrt(1 + slope * slope)[:, :, None]
 
-    across = view.xs - land.sun_x[:, None, None]
-    warm = torch.exp(-((across / 26) ** 2)) * land.glow[:, None, None] * ridge.warmth
+    across = view.xs - land.sun.x
+    warm = torch.exp(-((across / 26) ** 2)) * land.sun.glow * ridge.warmth
     veil = mix(colors.haze, colors.glow, warm[:, :, None, None])
+    to_sun = -torch.tanh(across / 30)
     canvas.mul_(1 - SHADOW[k] * smooth(1 + depth / SHADOW_REACH)[:, :, None])
     if k in TREE_CELL:
-        _draw_trees(canvas, view, ys, land, colors, k, veil)
-    lay(canvas, _ground(depth, below, bend * torch.tanh(across / 30), land, colors, k, veil), view.soft(depth))
+        _draw_trees(canvas, view, ys, land, colors, k, veil, to_sun)
+    lay(canvas, _ground(depth, below, bend * -to_sun, land, colors, k, veil), view.soft(depth))
 
 
 def _ground(depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Palette, k: int, veil: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def _ground(depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Pa
     return mix(body, 0.5 * (colors.glow + colors.haze), rim[:, :, None])
 
 
-def _draw_trees(canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Palette, k: int, veil: Tensor) -> None:
+def _draw_trees(canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Palette, k: int, veil: Tensor, to_sun: Tensor) -> None:
     """One tree at most in every cell along the ridge: round ones, pines or cactuses."""
     cell = TREE_CELL[k]
     number, part = cells(view.places(land.speed * RIDGES[k].parallax), cell)
@@ -150,8 +150,9 @@ def _draw_trees(canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Pale
     inside = _outline(land.land[:, None, None, None], right, down, tier, height, half)
     cover = view.soft(inside) * view.soft(down * height) * (down < 1.1) * present[:, :, None]
     share = uniform(number, salt + 3) * _by(TREE_VARIETY, land.land)
-    color = mix(colors.tree, colors.tree_too, share[:, :, None, None]) * (1.08 - 0.30 * down)[:, :, None]
-    white = 0.75 * smooth((0.30 - tier) / 0.3) * (land.land == SNOW)[:, None, None, None]
+    light = 1.08 - 0.30 * down + 0.13 * (right / half).clamp(-1, 1) * to_sun[:, :, None]
+    color = mix(colors.tree, colors.tree_too, share[:, :, None, None]) * light[:, :, None]
+    white = 0.45 * smooth((0.24 - tier) / 0.2) * (down > 0.2) * (land.land == SNOW)[:, None, None, None]
     color = mix(color, colors.tree_too, white[:, :, None]) * (0.4 * colors.far_light + 0.6 * colors.near_light)
     lay(canvas, mix(color, veil, RIDGES[k].haze + 0.04), cover)
 

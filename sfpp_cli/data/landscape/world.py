@@ -26,11 +26,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from sfpp_cli.data.landscape import balloon, sky, terrain
+from sfpp_cli.data.landscape.balloon import ABOVE, BELOW, PERIODS, RADIUS, Path, cover, draw_balloon, follow
 from sfpp_cli.data.landscape.captions import DIRECTIONS, PACES, VARIANTS, Attributes, caption
 from sfpp_cli.data.landscape.noise import uniform
 from sfpp_cli.data.landscape.palette import BALLOONS, LANDS, TIMES, palette
-from sfpp_cli.data.landscape.view import HEIGHT, View
+from sfpp_cli.data.landscape.sky import draw_clouds, draw_sky, sun_at
+from sfpp_cli.data.landscape.terrain import RIDGES, Land, draw_ridge, ridge_line
+from sfpp_cli.data.landscape.view import View
 
 FPS = 16
 SIZE = (96, 160)
@@ -128,31 +130,31 @@ class Scenes:
         view = self._view(start, frames, size)
         colors = palette(self.time, self.land, self.balloon, self.hue)
         land = self._land(view)
-        still = sky.draw_sky(view, colors, self.time, self.salt, land.sun_x)
+        still = draw_sky(view, colors, self.time, self.salt, land.sun)
         canvas = still.repeat(1, frames, 1, 1, 1)
-        sky.draw_clouds(canvas, view, colors, self.camera_speed(), self.salt, self.clouds)
-        for k in range(len(terrain.RIDGES)):
-            if k == len(terrain.RIDGES) - 1:
-                balloon.draw_balloon(canvas, view, self._path(view), colors, self.time, land.sun_x)
-            terrain.draw_ridge(canvas, view, land, colors, k)
+        draw_clouds(canvas, view, colors, land.sun, land.speed, self.salt, self.clouds)
+        for k in range(len(RIDGES)):
+            if k == len(RIDGES) - 1:
+                draw_balloon(canvas, view, self._path(view), colors, self.time, land.sun)
+            draw_ridge(canvas, view, land, colors, k)
         return canvas.clamp_(0, 1)
 
     def balloon_mask(self, start: int | Tensor, frames: int, size: tuple[int, int] = SIZE) -> Tensor:
         """Share of each pixel that the balloon covers: float32 [B, T, 1, H, W] in [0, 1]. Training losses weigh these up."""
         view = self._view(start, frames, size)
-        return balloon.cover(view, self._path(view))[:, :, None]
+        return cover(view, self._path(view))[:, :, None]
 
     def truth(self, start: int | Tensor, frames: int, size: tuple[int, int] = SIZE) -> Truth:
         """Where things are in video frames `start .. start + frames`, in pixels of `size`."""
         view = self._view(start, frames, size)
         path = self._path(view)
         land = self._land(view)
-        top = path.y - path.radius * balloon.ABOVE
-        bottom = path.y + path.radius * balloon.BELOW
+        top = path.y - path.radius * ABOVE
+        bottom = path.y + path.radius * BELOW
         box = torch.stack([path.x - path.radius, top, path.x + path.radius, bottom], -1) / view.pixel
         speed = self.camera_speed()
-        lines = [terrain.ridge_line(land, k, view.places(speed * ridge.parallax)) for k, ridge in enumerate(terrain.RIDGES)]
-        parallax = torch.tensor([ridge.parallax for ridge in terrain.RIDGES], device=view.device)
+        lines = [ridge_line(land, k, view.places(speed * ridge.parallax)) for k, ridge in enumerate(RIDGES)]
+        parallax = torch.tensor([ridge.parallax for ridge in RIDGES], device=view.device)
         return Truth(
             box=box,
             centre=(box[..., :2] + box[..., 2:]) / 2,
@@ -171,18 +173,17 @@ class Scenes:
         first = torch.as_tensor(start, device=self.time.device).expand(len(self))
         return View(first[:, None] + torch.arange(frames, device=self.time.device), *size)
 
-    def _path(self, view: View) -> balloon.Path:
-        return balloon.follow(view.frames, view.breadth, self.radius, self.period, self.phases)
+    def _path(self, view: View) -> Path:
+        return follow(view.frames, view.breadth, self.radius, self.period, self.phases)
 
-    def _land(self, view: View) -> terrain.Land:
-        glow = torch.tensor(sky.GLOW, device=view.device)[self.time]
-        return terrain.Land(self.time, self.land, self.salt, self.camera_speed(), self.sun * view.breadth, glow)
+    def _land(self, view: View) -> Land:
+        return Land(self.time, self.land, self.salt, self.camera_speed(), sun_at(self.sun * view.breadth, self.time))
 
 
 def draw_scenes(seed: int, indices: Sequence[int], device: str | torch.device = "cpu") -> Scenes:
     """Scenes by their numbers: the same (seed, index) is the same scene in every batch and on every device."""
     number = torch.tensor(list(indices), dtype=torch.int64, device=device)
-    columns = [uniform(number, 0x10001 * seed + 0x51 * column) for column in range(16)]
+    columns = [uniform(number, 0x10001 * seed + 0x51 * column) for column in range(17)]
 
     def pick(column: int, count: int) -> Tensor:
         return (columns[column] * count).long()
@@ -202,7 +203,7 @@ def draw_scenes(seed: int, indices: Sequence[int], device: str | torch.device = 
         sun=between(8, *SUN_X),
         hue=between(9, -HUE, HUE),
         clouds=columns[10],
-        radius=between(11, *balloon.RADIUS),
-        period=between(12, *balloon.PERIODS).long(),
-        phases=torch.stack(columns[13:16] + [uniform(number, 0x10001 * seed + 0x51 * 16)], 1),
+        radius=between(11, *RADIUS),
+        period=between(12, *PERIODS).long(),
+        phases=torch.stack(columns[13:17], 1),
     )
