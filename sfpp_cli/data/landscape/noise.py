@@ -21,7 +21,7 @@ def fixed(value: Tensor) -> Tensor:
 
 def uniform(number: Tensor, salt: Tensor | int) -> Tensor:
     """Whole numbers [...] and a salt -> float32 in [0, 1), the same on every device (murmur3's finaliser, as a counter's hash)."""
-    bits = (number * 0x9E3779B1 + salt * 0x85EBCA77) & _LOW_32
+    bits = (number * 0x9E3779B1 + ((salt * 0x85EBCA77) & _LOW_32)) & _LOW_32
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _LOW_32
     bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _LOW_32
     return ((bits ^ (bits >> 16)) >> 8).float() / (1 << 24)

@@ -1,0 +1,173 @@
+"""Read the landscape's truth back off frames: what a video shows, and whether it is still this world.
+
+Nothing here is learned. Light and colour are held against the band that the world itself keeps (`features`), the balloon is the
+world's own laid over the picture (`find_balloon`), the pan is the displacement of the nearest ridge (`pan`). Two failures are
+kept apart. A video has *left* the world when light or colour is out of its range, ridges are missing, its balloon is lost, broken
+or doubled, or the camera stands still. It has *wandered* when it shows a good scene of the world that is not the captioned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfpp_cli.data.landscape.captions import Attributes
+from sfpp_cli.data.landscape.features import (
+    CONTRAST,
+    CREST,
+    FEATURES,
+    HUE,
+    LUMA,
+    Bands,
+    crest_strength,
+    read_features,
+    reference_frames,
+    world_bands,
+)
+from sfpp_cli.data.landscape.find_balloon import Finding, find_balloon, join
+from sfpp_cli.data.landscape.palette import BALLOONS, LANDS, TIMES
+from sfpp_cli.data.landscape.pan import FAST, STOPPED, camera_speed
+from sfpp_cli.data.landscape.view import HEIGHT
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What each of T frames shows, each [T] unless said; on the CPU."""
+
+    features: Tensor
+    """`FEATURES`: luma, hue and contrast of the frame, of its ground and of its sky, [T, 11]."""
+    outside: Tensor
+    """How far each feature lies outside the band of each time and land, [T, 16, 11]."""
+    kind: Tensor
+    """Time and land that it looks most like: 4 times the index in TIMES and that in LANDS."""
+    ridges: Tensor
+    """Which of the four ridges, far to near, have a crest, bool [T, 4]."""
+    balloon: Finding
+    """Lengths in pixels of the video."""
+    speed: Tensor
+    """Camera's, in pixels of the video a video frame: positive to the right, when all scenery moves to the left."""
+    pixel: float
+    """Width of a pixel in the world's reference pixels."""
+
+    @property
+    def in_range(self) -> Tensor:
+        """Some time and land of the world has this light and this colour."""
+        return (self.outside.amax(2) == 0).any(1)
+
+    @property
+    def moving(self) -> Tensor:
+        return self.speed.abs() * self.pixel > STOPPED
+
+    @property
+    def intact(self) -> Tensor:
+        """There is one balloon, and it is whole."""
+        return self.balloon.whole & ~self.balloon.doubled
+
+    @property
+    def in_world(self) -> Tensor:
+        return self.in_range & self.ridges.all(1) & self.intact & self.moving
+
+    def attributes(self) -> Attributes:
+        """What the video shows, taken as a whole: what most of its frames show."""
+        kind = int(self.kind.mode().values)
+        speed = float(self.speed.median()) * self.pixel
+        return Attributes(
+            time=TIMES[kind // len(LANDS)],
+            land=LANDS[kind % len(LANDS)],
+            balloon=BALLOONS[int(self.balloon.color.mode().values)],
+            direction="right" if speed > 0 else "left",
+            pace="fast" if abs(speed) > FAST else "slowly",
+        )
+
+
+def read_video(video: Tensor | np.ndarray) -> Reading:
+    """Read a video, uint8 [T, H, W, 3], of 9 frames and more. Raises ValueError for another shape or a shorter one."""
+    frames = reference_frames(video)
+    pixel = HEIGHT / video.shape[1]
+    features = read_features(frames).cpu()
+    bands = world_bands()
+    kind = bands.nearest(features)
+    balloon = _find_by_time(frames, kind // len(LANDS))
+    return Reading(
+        features=features,
+        outside=bands.outside(features),
+        kind=kind,
+        ridges=crest_strength(frames).cpu() > CREST * bands.crests[kind],
+        balloon=balloon.scaled(1 / pixel),
+        speed=_steady(camera_speed(frames).cpu()) / pixel,
+        pixel=pixel,
+    )
+
+
+def judge_video(video: Tensor | np.ndarray, scene: Attributes) -> dict[str, float]:
+    """How well a video shows the scene that its caption tells of. Shares of frames, but for the shifts and the speed:
+
+    - as captioned: `palette` (light and colour in the band of that time and land), `balloon` (whole, one, that colour),
+      `direction`, `pace`;
+    - against the captioned band: `luma_out`, `hue_out`, `contrast_out`; `luma_shift` and `ground_luma_shift` are mean differences
+      from its middle, with their sign;
+    - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`;
+    - `in_world`, `left` (any of the former) and `wandered` (in the world, not as captioned); `speed` in pixels a video frame.
+    """
+    seen = read_video(video)
+    bands = world_bands()
+    kind = TIMES.index(scene.time) * len(LANDS) + LANDS.index(scene.land)
+    outside = seen.outside[:, kind] > 0
+    shift = _shift(seen, bands, kind)
+    color = seen.balloon.color == BALLOONS.index(scene.balloon)
+    heading = torch.where(seen.speed > 0, 1, -1) == (1 if scene.direction == "right" else -1)
+    paced = (seen.speed.abs() * seen.pixel > FAST) == (scene.pace == "fast")
+    palette = ~outside.any(1)
+    shares = {
+        "palette": palette,
+        "balloon": seen.intact & color,
+        "direction": seen.moving & heading,
+        "pace": seen.moving & paced,
+        "luma_out": outside[:, _columns(LUMA)].any(1),
+        "hue_out": outside[:, _columns(HUE)].any(1),
+        "contrast_out": outside[:, _columns(CONTRAST)].any(1),
+        "out_of_range": ~seen.in_range,
+        "ridge_missing": ~seen.ridges.all(1),
+        "lost": ~seen.balloon.present,
+        "broken": seen.balloon.present & ~seen.balloon.whole,
+        "doubled": seen.balloon.doubled,
+        "stopped": ~seen.moving,
+        "in_world": seen.in_world,
+        "left": ~seen.in_world,
+        "wandered": seen.in_world & ~(palette & color & heading & paced),
+    }
+    means = {name: float(share.float().mean()) for name, share in shares.items()}
+    return {**means, **shift, "speed": float(seen.speed.mean())}
+
+
+def judge_videos(videos: Sequence[Tensor | np.ndarray], scenes: Sequence[Attributes]) -> dict[str, float]:
+    """Means of `judge_video` over videos, one scene each."""
+    rows = [judge_video(video, scene) for video, scene in zip(videos, scenes, strict=True)]
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+
+def _find_by_time(frames: Tensor, time: Tensor) -> Finding:
+    """`find_balloon` on each frame with the light of its time of day."""
+    order = torch.cat([(time == number).nonzero()[:, 0] for number in range(len(TIMES))])
+    found = [find_balloon(frames[(time == number).to(frames.device)], number) for number in time.unique().tolist()]
+    return join(found)[order.argsort()]
+
+
+def _steady(speed: Tensor, width: int = 9) -> Tensor:
+    """Running median of a speed [T]: one misread frame is none."""
+    padded = F.pad(speed[None, None], (width // 2, width // 2), mode="replicate")[0, 0]
+    return padded.unfold(0, width, 1).median(1).values
+
+
+def _shift(seen: Reading, bands: Bands, kind: int) -> dict[str, float]:
+    shift = (seen.features - bands.middle[kind]).mean(0)
+    return {f"{name}_shift": float(shift[FEATURES.index(name)]) for name in ("luma", "ground_luma")}
+
+
+def _columns(names: tuple[str, ...]) -> list[int]:
+    return [FEATURES.index(name) for name in names]
