@@ -86,6 +86,15 @@ def join(findings: Sequence[Finding]) -> Finding:
     return Finding(*(torch.cat([getattr(part, field.name).cpu() for part in findings]) for field in fields(Finding)))
 
 
+def better(first: Finding, second: Finding) -> Finding:
+    """Of each frame the finding that matches more."""
+    which = (second.match > first.match).long()
+    number = torch.arange(len(which))
+    return Finding(
+        *(torch.stack([getattr(first, field.name), getattr(second, field.name)])[which, number] for field in fields(Finding))
+    )
+
+
 def find_balloon(frames: Tensor, time: int) -> Finding:
     """Search reference frames [T, 3, 64, W] for a balloon as it looks at that time of day (index in TIMES). On the CPU."""
     return join([_find(block, _templates(time).to(frames.device)) for block in frames.split(BLOCK)])

@@ -29,7 +29,7 @@ from sfpp_cli.data.landscape.features import (
     reference_frames,
     world_bands,
 )
-from sfpp_cli.data.landscape.find_balloon import Finding, find_balloon, join
+from sfpp_cli.data.landscape.find_balloon import Finding, better, find_balloon, join
 from sfpp_cli.data.landscape.palette import BALLOONS, LANDS, TIMES
 from sfpp_cli.data.landscape.pan import FAST, STOPPED, camera_speed
 from sfpp_cli.data.landscape.view import HEIGHT
@@ -85,14 +85,21 @@ class Reading:
         )
 
 
-def read_video(video: Tensor | np.ndarray) -> Reading:
-    """Read a video, uint8 [T, H, W, 3], of 9 frames and more. Raises ValueError for another shape or a shorter one."""
+def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
+    """Read a video, uint8 [T, H, W, 3], of 9 frames and more. Raises ValueError for another shape or a shorter one.
+
+    `time` is the time of day it should show, if that is known: a darkened noon may look like an evening, and its balloon is
+    still lit as at noon.
+    """
     frames = reference_frames(video)
     pixel = HEIGHT / video.shape[1]
     features = read_features(frames).cpu()
     bands = world_bands()
     kind = bands.nearest(features)
-    balloon = _find_by_time(frames, kind // len(LANDS))
+    times = kind // len(LANDS)
+    balloon = _find_by_time(frames, times)
+    if time is not None and (times != TIMES.index(time)).any():
+        balloon = better(balloon, find_balloon(frames, TIMES.index(time)))
     return Reading(
         features=features,
         outside=bands.outside(features),
@@ -114,7 +121,7 @@ def judge_video(video: Tensor | np.ndarray, scene: Attributes) -> dict[str, floa
     - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`;
     - `in_world`, `left` (any of the former) and `wandered` (in the world, not as captioned); `speed` in pixels a video frame.
     """
-    seen = read_video(video)
+    seen = read_video(video, scene.time)
     bands = world_bands()
     kind = TIMES.index(scene.time) * len(LANDS) + LANDS.index(scene.land)
     outside = seen.outside[:, kind] > 0
