@@ -211,3 +211,12 @@ def test_noise_is_exact_however_far_one_has_gone() -> None:
     values = uniform(torch.arange(100_000), 3)
     assert abs(float(values.mean()) - 0.5) < 4 / (12 * 100_000) ** 0.5
     assert abs(float(torch.corrcoef(torch.stack([values[1:], values[:-1]]))[0, 1])) < 4 / 100_000**0.5
+
+
+def test_a_scene_is_drawn_on_its_own_device() -> None:
+    """The meta device refuses any tensor of another, so it stands in for a GPU."""
+    scenes = draw_scenes(0, range(3), device="meta")
+    starts = torch.tensor([5, 6, 7])
+    assert scenes.render(starts, 4).device.type == "meta"
+    assert scenes.balloon_mask(starts, 4).device.type == "meta"
+    assert scenes.truth(starts, 4).ridges.device.type == "meta"

@@ -14,7 +14,7 @@ It stands in for video data that cannot be shipped, and is made for studying lon
     scenes.captions()                       # eight sentences
     scenes.truth(start=400, frames=81)      # where the balloon is, how the camera moves, where the ridges lie
 
-Everything is a tensor over scenes, frames and pixels: memory is about 100 bytes a pixel and frame while rendering.
+Everything is a tensor over scenes, frames and pixels; rendering takes about 60 bytes of memory for each pixel of each frame.
 """
 
 from __future__ import annotations
