@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from itertools import product
 
@@ -75,10 +75,6 @@ class Finding:
 
     def __getitem__(self, which: Tensor) -> Finding:
         return Finding(*(getattr(self, field.name)[which] for field in fields(self)))
-
-    def scaled(self, factor: float) -> Finding:
-        """The same with lengths in another unit."""
-        return replace(self, x=self.x * factor, y=self.y * factor)
 
 
 def join(findings: Sequence[Finding]) -> Finding:

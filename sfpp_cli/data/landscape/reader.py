@@ -9,7 +9,7 @@ or doubled, or the camera stands still. It has *wandered* when it shows a good s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -93,6 +93,7 @@ def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
     """
     frames = reference_frames(video)
     pixel = HEIGHT / video.shape[1]
+    column = video.shape[2] / frames.shape[-1]  # not quite the reverse of `pixel`: the reference has whole columns
     features = read_features(frames).cpu()
     bands = world_bands()
     kind = bands.nearest(features)
@@ -105,8 +106,8 @@ def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
         outside=bands.outside(features),
         kind=kind,
         ridges=crest_strength(frames).cpu() > CREST * bands.crests[kind],
-        balloon=balloon.scaled(1 / pixel),
-        speed=_steady(camera_speed(frames).cpu()) / pixel,
+        balloon=replace(balloon, x=balloon.x * column, y=balloon.y / pixel),
+        speed=_steady(camera_speed(frames).cpu()) * column,
         pixel=pixel,
     )
 
