@@ -4,6 +4,12 @@ Nothing here is learned. Light and colour are held against the band that the wor
 world's own laid over the picture (`find_balloon`), the pan is the displacement of the nearest ridge (`pan`). Two failures are
 kept apart. A video has *left* the world when light or colour is out of its range, ridges are missing, its balloon is lost, broken
 or doubled, or the camera stands still. It has *wandered* when it shows a good scene of the world that is not the captioned one.
+
+Its own error (`examples/landscape/reader_error.py`, 160 unseen scenes of 33 frames, 160x96 and 112x64 alike): every captioned word
+was read right; one scene of 160 was called out of the range of hue, and no other fault was seen where there was none; the speed
+was off by 0.014 pixels a frame in the mean of each scene's worst frame at 160x96 (0.24 in the worst scene). Told in all frames:
+gains of 0.8 and 1.2, saturation 0.5, a frozen, balloonless, doubled or smeared video; gain 0.9 in 94 %, saturation 0.75 in 95 %,
+half a balloon in 99.7 %.
 """
 
 from __future__ import annotations
