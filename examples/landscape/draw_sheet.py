@@ -20,11 +20,16 @@ SECONDS = (0, 25, 50, 100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     kinds = [(time, land) for time in TIMES for land in LANDS]
-    words = [Attributes(time, land, BALLOONS[i % len(BALLOONS)], "left", "slowly") for i, (time, land) in enumerate(kinds)]
+    words = [
+        Attributes(time, land, BALLOONS[i % len(BALLOONS)], "left", "slowly")
+        for i, (time, land) in enumerate(kinds)
+    ]
     scenes = draw_scenes(SEED, range(len(words))).showing(words)
     grid = tile(scenes.render(0, 1)[:, 0])
     scene = scenes[9:10]

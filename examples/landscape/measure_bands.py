@@ -1,4 +1,4 @@
-"""Measure the light and colour that the landscape keeps to: writes the table that its reader holds videos against.
+"""Measure the light and colour that the landscape keeps to, for its reader to hold videos against.
 
     python examples/landscape/measure_bands.py
 
@@ -22,13 +22,18 @@ SEED, SCENES, WIDTH = 1_000_003, 256, 107
 def main() -> None:
     options = parse()
     bands = measure_bands(SEED, options.scenes, WIDTH)
-    table = {name: [[round(value, 4) for value in row] for row in rows.tolist()] for name, rows in vars(bands).items()}
+    table = {
+        name: [[round(value, 4) for value in row] for row in rows.tolist()]
+        for name, rows in vars(bands).items()
+    }
     options.out.write_text(json.dumps(table).replace("], ", "],\n") + "\n")
     print(f"{options.out}: {options.scenes} scenes of each of {len(bands.low)} times and lands")
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=int, default=SCENES, help="of each time and land")
     parser.add_argument("--out", type=Path, default=TABLE)
     return parser.parse_args()

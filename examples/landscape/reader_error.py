@@ -3,8 +3,8 @@
     python examples/landscape/reader_error.py                       # 160x96, 160 scenes of 33 frames
     python examples/landscape/reader_error.py --size 64 112
 
-First the world itself: what is misread, and what is called a fault that is none. Then the same scenes with one fault each, and
-the share of frames in which the reader tells it. Prints two tables.
+First the world itself: what is misread, and what is called a fault that is none. Then the same scenes with
+one fault each, and the share of frames in which the reader tells it. Prints two tables.
 """
 
 from __future__ import annotations
@@ -22,9 +22,21 @@ from sfpp_cli.data.landscape.reader import judge_video, read_video
 
 SEED = 2_000_003
 FRAMES = 33
-ALARMS = ("luma_out", "hue_out", "contrast_out", "out_of_range", "ridge_missing", "lost", "broken", "doubled", "stopped", "left")
+ALARMS = (
+    "luma_out",
+    "hue_out",
+    "contrast_out",
+    "out_of_range",
+    "ridge_missing",
+    "lost",
+    "broken",
+    "doubled",
+    "stopped",
+    "left",
+)
 ASIDE = 0.14
-"""The balloon is to be so far from the frame's middle, in frame widths, that its mirror image is another balloon."""
+"""The balloon is to be so far from the frame's middle, in frame widths, that its mirror image is another
+balloon."""
 
 
 def main() -> None:
@@ -52,10 +64,15 @@ def measure(scene: Scenes, size: tuple[int, int]) -> dict[str, dict[str, float]]
     world = {
         **{f"{name} (share of videos)": wrong for name, wrong in named.items()},
         **{f"{name} (share of frames)": judged[name] for name in ALARMS},
-        "balloon's place (pixels)": float(torch.hypot(seen.balloon.x - truth.centre[0, :, 0], seen.balloon.y - top).max()),
+        "balloon's place (pixels)": float(
+            torch.hypot(seen.balloon.x - truth.centre[0, :, 0], seen.balloon.y - top).max()
+        ),
         "speed (pixels a frame)": float((seen.speed - truth.pan[0]).abs().max()),
     }
-    told = {name: tell(to_uint8(spoil(scene, frames, start, size)), words) for name, (spoil, tell) in FAULTS.items()}
+    told = {
+        name: tell(to_uint8(spoil(scene, frames, start, size)), words)
+        for name, (spoil, tell) in FAULTS.items()
+    }
     return {"world": world, "told": told}
 
 
@@ -79,7 +96,8 @@ def print_table(title: str, rows: list[dict[str, float]]) -> None:
 def other(scene: Scenes, start: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The same scene with its balloon mirrored, [T, 3, H, W], and where that balloon is, [T, 1, H, W]."""
     mirrored = replace(scene, phases=scene.phases + 0.5)
-    return mirrored.render(start, FRAMES, size)[0], (mirrored.balloon_mask(start, FRAMES, size)[0] > 0).float()
+    mask = mirrored.balloon_mask(start, FRAMES, size)[0]
+    return mirrored.render(start, FRAMES, size)[0], (mask > 0).float()
 
 
 def without_balloon(scene: Scenes, frames: Tensor, start: int, size: tuple[int, int]) -> Tensor:
@@ -132,7 +150,10 @@ FAULTS = {
     "saturation 0.5": (saturation(0.5), share("contrast_out", "hue_out")),
     "frozen": (frozen, share("stopped")),
     "no balloon": (without_balloon, share("lost")),
-    "half a balloon (lost or broken)": (half_a_balloon, lambda video, words: 1 - float(read_video(video).intact.float().mean())),
+    "half a balloon (lost or broken)": (
+        half_a_balloon,
+        lambda video, words: 1 - float(read_video(video).intact.float().mean()),
+    ),
     "two balloons": (two_balloons, share("doubled")),
     "smeared (ridges missing)": (smeared, share("ridge_missing")),
 }
@@ -143,7 +164,9 @@ def to_uint8(frames: Tensor) -> Tensor:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scenes", type=int, default=160)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 160), metavar=("HEIGHT", "WIDTH"))
     return parser.parse_args()

@@ -29,7 +29,9 @@ Spoil = Callable[[Scenes, Tensor], Tensor]
 def scenes() -> Scenes:
     """Their balloons keep to the left third, so that a mirrored one is another balloon."""
     drawn = draw_scenes(21, range(len(SCENES))).showing(SCENES)
-    return replace(drawn, period=torch.full((4,), 480), phases=torch.tensor([0.72, 0.74, 0.1, 0.6]).expand(4, 4))
+    return replace(
+        drawn, period=torch.full((4,), 480), phases=torch.tensor([0.72, 0.74, 0.1, 0.6]).expand(4, 4)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +102,33 @@ def test_fresh_scenes_of_another_size_are_read() -> None:
         (lambda scenes, frames: frames * 0.8 + 0.2, "luma_out"),
         (lambda scenes, frames: frames**1.4, "out_of_range"),
         (lambda scenes, frames: torch.lerp(frames.mean(2, keepdim=True), frames, 0.6), "contrast_out"),
-        (lambda scenes, frames: torch.lerp(frames.mean((2, 3, 4), keepdim=True), frames, 0.65), "contrast_out"),
+        (
+            lambda scenes, frames: torch.lerp(frames.mean((2, 3, 4), keepdim=True), frames, 0.65),
+            "contrast_out",
+        ),
         (lambda scenes, frames: frames * torch.tensor([1.15, 1.0, 0.85])[:, None, None], "hue_out"),
         (lambda scenes, frames: frames[:, :1].expand_as(frames), "stopped"),
         (without_balloon, "lost"),
         (lambda scenes, frames: torch.lerp(frames, *mirrored(scenes)), "doubled"),
         (smeared, "ridge_missing"),
     ],
-    ids=["dark", "dark-anywhere", "whitened", "gamma", "greyed", "flat", "tinted", "frozen", "no-balloon", "doubled", "smeared"],
+    ids=[
+        "dark",
+        "dark-anywhere",
+        "whitened",
+        "gamma",
+        "greyed",
+        "flat",
+        "tinted",
+        "frozen",
+        "no-balloon",
+        "doubled",
+        "smeared",
+    ],
 )
-def test_a_fault_is_told_and_leaves_the_world(scenes: Scenes, frames: Tensor, spoil: Spoil, fault: str) -> None:
+def test_a_fault_is_told_and_leaves_the_world(
+    scenes: Scenes, frames: Tensor, spoil: Spoil, fault: str
+) -> None:
     for video, words in zip(to_uint8(spoil(scenes, frames)), SCENES, strict=True):
         judged = judge_video(video, words)
         assert judged[fault] == 1

@@ -1,4 +1,4 @@
-"""The landscape's law: the same from every start, stationary, endless, and as its captions and its truth tell."""
+"""The landscape's law: the same from every start, stationary, endless, as captions and truth tell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def scenes() -> Scenes:
 
 
 def luma(frames: Tensor) -> Tensor:
-    return torch.einsum("...chw,c->...", frames, torch.tensor(LUMA_WEIGHTS)) / (frames.shape[-1] * frames.shape[-2])
+    return torch.einsum("...chw,c->...", frames, torch.tensor(LUMA_WEIGHTS)) / (
+        frames.shape[-1] * frames.shape[-2]
+    )
 
 
 def test_frames_are_colours_of_the_asked_size(scenes: Scenes) -> None:
@@ -52,7 +54,9 @@ def test_each_scene_may_begin_at_its_own_frame(scenes: Scenes) -> None:
     starts = torch.tensor([5, 900, 17, LATE])
     together = scenes.render(starts, 2, SMALL)
     for i, start in enumerate(starts.tolist()):
-        torch.testing.assert_close(scenes[i : i + 1].render(start, 2, SMALL)[0], together[i], rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            scenes[i : i + 1].render(start, 2, SMALL)[0], together[i], rtol=0, atol=1e-6
+        )
 
 
 def test_a_scene_is_the_same_in_every_batch_and_no_other() -> None:
@@ -161,7 +165,9 @@ def test_the_terrain_moves_as_the_truth_tells() -> None:
         left = moved.floor().long()
         inside = (left >= 0) & (left < SMALL[1] - 1)
         line = truth.ridges[:, 32, k]
-        there = torch.lerp(line.gather(1, left.clamp(0, 110)), line.gather(1, (left + 1).clamp(0, 111)), moved - left)
+        there = torch.lerp(
+            line.gather(1, left.clamp(0, 110)), line.gather(1, (left + 1).clamp(0, 111)), moved - left
+        )
         assert inside.float().mean() > 0.9
         assert (there - truth.ridges[:, 0, k, 40:72])[inside].abs().max() < 0.35
 
@@ -191,7 +197,9 @@ def test_hue_leaves_luma_alone() -> None:
     turned = palette(kinds, kinds, kinds, torch.full((4,), 0.07))
     assert not torch.equal(plain.top, turned.top)
     for before, after in zip(vars(plain).values(), vars(turned).values(), strict=True):
-        torch.testing.assert_close(before[:, 0, :, 0, 0] @ weights, after[:, 0, :, 0, 0] @ weights, rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            before[:, 0, :, 0, 0] @ weights, after[:, 0, :, 0, 0] @ weights, rtol=0, atol=2e-4
+        )
 
 
 def test_a_larger_picture_shows_the_same(scenes: Scenes) -> None:

@@ -1,4 +1,4 @@
-"""An endless paper-cut landscape with a hot-air balloon, seen from a panning camera: scenes, their captions, and their reader."""
+"""An endless paper-cut landscape with a hot-air balloon: scenes, their captions and their reader."""
 
 from sfpp_cli.data.landscape.captions import Attributes, parse_caption
 from sfpp_cli.data.landscape.world import FPS, SIZE, Scenes, Truth, draw_scenes

@@ -18,8 +18,8 @@ ABOVE, ENVELOPE, BELOW = 1.0, 2.25, 1.88
 """In radii: widest place to crown, crown to the envelope's mouth, widest place to the basket's foot."""
 MARGIN = 1.5
 LOWEST = 36.5
-"""Distance kept from the frame's edges, and the row that the basket stays above (reference pixels): what stands on the
-nearest ridge begins below it."""
+"""Distance kept from the frame's edges, and the row that the basket stays above (reference pixels): what
+stands on the nearest ridge begins below it."""
 WIDEST = ABOVE / ENVELOPE
 PERIODS = (320, 480)
 """Video frames that the slower swing of the path may take. The quicker one takes 0.618 of it."""
@@ -55,7 +55,7 @@ def follow(frames: Tensor, breadth: float, radius: Tensor, period: Tensor, phase
 
 @dataclass(frozen=True)
 class _Shape:
-    """Parts of the balloon, each the share of a pixel that it covers [B, T, H, W], and places on the envelope."""
+    """Shares of each pixel that the parts cover, and places on the envelope; all [B, T, H, W]."""
 
     envelope: Tensor
     ropes: Tensor
@@ -111,7 +111,9 @@ def _shape(view: View, path: Path, ys: Tensor) -> _Shape:
     below_crown = ys - (path.y - path.radius * ABOVE)[:, :, None, None]
     down = below_crown / height
     dome = torch.sqrt((1 - ((WIDEST - down) / WIDEST) ** 2).clamp(min=0)) * radius
-    cone = 0.24 + 0.76 * (0.5 + 0.5 * torch.cos(math.pi * ((down - WIDEST) / (1 - WIDEST)).clamp(0, 1))) ** 0.85
+    cone = (
+        0.24 + 0.76 * (0.5 + 0.5 * torch.cos(math.pi * ((down - WIDEST) / (1 - WIDEST)).clamp(0, 1))) ** 0.85
+    )
     half = torch.where(down < WIDEST, dome, cone * radius)
     in_dome = radius - torch.hypot(right, below_crown - ABOVE * radius)
     in_cone = 0.8 * (half - right.abs())  # an edge leans by 0.6 radians or so
@@ -119,6 +121,10 @@ def _shape(view: View, path: Path, ys: Tensor) -> _Shape:
 
     mouth = below_crown - height
     foot = (ABOVE + BELOW - ENVELOPE) * radius
-    ropes = torch.minimum(0.45 - (right.abs() - 0.22 * radius).abs(), torch.minimum(mouth, 0.3 * radius - mouth))
+    ropes = torch.minimum(
+        0.45 - (right.abs() - 0.22 * radius).abs(), torch.minimum(mouth, 0.3 * radius - mouth)
+    )
     basket = torch.minimum(0.30 * radius - right.abs(), torch.minimum(mouth - 0.2 * radius, foot - mouth))
-    return _Shape(envelope, view.soft(ropes), view.soft(basket), down, (right / half.clamp(min=0.3)).clamp(-1, 1))
+    return _Shape(
+        envelope, view.soft(ropes), view.soft(basket), down, (right / half.clamp(min=0.3)).clamp(-1, 1)
+    )

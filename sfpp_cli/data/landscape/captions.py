@@ -55,19 +55,25 @@ def caption(scene: Attributes, variant: int = 0) -> str:
 
 
 def parse_caption(text: str) -> Attributes:
-    """What a caption, in any of its forms, tells of the scene. Raises ValueError for a sentence of another world."""
+    """What a caption, in any of its forms, tells. Raises ValueError for a sentence of another world."""
     return Attributes(
         time=_find(text, "time of day", {name: SYNONYMS[name] for name in TIMES}),
         land=_find(text, "land", {name: SYNONYMS[name] for name in LANDS}),
         # "green" may name the hills as well, so the balloon's colour is read beside the balloon.
-        balloon=_find(text, "balloon", {name: (f"{name} balloon", f"{name} hot-air balloon") for name in BALLOONS}),
+        balloon=_find(
+            text, "balloon", {name: (f"{name} balloon", f"{name} hot-air balloon") for name in BALLOONS}
+        ),
         direction=_find(text, "direction", {name: (f"to the {name}",) for name in DIRECTIONS}),
         pace=_find(text, "pace", {name: SYNONYMS[name] for name in PACES}),
     )
 
 
 def _find(text: str, what: str, names: dict[str, tuple[str, ...]]) -> str:
-    found = [name for name, words in names.items() if any(re.search(rf"\b{re.escape(word)}\b", text) for word in words)]
+    found = [
+        name
+        for name, words in names.items()
+        if any(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
+    ]
     if len(found) != 1:
         raise ValueError(f"{what}: {len(found)} found in {text!r}, one expected of {', '.join(names)}")
     return found[0]

@@ -26,8 +26,8 @@ HUE = ("chroma_u", "chroma_v", "ground_u", "ground_v", "sky_u", "sky_v")
 CONTRAST = ("contrast", "saturation")
 GROUPS = {"luma": LUMA, "hue": HUE, "contrast": CONTRAST}
 FEATURES = (*LUMA, *HUE, *CONTRAST)
-"""Means over the frame, its lowest quarter (ground) and its highest (sky); chroma is (red - luma, blue - luma). Contrast is the
-standard deviation of luma, saturation the mean length of chroma."""
+"""Means over the frame, its lowest quarter (ground) and its highest (sky); chroma is (red - luma, blue -
+luma). Contrast is the standard deviation of luma, saturation the mean length of chroma."""
 MARGIN = {"luma": 0.015, "hue": 0.012, "contrast": 0.012}
 """How far past the range that was seen over many scenes the world's band reaches."""
 CREST_ROWS = ((13, 37), (25, 43), (40, 51), (52, 60))
@@ -39,13 +39,18 @@ BLOCK = 256
 
 
 def reference_frames(video: Tensor | np.ndarray) -> Tensor:
-    """A video, uint8 [T, H, W, 3], at the reference height: float32 [T, 3, 64, W'] in [0, 1]. ValueError for another shape."""
+    """A video, uint8 [T, H, W, 3], at the reference height: float32 [T, 3, 64, W'] in [0, 1].
+
+    Raises ValueError for another shape or type.
+    """
     pixels = torch.as_tensor(video)
     if pixels.ndim != 4 or pixels.shape[-1] != 3 or pixels.dtype != torch.uint8:
         raise ValueError(f"a video is uint8 [T, H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
     height, width = pixels.shape[1:3]
     size = (HEIGHT, round(width * HEIGHT / height))
-    return torch.cat([_resized(block.permute(0, 3, 1, 2).float() / 255, size) for block in pixels.split(BLOCK)])
+    return torch.cat(
+        [_resized(block.permute(0, 3, 1, 2).float() / 255, size) for block in pixels.split(BLOCK)]
+    )
 
 
 def read_features(frames: Tensor) -> Tensor:
@@ -108,7 +113,7 @@ def world_bands() -> Bands:
 
 
 def measure_bands(seed: int, scenes: int, width: int) -> Bands:
-    """The bands over so many scenes of each time and land, one frame each, in pictures `width` reference pixels wide."""
+    """The bands over `scenes` frames of each time and land, `width` reference pixels wide."""
     features = []
     crests = []
     for number, (time, land) in enumerate(product(TIMES, LANDS)):

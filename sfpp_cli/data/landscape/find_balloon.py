@@ -1,7 +1,8 @@
-"""Find the balloon in frames of the landscape: where it is, of which colour, whether it is whole and the only one.
+"""Find the balloon in frames of the landscape: its place and colour, whether it is whole and the only one.
 
-The world's own balloon is laid over every place of the sky and correlated with what is there, then fitted to a part of a pixel
-at the best place. Brightness, contrast and a tint are forgiven (they are judged elsewhere): a dark balloon is still a balloon.
+The world's own balloon is laid over every place of the sky and correlated with what is there, then fitted to
+a part of a pixel at the best place. Brightness, contrast and a tint are forgiven (they are judged elsewhere):
+a dark balloon is still a balloon.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ ACROSS, UP, DOWN = math.ceil(MIDDLE), math.ceil(MIDDLE * ABOVE), math.ceil(MIDDL
 SHIFTS = (0.0, -1 / 3, 1 / 3)
 SUN_AWAY = 60.0
 POSES = tuple(product((MIDDLE, MIDDLE - 0.35, MIDDLE + 0.35), SHIFTS, SHIFTS, (0.0, -SUN_AWAY, SUN_AWAY)))
-"""Radius and shift of the templates, and where the sun is, reference pixels; the search is made with the first."""
+"""Radius and shift of the templates, and where the sun is, reference pixels; the search is made with the
+first."""
 PRESENT = 0.80
 """Correlation of the fitted template from which on there is a balloon."""
 ANOTHER = 0.68
@@ -79,7 +81,9 @@ class Finding:
 
 def join(findings: Sequence[Finding]) -> Finding:
     """Findings of one stretch of frames after the other, on the CPU."""
-    return Finding(*(torch.cat([getattr(part, field.name).cpu() for part in findings]) for field in fields(Finding)))
+    return Finding(
+        *(torch.cat([getattr(part, field.name).cpu() for part in findings]) for field in fields(Finding))
+    )
 
 
 def better(first: Finding, second: Finding) -> Finding:
@@ -87,12 +91,15 @@ def better(first: Finding, second: Finding) -> Finding:
     which = (second.match > first.match).long()
     number = torch.arange(len(which))
     return Finding(
-        *(torch.stack([getattr(first, field.name), getattr(second, field.name)])[which, number] for field in fields(Finding))
+        *(
+            torch.stack([getattr(first, field.name), getattr(second, field.name)])[which, number]
+            for field in fields(Finding)
+        )
     )
 
 
 def find_balloon(frames: Tensor, time: int) -> Finding:
-    """Search reference frames [T, 3, 64, W] for a balloon as it looks at that time of day (index in TIMES). On the CPU."""
+    """Search reference frames [T, 3, 64, W] for a balloon in the light of `time` (index in TIMES)."""
     return join([_find(block, _templates(time).to(frames.device)) for block in frames.split(BLOCK)])
 
 
@@ -120,7 +127,8 @@ def _find(frames: Tensor, templates: _Templates) -> Finding:
     row, column = place // width, place % width
     number = torch.arange(len(frames), device=frames.device)
     color = color[number, row, column]
-    patches = sky.unfold(2, templates.weight.shape[1], 1).unfold(3, templates.weight.shape[2], 1)[number, :, row, column]
+    high, wide = templates.weight.shape[1:]
+    patches = sky.unfold(2, high, 1).unfold(3, wide, 1)[number, :, row, column]
     pose, match, contrast, parts = _fit(patches, color, templates)
 
     down = torch.arange(height, device=frames.device)[:, None] - row[:, None, None]
@@ -139,9 +147,10 @@ def _find(frames: Tensor, templates: _Templates) -> Finding:
 
 
 def _correlate(frames: Tensor, pictures: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlation and contrast of every picture [N, 3, h, w] at every place of frames [T, 3, H, W]: [T, N, H - h + 1, W - w + 1].
+    """Correlation and contrast of every picture [N, 3, h, w] at every place of frames [T, 3, H, W].
 
-    Templates have a weighted mean of 0 in each channel, so an even tint drops out.
+    Each is [T, N, H - h + 1, W - w + 1]. Templates have a weighted mean of 0 in each channel, so an even tint
+    drops out.
     """
     along = F.conv2d(frames, pictures * weight)
     kernel = weight.expand(3, 1, *weight.shape)
@@ -153,7 +162,7 @@ def _correlate(frames: Tensor, pictures: Tensor, weight: Tensor) -> tuple[Tensor
 
 
 def _fit(patches: Tensor, color: Tensor, templates: _Templates) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Best pose for patches [T, 3, h, w], with its correlation, its contrast and the difference of each part."""
+    """Best pose for patches [T, 3, h, w]: its index, correlation, contrast and each part's difference."""
     number = torch.arange(len(patches), device=patches.device)
     weighted = templates.pictures * templates.weight[:, None, None]
     own = (templates.pictures * weighted).sum((2, 3, 4))[:, color].T
@@ -195,13 +204,19 @@ def _parts(weight: Tensor) -> Tensor:
     down = (torch.arange(weight.shape[1]) - UP)[:, None] / MIDDLE
     right = (torch.arange(weight.shape[2]) - ACROSS)[None] / MIDDLE
     middle = (down > -0.45) & (down < 0.55)
-    shapes = (down <= -0.45, middle & (right < 0), middle & (right > 0), (down >= 0.55) & (down < 1.25), down > 1.4)
+    shapes = (
+        down <= -0.45,
+        middle & (right < 0),
+        middle & (right > 0),
+        (down >= 0.55) & (down < 1.25),
+        down > 1.4,
+    )
     parts = torch.stack([weight * shape for shape in shapes], 1)
     return parts / parts.sum((2, 3), keepdim=True)
 
 
 def _soften(pictures: Tensor) -> Tensor:
-    """Blur pictures [B, C, H, W] a little, so that a part of a pixel more or less does not matter to a comparison."""
+    """Blur pictures [B, C, H, W] a little, so that a part of a pixel does not matter to a comparison."""
     kernel = torch.tensor([1.0, 2.0, 1.0], device=pictures.device) / 4
     padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
     softened = F.conv2d(padded, torch.outer(kernel, kernel)[None, None])
@@ -209,5 +224,5 @@ def _soften(pictures: Tensor) -> Tensor:
 
 
 def _crop(pictures: Tensor) -> Tensor:
-    """The template's place in pictures of a balloon whose widest place is two pixels further down and to the right."""
+    """Pictures without two of their columns and rows at each edge, and without what is below the balloon."""
     return pictures[..., 2 : UP + DOWN + 3, 2 : 2 * ACROSS + 3]

@@ -1,7 +1,8 @@
 """Hashed value noise: endless, without state, the same from whatever place it is asked.
 
-Places are whole numbers, in `UNIT` parts of a reference pixel. They stay exact however far the camera has travelled, so float32
-is enough for everything that follows, and a scene at minute sixty is as sharp as at second one.
+Places are whole numbers, in `UNIT` parts of a reference pixel. They stay exact however far the camera has
+travelled, so float32 is enough for everything that follows, and a scene at minute sixty is as sharp as at
+second one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ def fixed(value: Tensor) -> Tensor:
 
 
 def uniform(number: Tensor, salt: Tensor | int) -> Tensor:
-    """Whole numbers [...] and a salt -> float32 in [0, 1), the same on every device (murmur3's finaliser, as a counter's hash)."""
+    """Whole numbers [...] and a salt -> float32 in [0, 1), the same on every device.
+
+    The integer hash lowbias32 (C. Wellons) of a counter.
+    """
     bits = (number * 0x9E3779B1 + ((salt * 0x85EBCA77) & _LOW_32)) & _LOW_32
     bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & _LOW_32
     bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & _LOW_32

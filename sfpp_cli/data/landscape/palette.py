@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +60,11 @@ class Palette:
 
 
 def palette(time: Tensor, land: Tensor, balloon: Tensor, hue: Tensor) -> Palette:
-    """The colours of scenes [B]; `hue` turns those of sky and land by so many radians and leaves their luma alone."""
+    """Colours of scenes [B]; `hue` turns those of sky and land by so many radians, at the same luma."""
     device = time.device
     turn = _hue_turn(hue).transpose(1, 2)
-    skies = torch.tensor([[rgb(color) for color in SKIES[name].split()] for name in TIMES], device=device)[time] @ turn
-    grounds = torch.tensor([[rgb(color) for color in GROUNDS[name].split()] for name in LANDS], device=device)[land] @ turn
+    skies = _table(SKIES.values(), device)[time] @ turn
+    grounds = _table(GROUNDS.values(), device)[land] @ turn
     balloons = torch.tensor([rgb(color) for color in BALLOON_COLORS], device=device)[balloon]
     colors = torch.cat([skies, grounds, balloons[:, None]], 1).unbind(1)
     return Palette(*(color[:, None, :, None, None] for color in colors))
@@ -74,9 +75,16 @@ def constant(text: str, device: torch.device) -> Tensor:
     return torch.tensor(rgb(text), device=device)[:, None, None]
 
 
+def _table(rows: Iterable[str], device: torch.device) -> Tensor:
+    """Rows of colours as numbers, [N, colours, 3]."""
+    return torch.tensor([[rgb(color) for color in row.split()] for row in rows], device=device)
+
+
 def _hue_turn(hue: Tensor) -> Tensor:
     """Rotation about the axis of luma in YIQ, [B, 3, 3]."""
-    to_yiq = torch.tensor([LUMA_WEIGHTS, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=hue.device)
+    to_yiq = torch.tensor(
+        [LUMA_WEIGHTS, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], device=hue.device
+    )
     turn = torch.zeros(len(hue), 3, 3, device=hue.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = torch.cos(hue)

@@ -22,10 +22,10 @@ FAST = (SPEED["slowly"][1] + SPEED["fast"][0]) / 2
 
 
 def camera_speed(frames: Tensor) -> Tensor:
-    """Camera's speed at each of reference frames [T, 3, 64, W], reference pixels a video frame: [T], positive to the right.
+    """Camera's speed [T] at each of reference frames [T, 3, 64, W], in their pixels; positive to the right.
 
-    The strip that holds the nearest ridge is matched with itself `GAP` frames later, at every displacement; the best one, to a
-    part of a pixel, is divided by that ridge's share of the camera's movement.
+    The strip that holds the nearest ridge is matched with itself `GAP` frames later, at every displacement;
+    the best one, to a part of a pixel, is divided by that ridge's share of the camera's movement.
     """
     if len(frames) <= GAP:
         raise ValueError(f"{len(frames)} video frames are too few to read a pan: it takes more than {GAP}")

@@ -1,15 +1,16 @@
 """Read the landscape's truth back off frames: what a video shows, and whether it is still this world.
 
-Nothing here is learned. Light and colour are held against the band that the world itself keeps (`features`), the balloon is the
-world's own laid over the picture (`find_balloon`), the pan is the displacement of the nearest ridge (`pan`). Two failures are
-kept apart. A video has *left* the world when light or colour is out of its range, ridges are missing, its balloon is lost, broken
-or doubled, or the camera stands still. It has *wandered* when it shows a good scene of the world that is not the captioned one.
+Nothing here is learned. Light and colour are held against the band that the world itself keeps (`features`),
+the balloon is the world's own laid over the picture (`find_balloon`), the pan is the displacement of the
+nearest ridge (`pan`). Two failures are kept apart. A video has *left* the world when light or colour is out
+of its range, ridges are missing, its balloon is lost, broken or doubled, or the camera stands still. It has
+*wandered* when it shows a good scene of the world that is not the captioned one.
 
-Its own error (`examples/landscape/reader_error.py`, 160 unseen scenes of 33 frames, 160x96 and 112x64 alike): every captioned word
-was read right; one scene of 160 was called out of the range of hue, and no other fault was seen where there was none; the speed
-was off by 0.014 pixels a frame in the mean of each scene's worst frame at 160x96 (0.24 in the worst scene). Told in all frames:
-gains of 0.8 and 1.2, saturation 0.5, a frozen, balloonless, doubled or smeared video; gain 0.9 in 94 %, saturation 0.75 in 95 %,
-half a balloon in 99.7 %.
+Its own error (`examples/landscape/reader_error.py`, 160 unseen scenes of 33 frames, 160x96 and 112x64 alike):
+every captioned word was read right; one scene of 160 was called out of the range of hue, and no other fault
+was seen where there was none; the speed was off by 0.014 pixels a frame in the mean of each scene's worst
+frame at 160x96 (0.24 in the worst scene). Told in all frames: gains of 0.8 and 1.2, saturation 0.5, a frozen,
+balloonless, doubled or smeared video; gain 0.9 in 94 %, saturation 0.75 in 95 %, half a balloon in 99.7 %.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Reading:
     balloon: Finding
     """Lengths in pixels of the video."""
     speed: Tensor
-    """Camera's, in pixels of the video a video frame: positive to the right, when all scenery moves to the left."""
+    """Camera's, in the video's pixels a video frame: positive to the right, when all scenery moves left."""
     pixel: float
     """Width of a pixel in the world's reference pixels."""
 
@@ -92,14 +93,17 @@ class Reading:
 
 
 def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
-    """Read a video, uint8 [T, H, W, 3], of 9 frames and more. Raises ValueError for another shape or a shorter one.
+    """Read a video, uint8 [T, H, W, 3], of 9 frames and more.
 
-    `time` is the time of day it should show, if that is known: a darkened noon may look like an evening, and its balloon is
-    still lit as at noon.
+    Raises ValueError for another shape or a shorter one.
+    `time` is the time of day it should show, if that is known: a darkened noon may look like an evening, and
+    its balloon is still lit as at noon.
     """
     frames = reference_frames(video)
     pixel = HEIGHT / video.shape[1]
-    column = video.shape[2] / frames.shape[-1]  # not quite the reverse of `pixel`: the reference has whole columns
+    column = (
+        video.shape[2] / frames.shape[-1]
+    )  # not quite the reverse of `pixel`: the reference has whole columns
     features = read_features(frames).cpu()
     bands = world_bands()
     kind = bands.nearest(features)
@@ -119,14 +123,16 @@ def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
 
 
 def judge_video(video: Tensor | np.ndarray, scene: Attributes) -> dict[str, float]:
-    """How well a video shows the scene that its caption tells of. Shares of frames, but for the shifts and the speed:
+    """How well a video shows the scene that its caption tells of. Shares of frames, but for the shifts and
+    the speed:
 
-    - as captioned: `palette` (light and colour in the band of that time and land), `balloon` (whole, one, that colour),
-      `direction`, `pace`;
-    - against the captioned band: `luma_out`, `hue_out`, `contrast_out`; `luma_shift` and `ground_luma_shift` are mean differences
-      from its middle, with their sign;
+    - as captioned: `palette` (light and colour in the band of that time and land), `balloon` (whole, one,
+      that colour), `direction`, `pace`;
+    - against the captioned band: `luma_out`, `hue_out`, `contrast_out`; `luma_shift` and `ground_luma_shift`
+      are mean differences from its middle, with their sign;
     - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`;
-    - `in_world`, `left` (any of the former) and `wandered` (in the world, not as captioned); `speed` in pixels a video frame.
+    - `in_world`, `left` (any of the former) and `wandered` (in the world, not as captioned); `speed` in
+      pixels a video frame.
     """
     seen = read_video(video, scene.time)
     bands = world_bands()
@@ -168,7 +174,9 @@ def judge_videos(videos: Sequence[Tensor | np.ndarray], scenes: Sequence[Attribu
 def _find_by_time(frames: Tensor, time: Tensor) -> Finding:
     """`find_balloon` on each frame with the light of its time of day."""
     order = torch.cat([(time == number).nonzero()[:, 0] for number in range(len(TIMES))])
-    found = [find_balloon(frames[(time == number).to(frames.device)], number) for number in time.unique().tolist()]
+    found = [
+        find_balloon(frames[(time == number).to(frames.device)], number) for number in time.unique().tolist()
+    ]
     return join(found)[order.argsort()]
 
 

@@ -68,8 +68,10 @@ def draw_sky(view: View, colors: Palette, time: Tensor, salt: Tensor, sun: Sun) 
     return mix(sky, disc, view.soft(sun.radius - away)[:, None, None])
 
 
-def draw_clouds(canvas: Tensor, view: View, colors: Palette, sun: Sun, speed: Tensor, salt: Tensor, amount: Tensor) -> None:
-    """Clouds pass over the canvas, slower than any ridge, and let the sun through; `amount` [B] is 0 for few and 1 for many."""
+def draw_clouds(
+    canvas: Tensor, view: View, colors: Palette, sun: Sun, speed: Tensor, salt: Tensor, amount: Tensor
+) -> None:
+    """Clouds pass over the canvas and let the sun through; `amount` [B] is 0 for few, 1 for many."""
     rows = view.rows(0, CLOUD_ROWS)
     ys = view.ys[rows]
     places = view.places(speed * CLOUD_PARALLAX + WIND)

@@ -45,7 +45,8 @@ CLEARNESS = (0.92, 0.60, 0.90, 0.85)
 RELIEF = (0.16, 0.18, 0.30, 0.34)
 """Light and shade of slopes, by land."""
 EDGE = 5
-"""Columns beyond the frame whose ridge is computed too, so that slopes at its edges are those of its middle."""
+"""Columns beyond the frame whose ridge is computed too, so that slopes at its edges are those of its
+middle."""
 
 TREE_CELL = {2: 11.0, 3: 14.5}
 TREE_SCALE = {2: 0.68, 3: 1.0}
@@ -69,7 +70,7 @@ class Land:
 
 
 def ridge_line(land: Land, k: int, places: Tensor) -> Tensor:
-    """Height of ridge `k` (0 is the farthest) at world places [B, T, W]: rows in reference pixels, downwards."""
+    """Crest of ridge `k` (0 is the farthest) at world places [B, T, W]: rows in reference pixels."""
     ridge = RIDGES[k]
     salt = (land.salt + 101 * k)[:, None, None]
     kind = land.land[:, None, None]
@@ -114,7 +115,9 @@ def draw_ridge(canvas: Tensor, view: View, land: Land, colors: Palette, k: int) 
     lay(canvas, _ground(depth, below, bend * -to_sun, land, colors, k, veil), view.soft(depth))
 
 
-def _ground(depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Palette, k: int, veil: Tensor) -> Tensor:
+def _ground(
+    depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Palette, k: int, veil: Tensor
+) -> Tensor:
     """Colour of a ridge; `facing` [B, T, W] is positive where its slope looks at the sun."""
     ridge = RIDGES[k]
     near = k / (len(RIDGES) - 1)
@@ -130,7 +133,9 @@ def _ground(depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Pa
     return mix(body, 0.5 * (colors.glow + colors.haze), rim[:, :, None])
 
 
-def _draw_trees(canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Palette, k: int, veil: Tensor, to_sun: Tensor) -> None:
+def _draw_trees(
+    canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Palette, k: int, veil: Tensor, to_sun: Tensor
+) -> None:
     """One tree at most in every cell along the ridge: round ones, pines or cactuses."""
     cell = TREE_CELL[k]
     number, part = cells(view.places(land.speed * RIDGES[k].parallax), cell)
@@ -153,7 +158,9 @@ def _draw_trees(canvas: Tensor, view: View, ys: Tensor, land: Land, colors: Pale
     light = 1.08 - 0.30 * down + 0.13 * (right / half).clamp(-1, 1) * to_sun[:, :, None]
     color = mix(colors.tree, colors.tree_too, share[:, :, None, None]) * light[:, :, None]
     white = 0.45 * smooth((0.24 - tier) / 0.2) * (down > 0.2) * (land.land == SNOW)[:, None, None, None]
-    color = mix(color, colors.tree_too, white[:, :, None]) * (0.4 * colors.far_light + 0.6 * colors.near_light)
+    color = mix(color, colors.tree_too, white[:, :, None]) * (
+        0.4 * colors.far_light + 0.6 * colors.near_light
+    )
     lay(canvas, mix(color, veil, RIDGES[k].haze + 0.04), cover)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from sfpp_cli.data.landscape.noise import fixed
 
 HEIGHT = 64
-"""Every picture is this many reference pixels high, whatever its size: all lengths of the world are in reference pixels."""
+"""Every picture is this many reference pixels high, whatever its size; all lengths of the world are in
+them."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class View:
         return slice(max(0, int(top / self.pixel)), min(self.height, int(bottom / self.pixel) + 1))
 
     def places(self, speed: Tensor, margin: int = 0) -> Tensor:
-        """World places of the columns on a layer that moves at `speed` [B] reference pixels a frame: int64 [B, T, W + 2 margin]."""
+        """World places of the columns on a layer of this `speed` [B]: int64 [B, T, W + 2 margin]."""
         columns = (torch.arange(-margin, self.width + margin, device=self.device) + 0.5) * self.pixel
         return self.frames[:, :, None] * fixed(speed)[:, None, None] + fixed(columns)
 

@@ -1,20 +1,22 @@
-"""A procedural captioned world: an endless paper-cut landscape from a panning camera, with one hot-air balloon.
+"""A procedural captioned world: an endless landscape from a panning camera, with one hot-air balloon.
 
 It stands in for video data that cannot be shipped, and is made for studying long videos:
 
 - stationary: minute three has the law of second three;
-- endless: terrain, trees and clouds are hashed noise that never comes back, so new content must be made for ever at one edge;
-- the caption fixes time of day, land, the balloon's colour, the pan's direction and pace, and with them the luma of every part
-  of the picture, so a video that darkens, whitens or greys leaves the world at once;
-- the rest is uncaptioned (terrain, clouds, the sun's place, exact speed, phases, a few degrees of hue), so a student has to
-  carry it through its own history and can lose it.
+- endless: terrain, trees and clouds are hashed noise that never comes back, so new content must be made for
+  ever at one edge;
+- the caption fixes time of day, land, the balloon's colour, the pan's direction and pace, and with them the
+  luma of every part of the picture, so a video that darkens, whitens or greys leaves the world at once;
+- the rest is uncaptioned (terrain, clouds, the sun's place, exact speed, phases, a few degrees of hue), so a
+  student has to carry it through its own history and can lose it.
 
     scenes = draw_scenes(seed=0, indices=range(8), device="cuda")
     scenes.render(start=400, frames=81)     # [8, 81, 3, 96, 160] in [0, 1]
     scenes.captions()                       # eight sentences
     scenes.truth(start=400, frames=81)      # where the balloon is, how the camera moves, where the ridges lie
 
-Everything is a tensor over scenes, frames and pixels; rendering takes about 60 bytes of memory for each pixel of each frame.
+Everything is a tensor over scenes, frames and pixels; rendering takes about 60 bytes of memory for each pixel
+of each frame.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ class Truth:
     centre: Tensor
     """x and y of the middle of that box, [B, T, 2]."""
     pan: Tensor
-    """Camera's speed in pixels a video frame, [B]: positive to the right, when all scenery moves to the left."""
+    """Camera's speed in pixels a video frame, [B]: positive to the right, when all scenery moves left."""
     flow: Tensor
     """Horizontal speed of the four ridges in the picture, far to near, in pixels a video frame, [B, 4]."""
     ridges: Tensor
@@ -61,7 +63,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of scenes, each field [B] but for `phases`. Words are indices into the tables, the rest is uncaptioned."""
+    """A batch of scenes, each field [B] but for `phases`; words are indices into their tables."""
 
     time: Tensor
     land: Tensor
@@ -99,7 +101,9 @@ class Scenes:
         """The same scenes with other captioned attributes, one set a scene."""
 
         def column(name: str, table: Sequence[str]) -> Tensor:
-            return torch.tensor([table.index(getattr(words, name)) for words in attributes], device=self.time.device)
+            return torch.tensor(
+                [table.index(getattr(words, name)) for words in attributes], device=self.time.device
+            )
 
         if len(attributes) != len(self):
             raise ValueError(f"{len(attributes)} sets of attributes for {len(self)} scenes")
@@ -115,17 +119,20 @@ class Scenes:
     def attributes(self) -> list[Attributes]:
         """What the captions tell, in words."""
         columns = torch.stack([self.time, self.land, self.balloon, self.direction, self.pace], 1).tolist()
-        return [Attributes(TIMES[t], LANDS[n], BALLOONS[b], DIRECTIONS[d], PACES[p]) for t, n, b, d, p in columns]
+        return [
+            Attributes(TIMES[t], LANDS[n], BALLOONS[b], DIRECTIONS[d], PACES[p]) for t, n, b, d, p in columns
+        ]
 
     def captions(self, variant: int | None = None) -> list[str]:
-        """A sentence a scene: in each scene's own form, or all in form `variant`, of which 0 is the plain one."""
+        """A sentence a scene, in its own form or all in form `variant`, of which 0 is the plain one."""
         variants = self.variant.tolist() if variant is None else [variant] * len(self)
         return [caption(scene, form) for scene, form in zip(self.attributes(), variants, strict=True)]
 
     def render(self, start: int | Tensor, frames: int, size: tuple[int, int] = SIZE) -> Tensor:
         """Video frames `start .. start + frames`: float32 [B, T, 3, H, W] in [0, 1].
 
-        `start` is one number, or int64 [B] with one a scene. What a frame shows does not depend on where a range begins.
+        `start` is one number, or int64 [B] with one a scene. What a frame shows does not depend on where a
+        range begins.
         """
         view = self._view(start, frames, size)
         colors = palette(self.time, self.land, self.balloon, self.hue)
@@ -140,7 +147,7 @@ class Scenes:
         return canvas.clamp_(0, 1)
 
     def balloon_mask(self, start: int | Tensor, frames: int, size: tuple[int, int] = SIZE) -> Tensor:
-        """Share of each pixel that the balloon covers: float32 [B, T, 1, H, W] in [0, 1]. Training losses weigh these up."""
+        """Share of each pixel that the balloon covers, for losses to weigh up: float32 [B, T, 1, H, W]."""
         view = self._view(start, frames, size)
         return cover(view, self._path(view))[:, :, None]
 
@@ -165,7 +172,9 @@ class Scenes:
 
     def camera_speed(self) -> Tensor:
         """In reference pixels a video frame, [B]: positive to the right."""
-        low, high = torch.tensor([SPEED[name] for name in PACES], device=self.pace.device)[self.pace].unbind(1)
+        low, high = torch.tensor([SPEED[name] for name in PACES], device=self.pace.device)[self.pace].unbind(
+            1
+        )
         sign = torch.where(self.direction == DIRECTIONS.index("left"), -1.0, 1.0)
         return sign * torch.lerp(low, high, self.speed)
 
@@ -177,11 +186,13 @@ class Scenes:
         return follow(view.frames, view.breadth, self.radius, self.period, self.phases)
 
     def _land(self, view: View) -> Land:
-        return Land(self.time, self.land, self.salt, self.camera_speed(), sun_at(self.sun * view.breadth, self.time))
+        return Land(
+            self.time, self.land, self.salt, self.camera_speed(), sun_at(self.sun * view.breadth, self.time)
+        )
 
 
 def draw_scenes(seed: int, indices: Sequence[int], device: str | torch.device = "cpu") -> Scenes:
-    """Scenes by their numbers: the same (seed, index) is the same scene in every batch and on every device."""
+    """Scenes by number: the same (seed, index) is the same scene in every batch and on every device."""
     number = torch.tensor(list(indices), dtype=torch.int64, device=device)
     columns = [uniform(number, 0x10001 * seed + 0x51 * column) for column in range(17)]
 
