@@ -17,20 +17,19 @@ LUMA_WEIGHTS = (0.299, 0.587, 0.114)
 BALLOON_COLORS = ("e2352f", "f6c32c", "2f6fe0", "9a45c9", "16a877")
 CREAM, FIRE, WICKER = "fff5db", "ffb859", "6e4526"
 
-SKY_PARTS = ("top", "middle", "low", "sun", "glow", "haze", "cloud", "shade", "far_light", "near_light")
 SKIES = {
     "dawn": "79abdc c3cbe4 ffd2b4 fff3cf ffc99c f2c8c0 fff0e6 dcb2c4 ffeee4 fde2da",
     "noon": "3c8fe6 7fbdf2 cfeafb fffdea ffffff cde2f0 ffffff c9dcef ffffff ffffff",
     "sunset": "4b3a86 b7567f ff9d4a ffe7a0 ffb057 f0905e ff9f7d 8d4e86 ffc49a c07f8c",
     "night": "0b1033 1b2757 3a4a86 f6f4e4 8fa3dd 33457f 3e4d8a 1b2552 6473b0 4d5b98",
 }
-LAND_PARTS = ("far", "near", "tree", "tree_too")
 GROUNDS = {
     "spring": "6fa57c 6cb84a 2f8a4b 8fd05a",
     "autumn": "b06a4a e0a03c c2472a f3b83e",
     "snow": "9ab1cf f4f8fc 2f6b66 dfeaf3",
     "desert": "c47a5c eebb68 5d8a4c 7da257",
 }
+"""Both in the order of `Palette`'s fields: colours of the sky and its light, then of the land."""
 
 
 def rgb(text: str) -> list[float]:
