@@ -1,0 +1,241 @@
+"""The students: ODE trajectories, the student that learns from them, then Self-Forcing and Self-Forcing++.
+
+All of it is sfpp's own objectives and trainer; only the end is the clock's and not a number of steps.
+
+    python examples/landscape/train_students.py pairs --work runs/landscape --minutes 30
+    python examples/landscape/train_students.py ode --work runs/landscape --minutes 60
+    python examples/landscape/train_students.py self-forcing --work runs/landscape --minutes 90
+    python examples/landscape/train_students.py self-forcing-pp --work runs/landscape --minutes 200
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from bundle import assemble
+from road import PROMPT_SEED, Clock, Job, Speed, job_of, replace_folder, sheet
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.noise import VideoNoise
+from sfpp_cli.core.objective import Objective
+from sfpp_cli.core.ode import TrajectoryRegression
+from sfpp_cli.core.parallel import ALONE
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.models.bundle import SETTINGS, Bundle
+from sfpp_cli.models.vae import StreamingDecoder
+from sfpp_cli.progress import Silent
+from sfpp_cli.training.context import RunContext
+from sfpp_cli.training.objectives import embed_prompts, matching_objective
+from sfpp_cli.training.pairs import make_pairs
+from sfpp_cli.training.recipes import MatchingRecipe, StudentRecipe, read_recipe
+
+HERE = Path(__file__).parent
+SPENT = "spent.json"
+"""In a checkpoint: seconds of training so far."""
+SHOWN = (0, 5, 10, 20, 30, 40)
+"""Seconds of the contact sheets."""
+
+
+class OnDevice:
+    """All trajectories that were made, however few, in the device's memory."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        shards = [safe_open(path, framework="pt") for path in sorted(folder.glob("pairs-*.safetensors"))]
+        self.paths = torch.cat([shard.get_tensor("trajectories") for shard in shards]).to(device)
+        self.prompts = [prompt for shard in shards for prompt in json.loads(shard.metadata()["prompts"])]
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
+        number = int(torch.randint(len(self.paths), (), generator=generator))
+        return self.paths[number].float(), self.prompts[number]
+
+
+def context_of(job: Job, name: str) -> RunContext:
+    return RunContext(
+        out=job.work / "runs" / name, resume=True, device=job.device, ranks=ALONE, progress=Silent()
+    )
+
+
+def make_trajectories(job: Job) -> None:
+    recipe, run = ode_recipe(job), context_of(job, "ode")
+    bundle = Bundle(str(assemble(job.work, job.work / "teacher-bundle")))
+    prompts = (job.work / "prompts.txt").read_text().splitlines()[: recipe.pairs.count]
+    text = embed_prompts(bundle, [recipe.pairs.negative_prompt, *prompts], None, run)
+    make_pairs(bundle, recipe, prompts, text, run)
+    job.say(f"pairs: {recipe.pairs.count} trajectories")
+
+
+def train_ode(job: Job) -> None:
+    recipe, run = ode_recipe(job), context_of(job, "ode")
+    bundle = Bundle(recipe.model)
+    store = OnDevice(job.work / "pairs", job.device)
+    text = embed_prompts(bundle, sorted(set(store.prompts)), None, run)
+    teacher = bundle.load_teacher(torch.device("cpu"), torch.float32)
+    student = CausalWanModel.from_config(teacher.config)
+    student.load_state_dict(teacher.state_dict())
+    settings = recipe.settings_for(bundle)
+    objective = TrajectoryRegression(
+        student.to(job.device).train(),
+        text,
+        store,
+        schedule=FlowSchedule(settings.shift),
+        steps=settings.steps,
+        chunk=settings.chunk,
+        context=settings.context,
+        seed=recipe.seed,
+        save_extra=lambda folder: settings.write(folder / SETTINGS),
+    )
+    train(objective, recipe.training, "ode", [], job)
+
+
+def train_matching(name: str, job: Job) -> None:
+    """Self-Forcing or Self-Forcing++, from the ODE student."""
+    model = assemble(job.work, job.work / "model", job.work / "students" / "ode")
+    changes = {
+        "model": str(model),
+        "prompts": str(job.work / "prompts.txt"),
+        "training.batch": str(job.scale.match_batch),
+    }
+    recipe = read_recipe(HERE / f"{name}.toml", MatchingRecipe, overrides=changes)
+    bundle = Bundle(recipe.model)
+    prompts = Path(recipe.prompts).read_text().splitlines()
+    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], None, context_of(job, name))
+    objective = matching_objective(recipe, bundle, prompts, text, job.device)
+    networks = [objective.student, objective.critic, objective.teacher]
+    train(objective, recipe.training, name, networks, job)
+
+
+def ode_recipe(job: Job) -> StudentRecipe:
+    scale = job.scale
+    changes = {
+        "model": str(job.work / "teacher-bundle"),
+        "pairs.prompts": str(job.work / "prompts.txt"),
+        "pairs.folder": str(job.work / "pairs"),
+        "pairs.count": str(scale.pairs),
+        "pairs.batch": str(scale.pair_batch),
+        "training.batch": str(scale.student_batch),
+    }
+    return read_recipe(HERE / "student.toml", StudentRecipe, overrides=changes)
+
+
+def train(
+    objective: Objective, training: Training, name: str, networks: Sequence[nn.Module], job: Job
+) -> None:
+    """sfpp's trainer, until the clock says stop. `networks` may be compiled on the way."""
+    run = job.work / "runs" / name
+    trainer = Trainer(objective, training, run)
+    trainer.resume()
+    clock = Clock(job, spent_before(run))
+    speed = Speed()
+    speed.ask(trainer.step)
+    first = trainer.step
+    compiled = False
+    while clock.done < 1:
+        if networks and not compiled and trainer.step % 5 == 0 and compiling_pays(job):
+            for network in networks:
+                network.compile_blocks()  # type: ignore[operator]
+            compiled = True
+            job.say(f"{name}: compiled from step {trainer.step} on")
+        record = try_update(trainer, job, name)
+        if record is None:
+            continue
+        if training.decay == "cosine" and trainer.step > first + 10:
+            fit_schedule(trainer, clock, first)
+        if trainer.step % (200 if name == "ode" else 20) == 0 or trainer.step in (2, 10):
+            figures = ", ".join(
+                f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "step_s")
+            )
+            pace = speed.ask(trainer.step)
+            job.say(f"{name} step {trainer.step}, {clock.spent:.0f} s: {figures}, {pace:.2f} steps/s")
+        if clock.time_to_save():
+            export(trainer, clock, name, job)
+    export(trainer, clock, name, job)
+    job.say(f"{name}: {trainer.step} steps, {clock.spent:.0f} s")
+
+
+def compiling_pays(job: Job) -> bool:
+    """What `warm.py` measured decides, as soon as it has."""
+    measured = job.work / "compile-matching.json"
+    return not job.careful and measured.exists() and bool(json.loads(measured.read_text())["faster"])
+
+
+def try_update(trainer: Trainer, job: Job, name: str) -> dict[str, float] | None:
+    """A step; None if there was no room for it, and the batch is smaller from now on."""
+    try:
+        return trainer.update()
+    except torch.OutOfMemoryError:
+        trainer.training = replace(trainer.training, batch=max(1, trainer.training.batch // 2))
+        job.say(f"{name}: out of memory; batch {trainer.training.batch} from now on")
+    torch.cuda.empty_cache()
+    return None
+
+
+def fit_schedule(trainer: Trainer, clock: Clock, first: int) -> None:
+    """The number of steps that the clock will allow, for the decay of the learning rate."""
+    pace = (trainer.step - first) / (clock.spent - clock.before)
+    steps = trainer.step + int((1 - clock.done) * clock.budget * pace)
+    trainer.training = replace(trainer.training, steps=max(steps, trainer.step + 1))
+
+
+def spent_before(run: Path) -> float:
+    steps = checkpoint.saved_steps(run)
+    spent = checkpoint.path_of(run, steps[-1]) / SPENT if steps else None
+    return float(json.loads(spent.read_text())) if spent and spent.exists() else 0.0
+
+
+def export(trainer: Trainer, clock: Clock, name: str, job: Job) -> None:
+    """A checkpoint, and the averaged student as float16 where the others are."""
+    folder = trainer.save()
+    (folder / SPENT).write_text(json.dumps(clock.spent))
+    best = folder / "student-ema" if (folder / "student-ema").exists() else folder / "student"
+
+    def fill(target: Path) -> None:
+        CausalWanModel.from_pretrained(best).half().save_pretrained(target)
+        shutil.copy(best / SETTINGS, target)
+
+    (job.work / "students").mkdir(exist_ok=True)
+    replace_folder(job.work / "students" / name, fill)
+
+
+@torch.no_grad()
+def look(name: str, job: Job, count: int = 8) -> None:
+    """A contact sheet of rollouts far beyond the horizon."""
+    bundle = Bundle(str(assemble(job.work, job.work / "model", job.work / "students" / name)))
+    settings, device = bundle.settings, job.device
+    student, vae, text = (
+        load(device, torch.float32) for load in (bundle.load_student, bundle.load_vae, bundle.load_text)
+    )
+    count = min(count, job.scale.judged)
+    prompts = (job.work / "prompts.txt").read_text().splitlines()[-count:]
+    seconds = [second for second in SHOWN if second <= (40 if job.cuda else 10)]
+    frames = bundle.compression.latent_frames(1 + max(seconds) * settings.fps)
+    shape = (settings.chunk, student.config.in_channels, *bundle.latent_size)
+    noise = VideoNoise(range(PROMPT_SEED, PROMPT_SEED + count), shape, device)
+    chunks = noise.chunks(0, -(-frames // settings.chunk))
+    decoder = StreamingDecoder(vae)
+    with job.autocast():
+        clean = settings.sampler().rollout(student, chunks, text(prompts), noise.draw)
+        video = [decoder(latents).float().cpu() for latents in clean]
+    rows = [[row[second * settings.fps] for second in seconds] for row in torch.cat(video, dim=1)]
+    sheet(rows, job.work / f"{name}.png", zoom=1 if job.cuda else 2)
+    job.say(f"{name}: seconds {seconds} of {' | '.join(prompts)}")
+
+
+if __name__ == "__main__":
+    which = sys.argv.pop(1)
+    mine = job_of(__doc__)
+    if which == "pairs":
+        make_trajectories(mine)
+    elif which == "ode":
+        train_ode(mine)
+    else:
+        train_matching(which, mine)

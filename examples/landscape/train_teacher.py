@@ -1,0 +1,314 @@
+"""Train the landscape's bidirectional teacher and its text encoder: 1 latent frame, then 5, then 21.
+
+The shorter phases draw their stretch anywhere in a clip. One that does not begin with the clip has no image
+latent, which its caption tells by its last word. Muon moves the blocks' matrices, AdamW the rest.
+
+    python examples/landscape/train_teacher.py --work runs/landscape --minutes 120
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from muon import Muon
+from road import TEACHER_SEED, Clock, Job, Speed, cosine, job_of, load_state, replace_folder, save_state
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
+
+from sfpp_cli.core.constants import TRAIN_STEPS
+from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.teacher import Teacher
+from sfpp_cli.data.latents import INDEX, MID_STREAM
+
+SHIFT = 3.0
+MATRIX_LR, OTHER_LR = 4e-3, 1e-3
+WARMUP = 50
+TEXT_DROPOUT = 0.1
+BEGINNINGS = 0.5
+"""Share of stretches that begin with their clip, in the phases in which they need not."""
+EMA = 0.998
+CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Latents [N, F, C, H, W] and their captions as tokens [N, V, L], plain and as of mid-stream."""
+
+    latents: Tensor
+    tokens: Tensor
+    continued: Tensor
+    empty: Tensor
+    """Tokens of no caption, [L]."""
+
+    @classmethod
+    def read(cls, folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Clips:
+        rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
+        shards = {
+            name: load_file(folder / name)["latents"] for name in dict.fromkeys(row["shard"] for row in rows)
+        }
+        captions = [row["captions"] for row in rows]
+        return cls(
+            torch.stack([shards[row["shard"]][row["row"]] for row in rows]).to(device),
+            tokenized(tokenizer, captions).to(device),
+            tokenized(
+                tokenizer, [[f"{caption} {MID_STREAM}" for caption in choices] for choices in captions]
+            ).to(device),
+            tokenized(tokenizer, [[""]])[0, 0].to(device),
+        )
+
+    def draw(self, frames: int, batch: int) -> tuple[Tensor, Tensor]:
+        """Random stretches [B, frames, C, H, W] and tokens [B, L], some of them of no caption."""
+        device = self.latents.device
+        which = torch.randint(len(self.latents), (batch,), device=device)
+        start = torch.randint(self.latents.shape[1] - frames + 1, (batch,), device=device)
+        start = start * (torch.rand(batch, device=device) >= BEGINNINGS)
+        choice = torch.randint(self.tokens.shape[1], (batch,), device=device)
+        at = start[:, None] + torch.arange(frames, device=device)
+        tokens = torch.where(start[:, None] > 0, self.continued[which, choice], self.tokens[which, choice])
+        silent = torch.rand(batch, 1, device=device) < TEXT_DROPOUT
+        return self.latents[which[:, None], at].float(), torch.where(silent, self.empty, tokens)
+
+
+class Text(nn.Module):
+    """The text encoder over tokens, padded with zeros as sfpp's own."""
+
+    def __init__(self, encoder: UMT5EncoderModel, padding: int) -> None:
+        super().__init__()
+        self.encoder, self.padding = encoder, padding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mask = (tokens != self.padding).long()
+        return self.encoder(tokens, attention_mask=mask).last_hidden_state * mask[..., None]
+
+
+class Trainer:
+    """Teacher and text encoder, their optimiser and average, and where they are on their way."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        torch.manual_seed(TEACHER_SEED)
+        self.tokenizer = AutoTokenizer.from_pretrained(job.work / "init" / "tokenizer")
+        self.teacher = Teacher.from_pretrained(job.work / "init" / "transformer").to(job.device).train()
+        encoder = UMT5EncoderModel.from_pretrained(job.work / "init" / "text_encoder").to(job.device).train()
+        self.text = Text(encoder, self.tokenizer.pad_token_id)
+        self.models = nn.ModuleDict({"transformer": self.teacher, "text": self.text})
+        self.parameters = list(self.models.parameters())
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.optimizer = self.new_optimizer()
+        self.step = 0
+        state = load_state(job.work / "teacher-state.pt", job.device)
+        self.clock = Clock(job, state["spent"] if state else 0.0)
+        if state:
+            self.restore(state)
+        else:
+            self.begin_from_earlier()
+        torch.manual_seed(TEACHER_SEED + self.step)
+        self.schedule = FlowSchedule(SHIFT)
+        self.clips = Clips.read(job.work / "latents", self.tokenizer, job.device)
+        self.batches = {frames: batch for frames, batch, _ in job.scale.curriculum}
+        self.good = self.state()
+        self.compiled = False
+
+    def begin_from_earlier(self) -> None:
+        """Weights that a call elsewhere has left, without their optimiser; the average begins at them."""
+        raw = load_state(self.job.work / "teacher-raw.pt", self.job.device)
+        if raw is None:
+            return
+        self.models.load_state_dict(raw["models"])
+        self.step = raw["step"]
+        for average, parameter in zip(self.average, self.parameters, strict=True):
+            average.copy_(parameter.detach())
+        self.job.say(f"teacher: goes on from the weights of step {self.step}, {raw['spent']:.0f} s")
+
+    def compile_if_it_pays(self, frames: int) -> None:
+        """What `warm.py` measured decides, as soon as it has; nothing measured, nothing compiled."""
+        measured = self.job.work / "compile-teacher.json"
+        pays = (
+            not self.job.careful
+            and measured.exists()
+            and frames in json.loads(measured.read_text())["frames"]
+        )
+        if pays == self.compiled:
+            return
+        self.compiled = pays
+        for block in self.teacher.blocks:
+            if pays:
+                block.compile()
+            else:
+                block._compiled_call_impl = None
+        self.job.say(f"teacher: {'compiled' if pays else 'not compiled'} from step {self.step} on")
+
+    def new_optimizer(self) -> Muon:
+        blocks = [p for p in self.teacher.blocks.parameters() if p.ndim == 2 and min(p.shape) > 8]
+        return Muon(self.parameters, blocks, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def run(self) -> None:
+        speed, losses, phase = Speed(), [], 0
+        while self.clock.done < 1:
+            frames = self.frames_now()
+            if frames != phase:
+                batch, spent = self.batches[frames], self.clock.spent
+                self.job.say(f"teacher: {frames} latent frames, batch {batch}, from {spent:.0f} s on")
+                phase, losses = frames, []
+                self.compile_if_it_pays(frames)
+                speed.ask(self.step)
+            if self.step % 50 == 0:
+                self.compile_if_it_pays(frames)
+            loss = self.try_update(frames)
+            if loss is None:
+                continue
+            losses.append(loss)
+            if self.step % 50 == 0 and not self.healthy(loss):
+                losses = []
+            if losses and (self.step % 200 == 0 or self.step == 10):
+                mean = torch.stack(losses).mean().item()
+                told = f"loss {mean:.4f}, {speed.ask(self.step):.1f} steps/s"
+                self.job.say(f"teacher {frames} frames, step {self.step}, {self.clock.spent:.0f} s: {told}")
+                losses = []
+            if self.clock.time_to_save():
+                self.save()
+        self.save()
+
+    def frames_now(self) -> int:
+        """The phase that the clock is in."""
+        end = 0.0
+        for frames, _, share in self.job.scale.curriculum:
+            end += share
+            if self.clock.done < end:
+                return frames
+        return frames
+
+    def try_update(self, frames: int) -> Tensor | None:
+        """An update; None if there was no room for it, and the batch is smaller from now on."""
+        try:
+            return self.update(frames)
+        except torch.OutOfMemoryError:
+            self.batches[frames] = max(1, self.batches[frames] // 2)
+            self.job.say(f"teacher: out of memory; batch {self.batches[frames]} from now on")
+        self.optimizer.zero_grad()
+        torch.cuda.empty_cache()
+        return None
+
+    def update(self, frames: int) -> Tensor:
+        x0, tokens = self.clips.draw(frames, self.batches[frames])
+        loss = flow_matching_loss(self.teacher, self.text, x0, tokens, self.schedule, self.job)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        share = min(1.0, (self.step + 1) / WARMUP) * cosine(self.clock.done, 0.02)
+        self.optimizer.step(MATRIX_LR * share, OTHER_LR * share)
+        self.step += 1
+        self.follow()
+        return loss.detach()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        decay = min(EMA, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
+
+    def healthy(self, loss: Tensor) -> bool:
+        """Remember a good state; go back to the last one if the loss is no number any more."""
+        if torch.isfinite(loss):
+            self.good = self.state()
+            return True
+        self.job.say(
+            f"teacher: loss is not finite at step {self.step}; going back to step {self.good['step']}"
+        )
+        self.restore(self.good)
+        return False
+
+    def state(self) -> dict[str, object]:
+        tensors = {
+            "models": self.models.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        return copy.deepcopy(tensors) | {"step": self.step, "spent": self.clock.spent}
+
+    def restore(self, state: dict[str, object]) -> None:
+        self.models.load_state_dict(state["models"])
+        for mine, theirs in zip(self.average, state["average"], strict=True):
+            mine.copy_(theirs)
+        self.step = state["step"]
+        if "optimizer" in state:
+            self.optimizer.load_state_dict(state["optimizer"])
+
+    def save(self) -> None:
+        save_state(self.job.work / "teacher-state.pt", self.state())
+        raw = {name: value.to(torch.bfloat16) for name, value in self.models.state_dict().items()}
+        save_state(
+            self.job.work / "teacher-raw.pt", {"models": raw, "step": self.step, "spent": self.clock.spent}
+        )
+        replace_folder(self.job.work / "teacher", self.store)
+
+    def store(self, folder: Path) -> None:
+        """The average in a model's layout, as float16, as it will be published."""
+        with averaged(self):
+            copied = Teacher.from_config(self.teacher.config)
+            copied.load_state_dict(
+                {name: value.detach().cpu().clone() for name, value in self.teacher.state_dict().items()}
+            )
+            copied.half().save_pretrained(folder / "transformer")
+            self.text.encoder.save_pretrained(folder / "text_encoder")
+
+
+class averaged:
+    """Inside, the models hold their average."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        self._swap()
+
+    def __exit__(self, *error: object) -> None:
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, average in zip(self.trainer.parameters, self.trainer.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+def flow_matching_loss(
+    teacher: Teacher,
+    text: Callable[[Tensor], Tensor],
+    x0: Tensor,
+    tokens: Tensor,
+    schedule: FlowSchedule,
+    job: Job,
+) -> Tensor:
+    """Mean squared error of the flow; timesteps are spread evenly over a batch, then shifted."""
+    batch = len(x0)
+    uniform = (torch.arange(batch, device=x0.device) + torch.rand(batch, device=x0.device)) / batch
+    timestep = schedule.shift_timesteps(TRAIN_STEPS * uniform)
+    sigma = (timestep / TRAIN_STEPS).view(-1, 1, 1, 1, 1)
+    noise = torch.randn_like(x0)
+    with job.autocast():
+        flow = teacher((1 - sigma) * x0 + sigma * noise, timestep, text(tokens))
+    return F.mse_loss(flow.float(), noise - x0)
+
+
+def tokenized(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]]) -> Tensor:
+    """[N, V, L] from N lists of V captions."""
+    flat = [caption for choices in captions for caption in choices]
+    tokens = tokenizer(flat, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return tokens.view(len(captions), len(captions[0]), -1)
+
+
+def run(job: Job) -> None:
+    trainer = Trainer(job)
+    trainer.run()
+
+
+if __name__ == "__main__":
+    run(job_of(__doc__))
