@@ -99,7 +99,7 @@ def train_ode(job: Job) -> None:
 
 def train_matching(name: str, job: Job) -> None:
     """Self-Forcing or Self-Forcing++, from the ODE student."""
-    model = assemble(job.work, job.work / "model", job.work / "students" / "ode")
+    model = assemble(job.work, job.work / f"model-{name}", job.work / "students" / "ode")
     changes = {
         "model": str(model),
         "prompts": str(job.work / "prompts.txt"),
@@ -209,7 +209,7 @@ def export(trainer: Trainer, clock: Clock, name: str, job: Job) -> None:
 @torch.no_grad()
 def look(name: str, job: Job, count: int = 8) -> None:
     """A contact sheet of rollouts far beyond the horizon."""
-    bundle = Bundle(str(assemble(job.work, job.work / "model", job.work / "students" / name)))
+    bundle = Bundle(str(assemble(job.work, job.work / f"model-{name}", job.work / "students" / name)))
     settings, device = bundle.settings, job.device
     student, vae, text = (
         load(device, torch.float32) for load in (bundle.load_student, bundle.load_vae, bundle.load_text)
