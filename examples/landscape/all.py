@@ -121,7 +121,8 @@ class Road:
         self.options = options
         self.work = options.work
         self.deadline = STARTED + 60 * options.minutes
-        self.device = torch.device(options.device)
+        # With its number: torch.cuda.set_device, which joins ranks, refuses a bare "cuda".
+        self.device = torch.device("cuda:0" if options.device == "cuda" else options.device)
         self.cuda = self.device.type == "cuda"
         scale = "quick" if options.quick else options.scale or ("gpu" if self.cuda else "cpu")
         self.scale_name, self.scale = scale, SCALES[scale]
