@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -63,9 +64,11 @@ class Ranks:
         warnings.filterwarnings(
             "ignore", message="FSDP2-wrapped module .* returned a view"
         )  # nobody changes one in place
+        # Left to itself, FSDP2 takes the machine's accelerator, even for a model on the CPU.
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.world,))
         blocks = (child for part in model.children() if isinstance(part, nn.ModuleList) for child in part)
         for module in (*blocks, model):
-            fully_shard(module, reshard_after_forward=False)
+            fully_shard(module, mesh=mesh, reshard_after_forward=False)
             for name in _FORWARD_METHODS:
                 if hasattr(module, name):
                     register_fsdp_forward_method(module, name)

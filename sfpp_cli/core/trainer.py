@@ -186,7 +186,6 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
             group["lr"] = (player.lr or self.training.lr) * self.training.lr_scale(self.step)
-        optimizer.zero_grad(set_to_none=True)
         metrics = self._accumulate(number, repeat)
         if self.training.parallel == "replicate":
             self.ranks.average(parameters)
@@ -199,6 +198,7 @@ class Trainer:
                 "the last checkpoint stands"
             )
         self._step(optimizer, parameters[0].device)
+        optimizer.zero_grad(set_to_none=True)  # now: gradients should not lie about while others learn
         return record
 
     def _step(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -276,6 +276,8 @@ class Trainer:
         if checkpoint.has_ema(self.folder, self.step):
             self.ema = self._copies()
         checkpoint.load(self.folder, self.step, self._state(), self.ranks)
+        for optimizer in self.optimizers:  # a checkpoint says what suited the device that wrote it
+            optimizer.param_groups[0]["fused"] = optimizer.defaults["fused"]
         if self.training.offload:
             for optimizer in self.optimizers:
                 _move(optimizer, torch.device("cpu"))
@@ -290,7 +292,13 @@ class Trainer:
     def _optimizer(self, player: Player) -> torch.optim.AdamW:
         parameters = [p for model in player.models.values() for p in model.parameters() if p.requires_grad]
         t = self.training
-        return torch.optim.AdamW(parameters, lr=player.lr or t.lr, betas=t.betas, weight_decay=t.weight_decay)
+        return torch.optim.AdamW(
+            parameters,
+            lr=player.lr or t.lr,
+            betas=t.betas,
+            weight_decay=t.weight_decay,
+            fused=parameters[0].device.type == "cuda",  # no temporary copy of all weights
+        )
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         """A copy, in main memory when offloading."""

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.tensor import DTensor
 from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
@@ -349,6 +351,61 @@ def test_players_take_turns() -> None:
     assert trainer.ema.keys() == {"one"}
 
 
+class Duel:
+    """Two players; notes whether the other's gradients are there while one learns."""
+
+    def __init__(self) -> None:
+        self.toys = [Toy(), Toy()]
+        self.players = tuple(
+            Player({name: toy}, self.loss, name=name) for name, toy in zip("ab", self.toys, strict=True)
+        )
+        self.others: list[bool] = []
+
+    def loss(self, update: Update) -> Loss:
+        ours = self.toys[update.player]
+        other = self.toys[1 - update.player]
+        self.others.append(any(p.grad is not None for p in other.parameters()))
+        return sum((p.square().sum() for p in ours.parameters()), torch.zeros(())), {}
+
+
+def test_gradients_are_gone_while_another_learns() -> None:
+    objective = Duel()
+    trainer = Trainer(objective, Training(steps=2, batch=2, micro_batch=1), Path())
+    trainer.update()
+    trainer.update()
+    assert objective.others == [False] * 8
+    assert all(p.grad is None for toy in objective.toys for p in toy.parameters())
+
+
+class Fake:
+    """A model on a GPU that need not be there."""
+
+    def __init__(self) -> None:
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.empty(3, device="cuda"))
+        self.players = (Player({"model": model}, lambda update: (torch.zeros(()), {})),)
+
+
+@torch.no_grad()
+def test_a_gpus_weights_are_updated_in_place() -> None:
+    """By the fused kernel: the other makes a copy of all weights first."""
+    with FakeTensorMode():
+        (optimizer,) = Trainer(Fake(), TRAINING, Path()).optimizers
+    assert optimizer.param_groups[0]["fused"]
+    (optimizer,) = Trainer(Regression(), TRAINING, Path()).optimizers
+    assert not optimizer.param_groups[0]["fused"]
+
+
+def test_a_gpus_checkpoint_is_resumed_as_suits_the_cpu(tmp_path: Path) -> None:
+    trainer = Trainer(Regression(), replace(TRAINING, steps=4), tmp_path)
+    trainer.optimizers[0].param_groups[0]["fused"] = True
+    trainer.run()
+    resumed = Trainer(Regression(), TRAINING, tmp_path)
+    resumed.resume()
+    assert resumed.step == 4
+    assert not resumed.optimizers[0].param_groups[0]["fused"]
+
+
 def test_the_last_step_is_saved_off_the_beat(tmp_path: Path) -> None:
     train(tmp_path, Training(steps=5, batch=1, save_every=3))
     assert checkpoint.saved_steps(tmp_path) == [3, 5]
@@ -439,6 +496,22 @@ def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:
         assert sorted(number for share in shares for number in share) == list(range(12))
     with pytest.raises(UserError, match=r"batch 4 .* 3 ranks"):
         Trainer(Regression(), TRAINING, tmp_path, Ranks(0, 3))
+
+
+def shard_beside_a_gpu(ranks: Ranks, folder: Path) -> None:
+    """What `torch.accelerator` says on a machine with a GPU, of a model that is not on it."""
+    torch._C._get_accelerator = lambda check=False: torch.device("cuda")  # type: ignore[assignment]
+    toy = Toy()
+    ranks.shard(toy)
+    for parameter in toy.parameters():
+        assert isinstance(parameter, DTensor)
+        assert parameter.device_mesh.device_type == "cpu"
+    (folder / f"{ranks.rank}").touch()
+
+
+def test_a_model_is_sharded_where_it_is(tmp_path: Path) -> None:
+    on_two_ranks(shard_beside_a_gpu, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"0", "1"}
 
 
 def train_share(ranks: Ranks, folder: Path) -> None:
