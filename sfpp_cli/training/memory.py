@@ -23,6 +23,7 @@ from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.summary import ELEMENT_BYTES, readable
 from sfpp_cli.training.networks import (
     WEIGHT,
+    Frozen,
     Network,
     Trained,
     measure,
@@ -40,14 +41,15 @@ class Needs:
     """What an objective needs; the rest follows from `training` and the ranks."""
 
     trained: dict[str, Trained]
-    frozen: dict[str, int]
-    """Parameters that every rank holds whole."""
+    frozen: dict[str, Frozen]
     activations: float
     """Bytes of a sample that runs."""
     caches: float = 0.0
     """Bytes of keys and values of a sample that runs."""
     text_encoder: int = 0
     """Parameters of the text encoder, if it is freed before the first step."""
+    together: bool = False
+    """Whether all that is trained learns in the same updates; else gradients are there of one at a time."""
     preview: float = 0.0
     """Bytes that a preview needs beside the weights."""
     pairs: float = 0.0
@@ -78,8 +80,7 @@ def plan(
         "recipe": f"{recipe.objective}, {training.steps} steps of {training.batch} samples",
         "ranks": f"{ranks.world}, samples at once on each: {samples}",
         "precision": f"weights float32, arithmetic {precision} on {device.type}",
-        **{name: str(network) for name, network in needs.trained.items()},
-        **{name: f"{count / 1e6:.1f} M parameters, frozen" for name, count in needs.frozen.items()},
+        **{name: str(network) for name, network in (needs.trained | needs.frozen).items()},
     }
     if needs.text_encoder:
         lines["text encoder"] = f"{needs.text_encoder / 1e6:.1f} M parameters, freed before the first step"
@@ -110,14 +111,14 @@ def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Needs
     teacher = _teacher(layout)
     encoder = text_parameters(layout)
     trained = {"transformer": Trained(teacher.parameters, teacher.parameters)}
-    frozen = {}
+    frozen: dict[str, Frozen] = {}
     if recipe.train_text_encoder:
         trained["text encoder"] = Trained(encoder, encoder)
     else:
-        frozen["text encoder"] = encoder
+        frozen["text encoder"] = Frozen(encoder)
     checkpointing = recipe.training.gradient_checkpointing
     activations = teacher.activation_bytes(layout.teacher_horizon, element, 1, checkpointing=checkpointing)
-    return Needs(trained, frozen, activations)
+    return Needs(trained, frozen, activations, together=True)
 
 
 def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Needs:
@@ -128,11 +129,11 @@ def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Needs:
     checkpointing = recipe.training.gradient_checkpointing
     return Needs(
         {"student": Trained(student.parameters, student.parameters)},
-        {"vae": vae_parameters(layout)} if recipe.preview.every else {},
+        {"vae": Frozen(vae_parameters(layout))} if recipe.preview.every else {},
         student.activation_bytes(settings.horizon, element, 1, checkpointing=checkpointing),
         text_encoder=text_parameters(layout),
         preview=_preview_bytes(recipe, student, settings, element),
-        pairs=WEIGHT * student.parameters + pairs.batch * student.block_bytes(settings.horizon, WEIGHT),
+        pairs=element * student.parameters + pairs.batch * student.block_bytes(settings.horizon, element),
         lines={
             "pairs": f"{pairs.count} trajectories, {_on_disk(size, Path(pairs.folder))} in {pairs.folder}"
         },
@@ -144,9 +145,9 @@ def _matching(recipe: MatchingRecipe, layout: Layout, element: int) -> Needs:
     teacher = _teacher(layout)
     settings = recipe.settings_for(layout)
     adapters = recipe.lora_rank * student.adapter
-    frozen = {"teacher": teacher.parameters}
+    frozen = {"teacher": Frozen(teacher.parameters, element)}
     if recipe.preview.every or recipe.dmd.first_frame == "reencode":
-        frozen["vae"] = vae_parameters(layout)
+        frozen["vae"] = Frozen(vae_parameters(layout))
     window, starts = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
     caches, activations = _matching_bytes(recipe, student, settings, window, starts, element)
     return Needs(
@@ -202,15 +203,17 @@ def _memory(
 ) -> dict[str, str]:
     """What a rank holds, part by part, and at most."""
     trained = needs.trained.values()
+    trainable = [network.trainable for network in trained]
+    learning = sum(trainable) if needs.together else max(trainable)
     shards = ranks.world if training.parallel == "shard" else 1
     weights = WEIGHT * sum(network.parameters for network in trained)
-    gradients = WEIGHT * sum(network.trainable for network in trained) / shards
+    gradients = WEIGHT * learning / shards
     parts = {
-        "weights": weights / shards + WEIGHT * sum(needs.frozen.values()),
+        "weights": weights / shards + sum(network.nbytes for network in needs.frozen.values()),
         "gradients": gradients,
         # What FSDP2 gathers for a step's first pass stays until its backward pass.
         "gathered": weights if shards > 1 else 0.0,
-        "optimizer": 2 * gradients,
+        "optimizer": 2 * WEIGHT * sum(trainable) / shards,
         "EMA": WEIGHT * sum(network.parameters for network in trained if network.has_ema) / shards,
         "KV caches": samples * needs.caches,
         "activations": samples * needs.activations,
@@ -225,7 +228,8 @@ def _memory(
     resident = passes - parts["KV caches"] - parts["activations"]
     moments = {
         "passes": passes,
-        "update": resident + _update_bytes(trained, training, shards, device),
+        # Moments that rest in main memory come back for their own update.
+        "update": resident + (2 * gradients if training.offload else 0.0),
         "preview": resident + needs.preview if needs.preview else 0.0,
         "embedding prompts": WEIGHT * needs.text_encoder,
         "making pairs": needs.pairs,
@@ -234,15 +238,6 @@ def _memory(
     each = ", ".join(f"{moment} ~{_bytes(size)}" for moment, size in moments.items() if size)
     lines["memory"] = f"~{_bytes(most)} a rank at most ({each})"
     return lines | _fits(most, device)
-
-
-def _update_bytes(trained: Iterable[Trained], training: Training, shards: int, device: torch.device) -> float:
-    """What an optimiser's step takes beside what is resident."""
-    largest = WEIGHT * max(network.trainable for network in trained) / shards
-    # On CUDA, PyTorch updates all weights at once, with a temporary of their size; offloaded moments come
-    # back for the step.
-    temporary = largest if device.type == "cuda" else 0.0
-    return temporary + (2 * largest if training.offload else 0.0)
 
 
 def _fits(needed: float, device: torch.device) -> dict[str, str]:

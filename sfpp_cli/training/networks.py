@@ -65,6 +65,22 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Frozen:
+    """A network that learns nothing; every rank holds it whole."""
+
+    parameters: int
+    element: int = WEIGHT
+    """Bytes of a weight."""
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.1f} M parameters, frozen"
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameters * self.element
+
+
+@dataclass(frozen=True)
 class Trained:
     """A network that is trained."""
 

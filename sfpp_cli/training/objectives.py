@@ -113,7 +113,7 @@ def matching_objective(
     return DistributionMatching(
         student,
         bundle.load_teacher(device, torch.float32).train().requires_grad_(True),
-        bundle.load_teacher(device, torch.float32),
+        bundle.load_teacher(device, recipe.training.dtype(device)),  # frozen, so it needs no more
         text,
         prompts,
         sampler=settings.sampler(),

@@ -30,7 +30,7 @@ def make_pairs(
     pairs = recipe.pairs
     ranks = run.ranks
     folder = Path(pairs.folder)
-    teacher = bundle.load_teacher(run.device, torch.float32)
+    teacher = bundle.load_teacher(run.device, recipe.training.dtype(run.device))
     shape = (bundle.teacher_horizon, teacher.config.in_channels, *bundle.latent_size)
     origin = _origin(bundle, recipe, prompts, shape)
     sizes = [min(pairs.batch, pairs.count - first) for first in range(0, pairs.count, pairs.batch)]

@@ -181,16 +181,17 @@ def test_shipped_recipes_are_planned_and_fit_80_gb(stage: str, device: torch.dev
 
 def test_eight_ranks() -> None:
     lines = told(read("self-forcing-pp"), EIGHT)
-    assert gigabytes(lines["weights"]) == [round(4 * (2 * PARAMETERS / 8 + PARAMETERS + VAE) / 1e9, 1)]
+    weights = 4 * (2 * PARAMETERS / 8 + VAE) + 2 * PARAMETERS
+    assert gigabytes(lines["weights"]) == [round(weights / 1e9, 1)], "the teacher's are bfloat16"
     assert gigabytes(lines["gathered"]) == [round(4 * 2 * PARAMETERS / 1e9, 1)]
-    assert gigabytes(lines["gradients"]) == [round(4 * 2 * PARAMETERS / 8 / 1e9, 1)]
+    assert lines["gradients"] == f"{4 * PARAMETERS / 8 / 1e6:.1f} MB", "the student's or the critic's"
     assert gigabytes(lines["optimizer"]) == [round(4 * 4 * PARAMETERS / 8 / 1e9, 1)]
     assert lines["EMA"] == f"{4 * PARAMETERS / 8 / 1e6:.1f} MB"
     assert gigabytes(lines["KV caches"]) == [round(2 * 21 * 287_539_200 / 1e9, 1)]
     size, all_of_them = gigabytes(lines["checkpoints"])[:2]
     assert size == round(40 * PARAMETERS / 1e9, 1)
     assert all_of_them == round((2 + 5 + 1) * 40 * PARAMETERS / 1e9, 1)
-    resident = 4 * (2 * PARAMETERS + 8 * PARAMETERS / 8 + PARAMETERS + PARAMETERS / 8 + VAE)
+    resident = weights + 4 * (2 * PARAMETERS + (1 + 4 + 1) * PARAMETERS / 8)
     assert moment(lines, "preview") == pytest.approx((resident + 21 * 287_539_200) / 1e9, abs=0.06)
 
 
@@ -205,7 +206,7 @@ def test_replicas_are_whole() -> None:
     assert all(alone[name] == replica[name] for name in ("weights", "gradients", "optimizer", "EMA"))
 
 
-def test_one_gpu_needs_main_memory() -> None:
+def test_one_gpu_uses_main_memory() -> None:
     stage = "self-forcing-pp-1gpu"
     lines = told(read(stage))
     assert "gathered" not in lines
@@ -213,12 +214,12 @@ def test_one_gpu_needs_main_memory() -> None:
     assert lines["EMA"] == f"{4 * PARAMETERS / 1e9:.1f} GB, in main memory"
     names = ("weights", "gradients", "KV caches", "activations")
     assert moment(lines, "passes") == pytest.approx(sum(gigabytes(lines[name])[0] for name in names), abs=0.3)
-    update = 4 * (3 * PARAMETERS + VAE + 2 * PARAMETERS + 3 * PARAMETERS) / 1e9
+    update = (4 * (2 * PARAMETERS + VAE + PARAMETERS + 2 * PARAMETERS) + 2 * PARAMETERS) / 1e9
     assert moment(lines, "update") == pytest.approx(update, abs=0.06)
     resident = told(read(stage, **{"training.offload": "false"}))
     more = moment(resident, "passes") - moment(lines, "passes")
     assert more == pytest.approx(20 * PARAMETERS / 1e9, abs=0.2)
-    assert moment(resident, "passes") > 75, "80 GB would leave no room for the allocator's slack"
+    assert moment(resident, "passes") < 72, "80 GB hold it all, with the allocator's slack"
     plain = told(read(stage, **{"training.gradient_checkpointing": "false"}))
     assert plain["activations"].endswith("without checkpointing")
     assert gigabytes(plain["activations"])[0] > 80
@@ -244,14 +245,16 @@ def test_adapters_are_trained_alone(sizes: Network) -> None:
     adapters = 16 * sizes.adapter
     expected = f"{(PARAMETERS + adapters) / 1e6:.1f} M parameters, {adapters / 1e6:.1f} M trained"
     assert lines["student"] == expected
-    assert lines["gradients"] == f"{4 * (PARAMETERS + adapters) / 8 / 1e6:.1f} MB"
+    assert lines["optimizer"] == f"{8 * (PARAMETERS + adapters) / 8 / 1e9:.1f} GB"
 
 
 def test_pairs_are_planned() -> None:
     lines = told(read("ode"), EIGHT)
     assert lines["pairs"].startswith("16000 trajectories, 335.5 GB")
     assert lines["pairs"].endswith("in runs/wan/pairs")
-    assert 12 < moment(lines, "making pairs") < 13
+    weights = 2 * PARAMETERS
+    block = 21 * 1560 * (1536 * (12 * 4 + 11 * 2) + 2 * 8960 * 2)
+    assert moment(lines, "making pairs") == pytest.approx((weights + block) / 1e9, abs=0.06)
 
 
 @pytest.mark.parametrize("encoder", [True, False])
@@ -263,6 +266,7 @@ def test_a_teacher_is_planned(encoder: bool) -> None:
     assert lines["text encoder"] == f"5680.9 M parameters, {'all trained' if encoder else 'frozen'}"
     trainable = PARAMETERS + (TEXT if encoder else 0)
     assert gigabytes(lines["optimizer"]) == [round(8 * trainable / 1e9, 1)]
+    assert gigabytes(lines["gradients"]) == [round(4 * trainable / 1e9, 1)], "both learn at once"
     assert "embedding prompts" not in lines["memory"]
     assert "embeddings" not in lines
 
@@ -270,7 +274,7 @@ def test_a_teacher_is_planned(encoder: bool) -> None:
 # What there is room for
 
 
-@pytest.mark.parametrize(("free", "verdict"), [(80e9, "yes"), (45e9, "no")])
+@pytest.mark.parametrize(("free", "verdict"), [(80e9, "yes"), (35e9, "no")])
 def test_a_gpu_is_asked_what_it_has_free(free: float, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 10**11))
