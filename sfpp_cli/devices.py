@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import re
 import resource
@@ -58,6 +59,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def release_memory(device: torch.device) -> None:
+    """Free what nobody needs any more, for a GPU's other users too, and let its peak begin anew."""
+    gc.collect()  # accelerate's hooks and the modules they hang on hold each other
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def used_megabytes(device: torch.device) -> float:
     """Memory in use now: the GPU's, or this process's resident memory (its peak on systems without /proc)."""
     if device.type == "cuda":
@@ -69,7 +78,7 @@ def used_megabytes(device: torch.device) -> float:
 
 
 def peak_megabytes(device: torch.device) -> float:
-    """The most memory that was ever in use: the GPU's, or this process's resident memory.
+    """The most memory that was ever in use: the GPU's since `release_memory`, or this process's resident one.
 
     Linux is asked for the high-water mark, since a new process's `ru_maxrss` begins at that of its parent.
     """

@@ -14,6 +14,7 @@ from sfpp_cli.core.geometry import Compression
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.devices import release_memory
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
@@ -163,6 +164,12 @@ class PromptEmbeddings:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.embeddings]
         if not new:
             return
+        self._embed(new)
+        if self._encoder is None:
+            release_memory(self.options.device)
+
+    def _embed(self, new: Sequence[str]) -> None:
+        """Load the encoder if it is not there, and let go of it unless it is to stay."""
         options = self.options
         encoder = self._encoder or self.bundle.load_text(
             options.device, options.dtype, layerwise=options.offload == "sequential"

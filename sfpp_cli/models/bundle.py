@@ -55,8 +55,7 @@ class Bundle(Layout):
             raise UserError(
                 f"{self.folder / 'vae'} is a residual VAE, as Wan 2.2's: sfpp streams those of Wan 2.1"
             )
-        vae = _load(AutoencoderKLWan, self.folder / "vae", dtype).to(device)
-        return channels_last(vae) if device.type == "cpu" else vae
+        return channels_last(_load(AutoencoderKLWan, self.folder / "vae", dtype).to(device))
 
     def load_text(self, device: torch.device, dtype: torch.dtype, *, layerwise: bool = False) -> TextEncoder:
         """The text encoder; `layerwise` keeps it in main memory and brings it to the device by layers."""

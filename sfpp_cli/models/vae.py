@@ -6,6 +6,8 @@ stream, so one VAE serves many videos at once and the memory of a decode does no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -87,7 +89,10 @@ class StreamingDecoder(_Stream):
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Convolution weights in the layout that is fastest on a CPU; the same numbers but for rounding."""
+    """Convolution weights in the layout that is fastest, on CPUs and on tensor cores.
+
+    The same numbers but for rounding.
+    """
     layouts = {nn.Conv2d: torch.channels_last, nn.Conv3d: torch.channels_last_3d}
     for module in vae.modules():
         for kind, layout in layouts.items():
@@ -108,22 +113,26 @@ def image_latent(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """(latents - mean) / std per channel, [B, F, C, h, w]."""
-    mean, std = _statistics(vae, latents)
-    return (latents - mean) / std
+    return (latents - _channels(vae.config.latents_mean, latents)) / _channels(
+        vae.config.latents_std, latents
+    )
 
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """latents * std + mean per channel, [B, F, C, h, w]."""
-    mean, std = _statistics(vae, latents)
-    return latents * std + mean
+    return latents * _channels(vae.config.latents_std, latents) + _channels(vae.config.latents_mean, latents)
 
 
-def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = (
-        torch.tensor(values, device=like.device, dtype=like.dtype)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean[:, None, None], std[:, None, None]
+def _channels(values: Sequence[float], like: Tensor) -> Tensor:
+    """A number for each channel of latents [B, F, C, h, w]: [C, 1, 1]."""
+    return _column(tuple(values), like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _column(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once: a GPU drains its queue whenever it is handed Python's numbers."""
+    return torch.tensor(values, device=device, dtype=dtype)[:, None, None]
 
 
 class TiledDecoder:
@@ -182,5 +191,6 @@ class TiledDecoder:
 
 
 def to_uint8(frames: Tensor) -> Tensor:
-    """Frames [B, T, 3, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3]; overshoot is clamped."""
-    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(2, -1)
+    """Frames [B, T, 3, H, W] in [-1, 1] -> uint8 [B, T, H, W, 3], contiguous; overshoot is clamped."""
+    planes = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return planes.movedim(2, -1).contiguous()  # here, where the frames are: a GPU does it in no time

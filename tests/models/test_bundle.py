@@ -84,6 +84,18 @@ def test_a_part_is_loaded_in_the_precision_asked_for(
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_vae_has_the_fast_layout_on_every_device(device: str, tiny_bundle: Path) -> None:
+    """`meta` stands for a GPU: all that is not a CPU."""
+    vae = Bundle(str(tiny_bundle)).load_vae(torch.device(device), torch.float32)
+    volumes = [module.weight for module in vae.modules() if isinstance(module, nn.Conv3d)]
+    pictures = [module.weight for module in vae.modules() if isinstance(module, nn.Conv2d)]
+    assert volumes
+    assert pictures
+    assert all(weight.is_contiguous(memory_format=torch.channels_last_3d) for weight in volumes)
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in pictures)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_weights_in_shards_are_the_same_weights(part: str, own_bundle: Path) -> None:
     whole = load(own_bundle, part)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.models import vae as vae_module
@@ -161,6 +165,33 @@ def test_frames_become_bytes() -> None:
     frames = torch.tensor([-1.5, -1.0, 0.0, 1.0, 2.0]).expand(1, 2, 3, 4, 5)
     assert to_uint8(frames).shape == (1, 2, 4, 5, 3)
     assert to_uint8(frames)[0, 0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+    assert to_uint8(frames).is_contiguous(), "or the host would interleave the colours"
+
+
+class Constants(TorchDispatchMode):
+    """Counts tensors made of Python's numbers."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.count += function is torch.ops.aten.lift_fresh.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_statistics_are_put_on_the_device_once(vae: AutoencoderKLWan) -> None:
+    z = torch.randn(1, 2, 4, 5, 6, generator=torch.Generator().manual_seed(3))
+    for dtype in (torch.float32, torch.bfloat16):
+        decoded = denormalise(vae, z.to(dtype))
+        with Constants() as constants:
+            assert torch.equal(denormalise(vae, z.to(dtype)), decoded)
+            normalise(vae, z.to(dtype))
+        assert constants.count == 0
+        assert decoded.dtype == dtype
+    before = denormalise(vae, z)
+    vae.register_to_config(latents_mean=[0.0] * 4)  # as one that is being trained finds its own
+    assert not torch.equal(denormalise(vae, z), before)
 
 
 def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
