@@ -50,13 +50,14 @@ def probe(path: Path) -> VideoInfo:
         head = ask_ffmpeg(
             path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"
         )
-        progress = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-")
+        # A line a packet, in every version: the -progress of some counts nothing where nothing is encoded.
+        packets = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1")
     header = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
-    counts = re.findall(rb"^frame=(\d+)", progress, re.MULTILINE)
-    if not header or not counts:
+    count = len(re.findall(rb"^[^#]", packets, re.MULTILINE))
+    if not header or not count:
         raise UserError(f"{path} holds no picture; is it a video?")
     width, height, rate, base = map(int, header.groups())
-    return VideoInfo(width, height, rate / base, int(counts[-1]))
+    return VideoInfo(width, height, rate / base, count)
 
 
 def read_frames(path: Path) -> Iterator[Frames]:

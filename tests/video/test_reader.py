@@ -8,7 +8,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
-from clips import VIDEO_FILES, load, save, smooth
+from clips import VIDEO_FILES, load, save, shim, smooth
 from PIL import Image
 
 from sfpp_cli.errors import UserError
@@ -20,6 +20,17 @@ def test_frame_rate(tmp_path: Path, fps: float) -> None:
     for extension in VIDEO_FILES:
         info = probe(save(tmp_path / f"a{extension}", smooth(60, 16, 16), fps))
         assert (info.frames, info.fps) == (60, pytest.approx(fps, abs=1e-3))
+
+
+@pytest.mark.parametrize("extension", VIDEO_FILES)
+def test_frames_are_counted_by_any_ffmpeg(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extension: str
+) -> None:
+    """Some releases, such as 7.0.2, say nothing of frames in `-progress` where nothing is encoded."""
+    path = save(tmp_path / f"a{extension}", smooth(13))
+    real = imageio_ffmpeg.get_ffmpeg_exe()
+    shim(tmp_path, monkeypatch, f"'{real}' \"$@\" | grep -av '^frame='")
+    assert probe(path).frames == 13
 
 
 def test_metadata_of_other_programs(tmp_path: Path) -> None:
