@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,10 @@ from rich.table import Table
 
 from sfpp_cli.commands.console import Terminal, error, result
 
-_WHAT = "What to measure"
-_MEASURE = "Metrics"
-_JUDGE = "Judge"
-_OUT = "Output"
+_what = partial(typer.Option, rich_help_panel="What to measure")
+_metric = partial(typer.Option, rich_help_panel="Metrics")
+_judge = partial(typer.Option, rich_help_panel="Judge")
+_output = partial(typer.Option, rich_help_panel="Output")
 
 COLUMNS = ("local_stability", "luma", "flow_mean", "dynamic_degree_dis")
 """Metrics in the table if no others are asked for."""
@@ -39,131 +40,76 @@ def evaluate(
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files, or folders of them.")] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON file that names videos with their prompts, as `sfpp generate --json` prints it.",
-            rich_help_panel=_WHAT,
-        ),
+        _what(help="JSON file that names videos with their prompts, as `sfpp generate --json` prints it."),
     ] = None,
     prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="File with one prompt per video, in the same order (.txt or .jsonl).", rich_help_panel=_WHAT
-        ),
+        Path | None, _what(help="File with one prompt per video, in the same order (.txt or .jsonl).")
     ] = None,
     compare: Annotated[
-        bool,
-        typer.Option(
-            "--compare", help="Treat each argument as a system, and compare them.", rich_help_panel=_WHAT
-        ),
+        bool, _what("--compare", help="Treat each argument as a system, and compare them.")
     ] = False,
     metrics: Annotated[
-        str | None,
-        typer.Option(help="Metrics to keep, as in luma,flow_mean (default: all).", rich_help_panel=_MEASURE),
+        str | None, _metric(help="Metrics to keep, as in luma,flow_mean (default: all).")
     ] = None,
     reference_seconds: Annotated[
-        float,
-        typer.Option(
-            help="Seconds at the start that the rest of the video is compared with.", rich_help_panel=_MEASURE
-        ),
+        float, _metric(help="Seconds at the start that the rest of the video is compared with.")
     ] = 5.0,
     clip_seconds: Annotated[
-        int,
-        typer.Option(
-            help="Length of the clips that are also measured one by one, in seconds.",
-            min=1,
-            rich_help_panel=_MEASURE,
-        ),
+        int, _metric(help="Length of the clips that are also measured one by one, in seconds.", min=1)
     ] = 2,
     clip: Annotated[
         str | None,
-        typer.Option(
-            help="CLIP model (folder or hub id), for text alignment and background consistency.",
-            rich_help_panel=_MEASURE,
-        ),
+        _metric(help="CLIP model (folder or hub id), for text alignment and background consistency."),
     ] = None,
     dino: Annotated[
-        str | None,
-        typer.Option(
-            help="DINOv2 model (folder or hub id), for subject consistency.", rich_help_panel=_MEASURE
-        ),
+        str | None, _metric(help="DINOv2 model (folder or hub id), for subject consistency.")
     ] = None,
     raft: Annotated[
         str | None,
-        typer.Option(
-            help="Weights of the RAFT network, for dynamic degree: a file, or torchvision to fetch them.",
-            rich_help_panel=_MEASURE,
+        _metric(
+            help="Weights of the RAFT network, for dynamic degree: a file, or torchvision to fetch them."
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            help="Where these models run: cpu, cuda or cuda:N (default: a GPU if there is one).",
-            rich_help_panel=_MEASURE,
-        ),
+        _metric(help="Where these models run: cpu, cuda or cuda:N (default: a GPU if there is one)."),
     ] = None,
     judge: Annotated[
         str | None,
-        typer.Option(
+        _judge(
             help="Let a video language model rate the exposure: gemini or openai. "
-            "The key is read from GEMINI_API_KEY or OPENAI_API_KEY.",
-            rich_help_panel=_JUDGE,
+            "The key is read from GEMINI_API_KEY or OPENAI_API_KEY."
         ),
     ] = None,
-    judge_model: Annotated[
-        str | None,
-        typer.Option(help="Name of the model (default: gemini-2.5-pro).", rich_help_panel=_JUDGE),
-    ] = None,
+    judge_model: Annotated[str | None, _judge(help="Name of the model (default: gemini-2.5-pro).")] = None,
     judge_url: Annotated[
-        str | None,
-        typer.Option(help="Address of another service with the same protocol.", rich_help_panel=_JUDGE),
+        str | None, _judge(help="Address of another service with the same protocol.")
     ] = None,
     judge_frames: Annotated[
-        int,
-        typer.Option(
-            help="Frames sent to the judge where the video itself is not sent.", min=1, rich_help_panel=_JUDGE
-        ),
+        int, _judge(help="Frames sent to the judge where the video itself is not sent.", min=1)
     ] = 32,
-    judge_rate: Annotated[
-        float, typer.Option(help="Most requests to send in a minute.", rich_help_panel=_JUDGE)
-    ] = 30.0,
+    judge_rate: Annotated[float, _judge(help="Most requests to send in a minute.")] = 30.0,
     judge_prices: Annotated[
         tuple[float, float] | None,
-        typer.Option(
-            help="Prices of a million tokens in and out, to estimate the cost.", rich_help_panel=_JUDGE
-        ),
+        _judge(help="Prices of a million tokens in and out, to estimate the cost."),
     ] = None,
     yes: Annotated[
         bool,
-        typer.Option(
+        _judge(
             "--yes",
             help="Send the videos to the judge, which may cost money; otherwise only an estimate is shown.",
-            rich_help_panel=_JUDGE,
         ),
     ] = False,
     vbench: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder to lay the videos out in for VBench, with the commands to run there.",
-            rich_help_panel=_OUT,
-        ),
+        _output(help="Folder to lay the videos out in for VBench, with the commands to run there."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder for report.html, results.json and drift.png.", rich_help_panel=_OUT),
-    ] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=_OUT)
-    ] = False,
+    out: Annotated[Path | None, _output(help="Folder for report.html, results.json and drift.png.")] = None,
+    json_: Annotated[bool, _output("--json", help="Print the result as one JSON object.")] = False,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Videos measured at the same time (default: one per core).", min=1, rich_help_panel=_OUT
-        ),
+        int | None, _output(help="Videos measured at the same time (default: one per core).", min=1)
     ] = None,
-    no_cache: Annotated[
-        bool,
-        typer.Option("--no-cache", help="Measure again what was measured before.", rich_help_panel=_OUT),
-    ] = False,
+    no_cache: Annotated[bool, _output("--no-cache", help="Measure again what was measured before.")] = False,
 ) -> None:
     """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each fault."""
     from sfpp_cli.evaluation import Parameters
