@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import escape
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 
 from sfpp_cli.evaluation.report.drift import Drift
@@ -23,7 +23,7 @@ _LINE = 12
 """Height of a line of text, in the picture's units."""
 
 
-def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
+def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
     """A panel as an `<svg>` element. `marks`: seconds with what begins there, drawn as upright lines.
 
     The page's style sheet colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others.
@@ -61,7 +61,8 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
     for row, (second, text) in enumerate(marks):
         parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
     described = escape(printable(describe(panel, marks)))
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{"".join(parts)}</svg>'
+    head_tag = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">'
+    return Markup(f"{head_tag}{''.join(parts)}</svg>")
 
 
 def color_class(color: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sfpp_cli.evaluation.compare import Video
+from sfpp_cli.evaluation.compare import Video, finite
 from sfpp_cli.evaluation.json_text import plain
 
 DASH = "\N{EN DASH}"
@@ -87,10 +87,11 @@ def label(name: str) -> Label:
     return LABELS.get(name) or Label(words[:1].upper() + words[1:])
 
 
-def ordered(metrics: Iterable[str]) -> list[str]:
-    """Known metrics in the order of `LABELS`, then the others by name."""
+def ordered(metrics: Iterable[str], *, minor: bool) -> list[str]:
+    """The minor metrics or the others: known ones in the order of `LABELS`, then the rest by name."""
     places = {name: place for place, name in enumerate(LABELS)}
-    return sorted(metrics, key=lambda name: (places.get(name, len(places)), name))
+    chosen = [name for name in metrics if label(name).minor == minor]
+    return sorted(chosen, key=lambda name: (places.get(name, len(places)), name))
 
 
 VERDICTS = {
@@ -114,13 +115,22 @@ def verdict_names(holders: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in VERDICTS if name in names] + [name for name in names if name not in VERDICTS]
 
 
+def verdicts_of(video: Video) -> dict[str, Mapping[str, Any]]:
+    """A video's verdicts by name, the known ones first."""
+    return {name: video["verdicts"][name] for name in verdict_names([video])}
+
+
 def fired_verdicts(video: Video) -> dict[str, Mapping[str, Any]]:
-    """The verdicts that fired, by name, in the order of `verdict_names`."""
-    return {
-        name: video["verdicts"][name]
-        for name in verdict_names([video])
-        if video["verdicts"][name].get("fired")
-    }
+    """Those that fired."""
+    return {name: verdict for name, verdict in verdicts_of(video).items() if verdict.get("fired")}
+
+
+def verdict_state(verdict: Mapping[str, Any]) -> str:
+    """`silent`, `fired`, or `from 1.2 s`."""
+    onset = finite(verdict.get("onset_seconds"))
+    if not verdict.get("fired"):
+        return "silent"
+    return "fired" if onset is None else f"from {onset:.1f} s"
 
 
 # --- numbers --------------------------------------------------------------------------------------------
@@ -152,6 +162,22 @@ def signed(value: float, decimals: int) -> str:
     """The same with a plus sign before what is positive."""
     sign = "+" if round(value, decimals) > 0 else ""
     return sign + number(value, decimals)
+
+
+def ends(metric: str, holders: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The means of a metric that systems or pairs have, and the ends of their intervals."""
+    entries = [holder["metrics"][metric] for holder in holders if metric in holder["metrics"]]
+    return [
+        end for entry in entries for end in (entry["mean"], entry["low"], entry["high"]) if end is not None
+    ]
+
+
+def interval(entry: Mapping[str, Any], decimals: int, *, signs: bool = False) -> str:
+    """The interval of a mean in words."""
+    if entry["low"] is None:
+        return "no interval"
+    form = signed if signs else number
+    return f"{form(entry['low'], decimals)} to {form(entry['high'], decimals)}"
 
 
 def plural(count: int, noun: str) -> str:

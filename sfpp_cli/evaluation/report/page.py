@@ -1,5 +1,4 @@
-"""The evaluation as one page that needs nothing but itself, `report.html`, with `results.json` and
-`drift.png`.
+"""The evaluation as a page that needs nothing but itself, with its figures as PNG and JSON.
 
 The page loads no script, no font and nothing from a network, and its content security policy forbids it to.
 Style sheet and curves are inline, film strips are data URIs; only the videos are files of their own, played
@@ -18,16 +17,32 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.compare import Video, compare, group
+from sfpp_cli.evaluation.compare import Video, compare, finite, group
 from sfpp_cli.evaluation.json_text import json_text, plain
-from sfpp_cli.evaluation.report.drawing import write_panels
+from sfpp_cli.evaluation.report import labels
+from sfpp_cli.evaluation.report.drawing import color_class, svg, write_panels
 from sfpp_cli.evaluation.report.drift import drifts
 from sfpp_cli.evaluation.report.filmstrip import filmstrip
-from sfpp_cli.evaluation.report.labels import plural, printable
-from sfpp_cli.evaluation.report.videos import Pictures
-from sfpp_cli.evaluation.report.view import Page, page_of, reference_of
+from sfpp_cli.evaluation.report.videos import Pictures, video_cards
+from sfpp_cli.evaluation.report.view import page_of
 from sfpp_cli.files import atomic_write
 from sfpp_cli.video import Frames
+
+REFERENCE = 5.0
+"""Seconds that a video is measured against, where the result's parameters do not say."""
+_FILTERS = (
+    *(
+        labels.ends,
+        labels.interval,
+        labels.label,
+        labels.number,
+        labels.ordered,
+        labels.places,
+        labels.plural,
+    ),
+    *(labels.signed, labels.verdict_state, labels.verdict_title, labels.written, color_class, svg),
+)
+"""What the template formats values with."""
 
 
 def write_report(
@@ -39,22 +54,22 @@ def write_report(
     `sfpp-comparison/1`) added, and null for what is no finite number. The film strips' frames are decoded
     from the videos, unless `filmstrips` has those of a path: [H, W, 3], evenly spaced, first and last
     included. A video that cannot be decoded any more is shown without pictures. Each file appears only when
-    it is whole.
-
-    Returns the page's path. UserError where `out` cannot be written.
+    it is whole. Returns the page's path. UserError where `out` cannot be written.
     """
     videos: list[Video] = list(result.get("videos") or [])
     systems = group(videos)
     compared = compare(systems)
     atomic_write(out / "results.json", json_text(plain({**result, "comparison": compared})) + "\n")
-    panels = drifts(systems, reference_of(result))
+    reference = finite((result.get("parameters") or {}).get("reference_seconds")) or REFERENCE
+    panels = drifts(systems, reference)
     if panels:
         write_panels(panels, out / "drift.png")
     given = filmstrips or {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # ffmpeg does the work
         pictures = list(pool.map(lambda video: _pictures(video, given.get(str(video.get("path")))), videos))
-    page = page_of(result, systems, compared, panels, pictures, out)
-    atomic_write(out / "report.html", _render(page).encode("utf-8", "replace"))
+    page = page_of(result, systems, compared, panels)
+    html = _render({**page, "videos": video_cards(systems, videos, pictures, reference, out)})
+    atomic_write(out / "report.html", html.encode("utf-8", "replace"))
     return out / "report.html"
 
 
@@ -65,7 +80,7 @@ def _pictures(video: Video, given: Sequence[Frames] | None) -> Pictures:
         return str(error)
 
 
-def _render(page: Page) -> str:
+def _render(page: Mapping[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("sfpp_cli.evaluation.report"),
         autoescape=True,
@@ -74,10 +89,10 @@ def _render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["plural"] = plural
-    return environment.get_template("report.html.j2").render(vars(page))
+    environment.filters |= {function.__name__: function for function in _FILTERS}
+    return environment.get_template("report.html.j2").render(page)
 
 
 def _without_controls(value: object) -> object:
     """Runs on every value before it is escaped. Markup is our own, and clean."""
-    return value if isinstance(value, Markup) else printable(str(value))
+    return value if isinstance(value, Markup) else labels.printable(str(value))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sfpp_cli.evaluation.compare import Video, finite, group
-from sfpp_cli.evaluation.report.drift import drifts
+from sfpp_cli.evaluation.compare import Video, finite
+from sfpp_cli.evaluation.report.drift import Drift, drifts
 from sfpp_cli.evaluation.report.filmstrip import Still
 from sfpp_cli.evaluation.report.labels import (
-    DASH,
+    VERDICTS,
     fired_verdicts,
     label,
     ordered,
     plural,
-    verdict_names,
     verdict_title,
+    verdicts_of,
     written,
 )
-from sfpp_cli.evaluation.report.panels import PanelFigure, onset_marks, panel_figures
 
-OPEN = 6
-"""With more videos than this, what is shown of each is folded away."""
 CURVES = ("luma", "sharpness", "flow_mean")
 """What is drawn for every single video, with the seconds at which its verdicts fired."""
 BINS = 80
@@ -38,99 +34,48 @@ Pictures = list[Still] | str
 """A film strip, or the line that says why there is none."""
 
 
-@dataclass(frozen=True)
-class Chip:
-    """A verdict in short."""
-
-    title: str
-    state: str
-    fired: bool
-
-
-@dataclass(frozen=True)
-class Player:
-    """A player (`plays`), a link, or only a note that says why there is neither. `size`: (width, height)."""
-
-    href: str = ""
-    plays: bool = False
-    note: str = ""
-    size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class VideoCard:
-    """All that the page shows of one video."""
-
-    number: int
-    path: str
-    name: str
-    about: str
-    prompt: str
-    stills: list[Still]
-    no_pictures: str
-    verdicts: list[Chip]
-    fired: bool
-    unfolded: bool
-    player: Player
-    panels: list[PanelFigure]
-    metrics: dict[str, str]
-    minor: dict[str, str]
-    """Metrics that are folded away."""
-    evidence: dict[str, str]
-    """What each verdict says beyond fired or not."""
-    origin: dict[str, str]
-    """`system`, `seed` and `prompt`."""
-
-
 def video_cards(
+    systems: Mapping[str, Sequence[Video]],
     videos: Sequence[Video],
     pictures: Sequence[Pictures],
-    colors: Mapping[str, int],
     reference: float,
     out: Path,
-) -> list[VideoCard]:
-    """A card for each video, in order. `colors` numbers the systems, `reference` is in seconds.
+) -> list[dict[str, Any]]:
+    """What the page shows of each of `videos`, in order; `systems` has the same videos by system.
 
-    `out` is the page's folder, which links are relative to.
+    `reference` is in seconds, `out` is the page's folder, which links are relative to.
     """
-    systems = {id(video): name for name, members in group(videos).items() for video in members}
+    owners = {id(video): (name, place) for place, name in enumerate(systems) for video in systems[name]}
     cards = []
-    for place, (video, shown) in enumerate(zip(videos, pictures, strict=True), start=1):
-        figures: list[PanelFigure] = []
+    for video, shown in zip(videos, pictures, strict=True):
+        panels: list[Drift] = []
         if len(videos) > 1:  # of a single video the page has the very same panels already
-            name = systems[id(video)]
-            panels = drifts({name: [video]}, reference, names=CURVES, bins=BINS, color=colors[name])
-            figures = panel_figures(panels, onset_marks(video), named=False)
-        cards.append(_card(place, video, shown, figures, out, unfolded=len(videos) <= OPEN))
+            name, color = owners[id(video)]
+            panels = drifts({name: [video]}, reference, names=CURVES, bins=BINS, color=color)
+        cards.append(_card(video, shown, panels, out))
     return cards
 
 
-def _card(
-    place: int, video: Video, pictures: Pictures, panels: list[PanelFigure], out: Path, *, unfolded: bool
-) -> VideoCard:
+def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], out: Path) -> dict[str, Any]:
     path = Path(str(video.get("path", "")))
     metrics = video.get("metrics") or {}
-    names = ordered(metrics)
-    return VideoCard(
-        number=place,
-        path=str(video.get("path")),
-        name=path.name,
-        about=_about(video),
-        prompt=str(video.get("prompt") or ""),
-        stills=[] if isinstance(pictures, str) else pictures,
-        no_pictures=pictures if isinstance(pictures, str) else "",
-        verdicts=[_chip(name, video["verdicts"][name]) for name in verdict_names([video])],
-        fired=bool(fired_verdicts(video)),
-        unfolded=unfolded,
-        player=_player(video, path, out),
-        panels=panels,
-        metrics={label(name).title: written(metrics[name]) for name in names if not label(name).minor},
-        minor={label(name).title: written(metrics[name]) for name in names if label(name).minor},
-        evidence=_evidence(video),
-        origin={
-            key: DASH if video.get(key) is None else str(video[key]) for key in ("system", "seed", "prompt")
-        },
-    )
+    verdicts = verdicts_of(video)
+    evidence = {verdict_title(name): _evidence(verdict) for name, verdict in verdicts.items()}
+    return {
+        "video": video,
+        "name": path.name,
+        "about": _about(video),
+        "stills": [] if isinstance(pictures, str) else pictures,
+        "no_pictures": pictures if isinstance(pictures, str) else "",
+        "verdicts": verdicts,
+        "fired": bool(fired_verdicts(video)),
+        "player": _player(path, out),
+        "panels": panels,
+        "marks": onset_marks(video),
+        "metrics": {label(name).title: written(metrics[name]) for name in ordered(metrics, minor=False)},
+        "minor": {label(name).title: written(metrics[name]) for name in ordered(metrics, minor=True)},
+        "evidence": {title: said for title, said in evidence.items() if said},
+    }
 
 
 def _about(video: Video) -> str:
@@ -146,39 +91,35 @@ def _about(video: Video) -> str:
     return SEPARATOR.join(filter(None, parts))
 
 
-def _player(video: Video, path: Path, out: Path) -> Player:
+def _player(path: Path, out: Path) -> dict[str, Any]:
+    """A player (`plays`) or a link to `href`, and a `note`: why there is neither, or where the file lies."""
+    player = {"href": "", "plays": False, "note": ""}
     if path.is_dir():
-        return Player(note=f"A directory of frames, which no player shows: {path}")
+        return player | {"note": f"A directory of frames, which no player shows: {path}"}
     if not path.is_file():
-        return Player(note=f"The file was gone when this page was written: {path}")
+        return player | {"note": f"The file was gone when this page was written: {path}"}
     relative = os.path.relpath(path, out)
-    note = ""
     if relative.startswith(".."):
-        note = f"The file lies outside this folder ({relative}); the link holds while both stay in place."
-    size = None
-    if video.get("width") and video.get("height"):
-        size = (int(video["width"]), int(video["height"]))
+        player["note"] = (
+            f"The file lies outside this folder ({relative}); the link holds while both stay in place."
+        )
     href = quote(os.fsencode(Path(relative).as_posix()))
-    return Player(href, path.suffix.lower() in PLAYABLE, note, size)
+    return player | {"href": href, "plays": path.suffix.lower() in PLAYABLE}
 
 
-def _chip(name: str, verdict: Mapping[str, Any]) -> Chip:
-    if not verdict.get("fired"):
-        return Chip(verdict_title(name), "silent", fired=False)
-    onset = finite(verdict.get("onset_seconds"))
-    return Chip(verdict_title(name), "fired" if onset is None else f"from {onset:.1f} s", fired=True)
+def _evidence(verdict: Mapping[str, Any]) -> str:
+    """The numbers that a verdict rests on, if it has any."""
+    numbers = {key: value for key, value in verdict.items() if key not in ("fired", "onset_seconds")}
+    return ", ".join(f"{key.replace('_', ' ')} {written(value)}" for key, value in numbers.items())
 
 
-def _evidence(video: Video) -> dict[str, str]:
-    """The numbers that each verdict rests on, for those that have any."""
-    evidence = {}
-    for name in verdict_names([video]):
-        numbers = {
-            key: value
-            for key, value in video["verdicts"][name].items()
-            if key not in ("fired", "onset_seconds")
-        }
-        if numbers:
-            said = (f"{key.replace('_', ' ')} {written(value)}" for key, value in numbers.items())
-            evidence[verdict_title(name)] = ", ".join(said)
-    return evidence
+def onset_marks(video: Video) -> dict[str, list[tuple[float, str]]]:
+    """For each curve the seconds that are marked on it and what begins there, in order of time."""
+    marks: dict[str, list[tuple[float, str]]] = {}
+    for name, verdict in fired_verdicts(video).items():
+        onset = finite(verdict.get("onset_seconds"))
+        if onset is not None and name in VERDICTS:
+            title, curves = VERDICTS[name]
+            for curve in curves:
+                marks.setdefault(curve, []).append((onset, title.lower()))
+    return {curve: sorted(entries) for curve, entries in marks.items()}

@@ -1,60 +1,25 @@
-"""What the report's page shows, made ready for its template: numbers as text, sentences, drawings.
-
-Nothing here is HTML but the drawings; the template escapes all the rest.
-"""
+"""What the report's page says of a whole evaluation. Nothing here is HTML; the template escapes it all."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sfpp_cli.evaluation.compare import Video, finite
+from sfpp_cli.evaluation.compare import FEW, Video
 from sfpp_cli.evaluation.json_text import plain
 from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import (
     fired_verdicts,
+    interval,
     places,
     plural,
     signed,
     verdict_names,
     verdict_title,
 )
-from sfpp_cli.evaluation.report.panels import PanelFigure, drift_note, onset_marks, panel_figures
-from sfpp_cli.evaluation.report.systems import (
-    Pair,
-    SystemsTable,
-    low_to_high,
-    paired_differences,
-    systems_table,
-)
-from sfpp_cli.evaluation.report.videos import Pictures, VideoCard, video_cards
-
-REFERENCE = 5.0
-"""Seconds that a video is measured against, where the result's parameters do not say."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """The variables of `templates/report.html.j2`."""
-
-    title: str
-    lead: str
-    systems: SystemsTable | None
-    pairs: list[Pair]
-    panels: list[PanelFigure]
-    drift_note: str
-    videos: list[VideoCard]
-    failed: list[tuple[str, str]]
-    """Paths, and what went wrong, worded to be read after the path."""
-    skipped: list[str]
-    command: str
-    schema: str
-    versions: dict[str, str]
-    parameters: dict[str, str]
+from sfpp_cli.evaluation.report.videos import onset_marks
 
 
 def page_of(
@@ -62,36 +27,32 @@ def page_of(
     systems: Mapping[str, Sequence[Video]],
     compared: Mapping[str, Any],
     panels: Sequence[Drift],
-    pictures: Sequence[Pictures],
-    out: Path,
-) -> Page:
-    """The page of a result (schema `sfpp-evaluation/1`), its videos by system, and the systems compared.
-
-    `pictures` are the film strips of the result's videos; `out` is the folder that the page will lie in.
-    """
+) -> dict[str, Any]:
+    """Variables of `templates/report.html.j2`: a result (schema `sfpp-evaluation/1`), its videos by system,
+    and the systems compared."""
     videos: list[Video] = list(result.get("videos") or [])
-    colors = {name: place for place, name in enumerate(systems)}
-    marks = onset_marks(videos[0]) if len(videos) == 1 else {}
-    return Page(
-        title=_title(videos, systems),
-        lead=_lead(result, compared),
-        systems=systems_table(compared, colors),
-        pairs=paired_differences(compared),
-        panels=panel_figures(panels, marks, named=len(systems) > 1),
-        drift_note=drift_note(panels, systems),
-        videos=video_cards(videos, pictures, colors, reference_of(result), out),
-        failed=[_failure(entry) for entry in result.get("failed") or []],
-        skipped=[str(line) for line in result.get("skipped") or []],
-        command=_command(result.get("command")),
-        schema=str(result.get("schema", "no schema")),
-        versions=_exact(result.get("versions")),
-        parameters=_exact(result.get("parameters")),
-    )
-
-
-def reference_of(result: Mapping[str, Any]) -> float:
-    """How many seconds at the beginning everything later is held against."""
-    return finite((result.get("parameters") or {}).get("reference_seconds")) or REFERENCE
+    summaries = compared["systems"]
+    return {
+        "title": _title(videos, systems),
+        "lead": _lead(result, compared),
+        "systems": summaries,
+        "colors": {name: place for place, name in enumerate(systems)},
+        "verdicts": verdict_names(list(summaries.values())),
+        "metrics": {name for summary in summaries.values() for name in summary["metrics"]},
+        "pairs": compared["pairs"],
+        "level": compared["level"],
+        "few": FEW,
+        "means_note": _means_note(compared),
+        "panels": panels,
+        "marks": onset_marks(videos[0]) if len(videos) == 1 else {},
+        "drift_note": _drift_note(panels, systems),
+        "failed": [_failure(entry) for entry in result.get("failed") or []],
+        "skipped": result.get("skipped") or [],
+        "command": _command(result.get("command")),
+        "schema": result.get("schema", "no schema"),
+        "versions": _exact(result.get("versions")),
+        "parameters": _exact(result.get("parameters")),
+    }
 
 
 def _title(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> str:
@@ -127,18 +88,13 @@ def _verdicts_in_short(videos: Sequence[Video], compared: Mapping[str, Any]) -> 
         said = "Every video shows a failure signature."
     else:
         said = "A failure signature fired."
-    systems = compared["systems"].values()
-    tallies = [
-        _fired(name, [system["verdicts"].get(name) for system in systems]) for name in verdict_names(videos)
-    ]
-    if any(tallies):
-        said += f" Fired: {', '.join(filter(None, tallies))}."
-    return said
-
-
-def _fired(verdict: str, tallies: Iterable[Mapping[str, Any] | None]) -> str:
-    count = sum(tally["fired"] for tally in tallies if tally)
-    return f"{verdict_title(verdict).lower()} in {count}" if count else ""
+    tallies = [system["verdicts"] for system in compared["systems"].values()]
+    counts = {
+        name: sum(tally[name]["fired"] for tally in tallies if name in tally)
+        for name in verdict_names(videos)
+    }
+    fired = [f"{verdict_title(name).lower()} in {count}" for name, count in counts.items() if count]
+    return f"{said} Fired: {', '.join(fired)}." if fired else said
 
 
 def _first_difference(pair: Mapping[str, Any]) -> str:
@@ -149,8 +105,36 @@ def _first_difference(pair: Mapping[str, Any]) -> str:
     decimals = places([change["low"], change["high"]])
     return (
         f"Local stability, {pair['second']} minus {pair['first']}: {signed(change['mean'], decimals)} "
-        f"({low_to_high(change, decimals, signed)}) over {plural(pair['prompts'], 'common prompt')}."
+        f"({interval(change, decimals, signs=True)}) over {plural(pair['prompts'], 'common prompt')}."
     )
+
+
+def _means_note(compared: Mapping[str, Any]) -> str:
+    """How to read the table of means."""
+    metrics = [entry for system in compared["systems"].values() for entry in system["metrics"].values()]
+    few = ""
+    if any(1 < entry["clusters"] < FEW for entry in metrics):
+        few = f" Below {FEW} prompts such intervals are narrower than they should be."
+    return (
+        f"Mean over videos, with its {100 * compared['level']:g} % interval ({compared['method']}; "
+        f"{compared['resamples']:,} resamples, seed {compared['seed']}).{few} "
+        "Onsets are medians over the videos that fired."
+    )
+
+
+def _drift_note(panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]]) -> str:
+    """How to read the panels."""
+    if not panels:
+        return ""
+    lengths = [float(video.get("seconds") or 0) for videos in systems.values() for video in videos]
+    span = f"{panels[0].reference:.3g} s"
+    said = f"Grey: where 90 % of the values of the first {span} lie"
+    said += " (all systems together)." if len(systems) > 1 else "."
+    if any(band.videos > 1 for panel in panels for band in panel.systems.values()):
+        said += " Line: mean over a system's videos; band: the middle 80 % of them."
+    if max(lengths) - min(lengths) > 0.5:
+        said += f" From {min(lengths):.0f} s on, shorter videos have ended and the mean is over the rest."
+    return f"{said} Below each: the mean of the first and of the last {span}."
 
 
 def _failure(entry: Mapping[str, Any]) -> tuple[str, str]:
@@ -169,7 +153,5 @@ def _command(command: object) -> str:
 
 def _exact(facts: Mapping[str, Any] | None) -> dict[str, str]:
     """Names and values as JSON has them, text without quotes."""
-    return {
-        key: value if isinstance(value, str) else json.dumps(plain(value))
-        for key, value in (facts or {}).items()
-    }
+    facts = facts or {}
+    return {key: fact if isinstance(fact, str) else json.dumps(plain(fact)) for key, fact in facts.items()}
