@@ -19,8 +19,7 @@ _OUT = "Output"
 
 def generate(
     prompt: Annotated[
-        str | None,
-        typer.Argument(help="What the video should show. Left out: the model's own example."),
+        str | None, typer.Argument(help="What the video should show. Left out: the model's own example.")
     ] = None,
     prompts: Annotated[
         Path | None,

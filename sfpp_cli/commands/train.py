@@ -34,8 +34,7 @@ def train(
         ),
     ] = None,
     preview_seconds: Annotated[
-        float | None,
-        typer.Option(help="Length of preview videos, in seconds, if the recipe makes any."),
+        float | None, typer.Option(help="Length of preview videos, in seconds, if the recipe makes any.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")

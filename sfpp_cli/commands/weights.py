@@ -66,8 +66,7 @@ def pull(
         str, typer.Argument(help="Its name on the Hugging Face hub, owner/name; in diffusers' layout.")
     ],
     student: Annotated[
-        bool,
-        typer.Option("--student", help="Fetch only the network that makes the video, for --student."),
+        bool, typer.Option("--student", help="Fetch only the network that makes the video, for --student.")
     ] = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub, or go on with an interrupted download; prints its folder."""
