@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sfpp_cli.commands.console import result
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, option
 from sfpp_cli.commands.train import run_context
 
 
@@ -15,40 +16,22 @@ def distill(
     recipe: Annotated[
         Path, typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/student.toml.")
     ],
-    out: Annotated[
-        Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
-    ] = Path("runs/distill"),
-    steps: Annotated[
-        int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")
-    ] = None,
+    out: RunFolder = Path("runs/distill"),
+    steps: Steps = None,
+    seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in --set pairs.count=64."
-        ),
+        option("Change a key of the recipe, as in --set pairs.count=64.", "--set", metavar="KEY=VALUE"),
     ] = None,
     init: Annotated[
-        str | None,
-        typer.Option(help="Folder of a causal student to start from, instead of the teacher's weights."),
+        str | None, option("Folder of a causal student to start from, instead of the teacher's weights.")
     ] = None,
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Make the teacher's sampling trajectories and stop.")
+        bool, option("Make the teacher's sampling trajectories and stop.", "--pairs-only")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
-        ),
-    ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
-    ] = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    device: Device = None,
 ) -> None:
     """Make a first causal student: sample the teacher many times, then train the student to jump to the ends.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +11,12 @@ import typer
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.commands.options import option
 
-_WHAT = "What to make"
-_MODEL = "Model"
-_RUN = "How to run it"
-_OUT = "Output"
+_what = partial(option, rich_help_panel="What to make")
+_model = partial(option, rich_help_panel="Model")
+_run = partial(option, rich_help_panel="How to run it")
+_output = partial(option, rich_help_panel="Output")
 
 
 def generate(
@@ -23,155 +25,99 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            help="Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
-            "also set seed, seconds and out.",
-            rich_help_panel=_WHAT,
+        _what(
+            "Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
+            "also set seed, seconds and out."
         ),
     ] = None,
-    seconds: Annotated[
-        float | None, typer.Option(help="Length of the video; 10 if not given.", rich_help_panel=_WHAT)
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(help="Length in frames, instead of --seconds.", rich_help_panel=_WHAT)
-    ] = None,
+    seconds: Annotated[float | None, _what("Length of the video; 10 if not given.")] = None,
+    frames: Annotated[int | None, _what("Length in frames, instead of --seconds.")] = None,
     seed: Annotated[
-        int,
-        typer.Option(
-            help="Any whole number. Another seed gives another video, the same seed the same one.",
-            min=0,
-            rich_help_panel=_WHAT,
-        ),
+        int, _what("Any whole number. Another seed gives another video, the same seed the same one.", min=0)
     ] = 0,
-    seeds: Annotated[
-        str | None,
-        typer.Option(help="Several seeds, such as 0,3,8-11: a video for each.", rich_help_panel=_WHAT),
-    ] = None,
+    seeds: Annotated[str | None, _what("Several seeds, such as 0,3,8-11: a video for each.")] = None,
     size: Annotated[
         str | None,
-        typer.Option(
-            help="Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos.",
-            rich_help_panel=_WHAT,
-        ),
+        _what("Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos."),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(
-            help="Frames a second at which the video plays. Default: the rate of the training videos; at "
-            "another rate things move faster or slower.",
-            rich_help_panel=_WHAT,
+        _what(
+            "Frames a second at which the video plays. Default: the rate of the training videos; at "
+            "another rate things move faster or slower."
         ),
     ] = None,
     model: Annotated[
-        str,
-        typer.Option(
-            help="The embedded model's name, a folder, or a name on the Hugging Face hub.",
-            rich_help_panel=_MODEL,
-        ),
+        str, _model("The embedded model's name, a folder, or a name on the Hugging Face hub.")
     ] = DEFAULT_MODEL,
     student: Annotated[
         str | None,
-        typer.Option(
-            help="Other weights for the network that makes the video: a folder or a name on the hub.",
-            rich_help_panel=_MODEL,
-        ),
+        _model("Other weights for the network that makes the video: a folder or a name on the hub."),
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(
-            help="How much of the video the model sees while it makes the next piece, in latent frames; a "
-            "latent frame stands for 4 video frames. Default: as trained.",
-            rich_help_panel=_MODEL,
+        _model(
+            "How much of the video the model sees while it makes the next piece, in latent frames; a "
+            "latent frame stands for 4 video frames. Default: as trained."
         ),
     ] = None,
     sink: Annotated[
         int | None,
-        typer.Option(
-            help="How many of the context's latent frames are kept for the very beginning of the video, so "
-            "that it is never forgotten. Default: as trained.",
-            rich_help_panel=_MODEL,
+        _model(
+            "How many of the context's latent frames are kept for the very beginning of the video, so "
+            "that it is never forgotten. Default: as trained."
         ),
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(
-            help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one.",
-            rich_help_panel=_RUN,
-        ),
+        _run("Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one."),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(
-            help="Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
-            "GPU, float32 on the CPU.",
-            rich_help_panel=_RUN,
+        _run(
+            "Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
+            "GPU, float32 on the CPU."
         ),
     ] = None,
     offload: Annotated[
         str,
-        typer.Option(
-            help="What to do with the text encoder, the largest part of a big model. text: free its memory "
-            "once the prompts are read; sequential: also bring it to the GPU in parts; none: keep it.",
-            rich_help_panel=_RUN,
+        _run(
+            "What to do with the text encoder, the largest part of a big model. text: free its memory "
+            "once the prompts are read; sequential: also bring it to the GPU in parts; none: keep it."
         ),
     ] = "text",
     tile: Annotated[
         int | None,
-        typer.Option(
-            help="Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
-            "cell stands for 8x8 pixels. Default: the whole picture at once.",
-            rich_help_panel=_RUN,
+        _run(
+            "Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
+            "cell stands for 8x8 pixels. Default: the whole picture at once."
         ),
     ] = None,
     compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Compile the network with torch.compile: it starts later and runs faster.",
-            rich_help_panel=_RUN,
-        ),
+        bool, _run("Compile the network with torch.compile: it starts later and runs faster.", "--compile")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
+        _output(
+            "File to write: .mp4, .webm, .gif, or .png for a folder of pictures. Default: called after "
+            "the prompt.",
             "--out",
             "-o",
-            help="File to write: .mp4, .webm, .gif, or .png for a folder of pictures. Default: called after "
-            "the prompt.",
-            rich_help_panel=_OUT,
         ),
     ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the videos of a batch.", rich_help_panel=_OUT)
-    ] = None,
-    sheet: Annotated[
-        bool,
-        typer.Option(
-            "--sheet", help="Also write 24 frames of the video as one picture.", rich_help_panel=_OUT
-        ),
-    ] = False,
+    out_dir: Annotated[Path | None, _output("Folder for the videos of a batch.")] = None,
+    sheet: Annotated[bool, _output("Also write 24 frames of the video as one picture.", "--sheet")] = False,
     save_latents: Annotated[
         bool,
-        typer.Option(
+        _output(
+            "Also write the latent frames that the picture is decoded from, as .safetensors.",
             "--save-latents",
-            help="Also write the latent frames that the picture is decoded from, as .safetensors.",
-            rich_help_panel=_OUT,
         ),
     ] = False,
-    json_: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object that describes the videos.", rich_help_panel=_OUT),
-    ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace videos that exist.", rich_help_panel=_OUT)
-    ] = False,
+    json_: Annotated[bool, _output("Print one JSON object that describes the videos.", "--json")] = False,
+    overwrite: Annotated[bool, _output("Replace videos that exist.", "--overwrite")] = False,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue videos that were interrupted, and skip those that are finished.",
-            rich_help_panel=_OUT,
-        ),
+        bool, _output("Continue videos that were interrupted, and skip those that are finished.", "--resume")
     ] = False,
 ) -> None:
     """Make a video of any length from a prompt.

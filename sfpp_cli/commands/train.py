@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, option
 
 if TYPE_CHECKING:
     from sfpp_cli.training.context import RunContext
@@ -18,43 +19,25 @@ def train(
         Path | None,
         typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/self-forcing-pp.toml."),
     ] = None,
-    out: Annotated[
-        Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
-    ] = Path("runs/train"),
-    steps: Annotated[
-        int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")
-    ] = None,
+    out: RunFolder = Path("runs/train"),
+    steps: Steps = None,
+    seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a key of the recipe, as in --set training.lr=1e-4."
-        ),
+        option("Change a key of the recipe, as in --set training.lr=1e-4.", "--set", metavar="KEY=VALUE"),
     ] = None,
     preview_seconds: Annotated[
-        float | None, typer.Option(help="Length of preview videos, in seconds, if the recipe makes any.")
+        float | None, option("Length of preview videos, in seconds, if the recipe makes any.")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
-        ),
-    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Draw the curves of a run folder, finished or not, and stop."),
+        Path | None, option("Draw the curves of a run folder, finished or not, and stop.", metavar="RUN")
     ] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
+        bool, option("Print the JSON schema of recipes, for editors, and stop.", "--schema")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Train a student on its own videos (Self-Forcing, Self-Forcing++), or a teacher on stored ones.
 
