@@ -30,16 +30,16 @@ def pick_device(name: str | None, local_rank: int = 0, *, absent_too: bool = Fal
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"unknown device '{name}': it takes cpu, cuda or cuda:N")
-    if device.type == "cuda" and absent_too:
+    if device.type == "cpu" or absent_too:
         return device
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise UserError(
             f"--device {name}: no CUDA device is available here; use --device cpu, "
             "or install a CUDA build of torch"
         )
-    if device.type == "cuda" and device.index is None:
+    if device.index is None:
         device = torch.device("cuda", local_rank)
-    if device.type == "cuda" and device.index >= torch.cuda.device_count():
+    if device.index >= torch.cuda.device_count():
         raise UserError(f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices")
     return device
 

@@ -62,19 +62,14 @@ def remove_leftovers(path: Path) -> None:
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong in the block while `path` is written, as a UserError."""
+    from safetensors import SafetensorError  # its own error for a full disk; help texts do not wait for it
+
     try:
         yield
-    except _disk_errors() as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path} cannot be written ({reason(error)}); check its directory's permissions and free space"
         ) from error
-
-
-def _disk_errors() -> tuple[type[Exception], ...]:
-    """safetensors has its own error for a full disk; imported late, since help texts do not wait for it."""
-    from safetensors import SafetensorError
-
-    return (OSError, SafetensorError)
 
 
 def file_digest(path: Path) -> str:

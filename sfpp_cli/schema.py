@@ -59,12 +59,9 @@ class Faults(ValueError):
     def of(self, file: Path, line: Callable[[Keys], int | None] = lambda keys: None) -> UserError:
         """The error to raise about a file: a line a fault, `file:line: fault` where `line` knows the line."""
         places = [line(fault.keys) for fault in self.faults]
-        return UserError(
-            "\n".join(
-                f"{file}: {fault.text}" if place is None else f"{file}:{place}: {fault.text}"
-                for fault, place in zip(self.faults, places, strict=True)
-            )
-        )
+        names = [str(file) if place is None else f"{file}:{place}" for place in places]
+        pairs = zip(names, self.faults, strict=True)
+        return UserError("\n".join(f"{name}: {fault.text}" for name, fault in pairs))
 
 
 def validate(schema: TypeAdapter[T], values: str | Mapping[str, Any]) -> T:
@@ -95,21 +92,17 @@ def line_of(text: str, keys: Keys) -> int | None:
 
 def _fault(detail: ErrorDetails, tree: Mapping[str, Any]) -> Fault:
     """A complaint of pydantic's in our words."""
-    keys, known = _place(detail["loc"], tree)
-    name = _dotted(keys)
+    keys = detail["loc"]
+    name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
     match detail["type"]:
         case "json_invalid":
             text = f"broken JSON: {detail['ctx']['error']}".replace(" at line 1 column", " at column")
         case "missing":
             text = f"'{name}' is missing"
         case "unexpected_keyword_argument":
-            text = f"unknown key '{name}'" + (
-                suggest(str(keys[-1]), known) or f" (known: {', '.join(known)})"
-            )
-        case "union_tag_invalid" | "union_tag_not_found":
-            tags = ", ".join(f"'{tag}'" for tag in tree["discriminator"]["mapping"])
-            keys = (tree["discriminator"]["propertyName"],)
-            text = f"'{keys[0]}' must be one of {tags}, not {_shown(detail['input'].get(keys[0]))}"
+            known = _known(keys, tree)
+            near = suggest(str(keys[-1]), known)
+            text = f"unknown key '{name}'" + (near or f" (known: {', '.join(known)})")
         case "value_error":
             text = str(detail["ctx"]["error"])
             if text.startswith("must"):
@@ -126,32 +119,16 @@ def _fault(detail: ErrorDetails, tree: Mapping[str, Any]) -> Fault:
     return Fault(keys, text)
 
 
-def _place(location: Keys, tree: Mapping[str, Any]) -> tuple[Keys, list[str]]:
-    """The keys of a location, without the tags of unions that pydantic adds, and the keys known there."""
-    keys: list[str | int] = []
+def _known(keys: Keys, tree: Mapping[str, Any]) -> list[str]:
+    """The keys that a JSON schema knows where the last of these stands."""
     node = tree
-    known: list[str] = []
-    for step in location:
-        tags = node.get("discriminator", {}).get("mapping", {})
-        if step in tags:
-            node = _resolved({"$ref": tags[step]}, tree)
-            continue
-        keys.append(step)
-        known = list(node.get("properties", {}))
-        node = _resolved(node.get("properties", {}).get(step, {}), tree)
-    return tuple(keys), known
-
-
-def _resolved(node: Mapping[str, Any], tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A JSON schema's node, or the definition that it refers to."""
-    definition: Mapping[str, Any] = tree["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
-    return definition
-
-
-def _dotted(keys: Keys) -> str:
-    """("training", "betas", 1) -> `training.betas[1]`."""
-    name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
-    return name.removeprefix(".")
+    known: Mapping[str, Any] = {}
+    for key in keys:
+        known = node.get("properties", {})
+        node = known.get(str(key), {})
+        if "$ref" in node:
+            node = tree["$defs"][node["$ref"].rpartition("/")[2]]
+    return list(known)
 
 
 def _shown(value: object) -> str:

@@ -22,7 +22,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.files import remove_leftovers, replacing
 from sfpp_cli.models.bundle import weights_digest
 from sfpp_cli.models.layout import Layout
-from sfpp_cli.models.text import TextEncoder
+from sfpp_cli.models.text import TextEncoder, padded
 from sfpp_cli.progress import Progress
 
 SHARD = 256
@@ -43,15 +43,8 @@ class StoredPrompts:
             )
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, length, D] in float32, padded with zeros.
-
-        UserError if one is not stored, or is longer.
-        """
-        rows = [self._row(prompt) for prompt in prompts]
-        padded = rows[0].new_zeros(len(rows), self.length, rows[0].shape[1], dtype=torch.float32)
-        for place, row in zip(padded, rows, strict=True):
-            place[: row.shape[0]] = row
-        return padded
+        """Padded embeddings [B, length, D] in float32. UserError if one is not stored, or is longer."""
+        return padded([self._row(prompt).float() for prompt in prompts], self.length)
 
     def _row(self, prompt: str) -> Tensor:
         name = _name(prompt)
@@ -59,10 +52,8 @@ class StoredPrompts:
             raise UserError(f"{self.folder} lacks the prompt {prompt[:60]!r}: start again to add it")
         row: Tensor = self.shards[name].get_tensor(name)
         if row.shape[0] > self.length:
-            raise UserError(
-                f"{self.folder} holds a prompt of {row.shape[0]} tokens, more than {self.length}: "
-                "delete the folder"
-            )
+            long = f"a prompt of {row.shape[0]} tokens, more than {self.length}"
+            raise UserError(f"{self.folder} holds {long}: delete the folder")
         return row
 
 

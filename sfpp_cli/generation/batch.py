@@ -33,9 +33,8 @@ def make_all(
         described = describe_model(bundle, model)
         jobs = [Job(request, described) for request in mine]
         finished = _finished(jobs, options)
-        missing = [job for job in jobs if job not in finished]
-        if missing:
-            prompts = [job.request.prompt for job in missing]
+        prompts = [job.request.prompt for job in jobs if job not in finished]
+        if prompts:
             generator = Generator.load(bundle, model, prompts, progress)
         results = []
         for job in jobs:
@@ -67,10 +66,8 @@ def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: 
     trained = bundle.compression.video_frames(settings.horizon)
     longest = max(request.frames for request in requests)
     if longest > trained:
-        progress.warn(
-            f"this student was trained on rollouts of {trained / settings.fps:.0f} s; "
-            "beyond that, expect the picture to drift"
-        )
+        known = f"this student was trained on rollouts of {trained / settings.fps:.0f} s"
+        progress.warn(f"{known}; beyond that, expect the picture to drift")
 
 
 def _finished(jobs: Sequence[Job], options: GenerateOptions) -> dict[Job, dict[str, Any]]:

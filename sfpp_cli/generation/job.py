@@ -34,13 +34,11 @@ from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 from sfpp_cli.video.writer import VideoWriter, output_path
 
 SHEET_FRAMES = 24
+LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
-    """All of a model and how it runs that decides a video's content.
-
-    Reads weight files, so once a batch is enough.
-    """
+    """All of a model and how it runs that decides a video's content. It reads weights: do it once."""
     settings = bundle.settings
     sampler = options.sampler(settings)
     noise = {"context_noise": sampler.context_noise, "context_noise_on": sampler.context_noise_on}
@@ -62,10 +60,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
 
 
 class Job:
-    """One request, made by one model.
-
-    Needs no weights, so what is finished is found before any are loaded.
-    """
+    """One request, made by one model. Needs no weights: what is finished is found before any are loaded."""
 
     def __init__(self, request: Request, model: dict[str, Any]) -> None:
         """`model` is what `describe_model` says."""
@@ -74,10 +69,7 @@ class Job:
             **{name: value for name, value in asdict(request).items() if name != "out"},
             **model,
             "format": request.out.suffix,
-            "versions": {
-                "sfpp": __version__,
-                **{name: version(name) for name in ("torch", "diffusers", "transformers")},
-            },
+            "versions": {"sfpp": __version__, **{name: version(name) for name in LIBRARIES}},
         }
         """All that decides the video's content; equal descriptions give equal files."""
 

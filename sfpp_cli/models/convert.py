@@ -43,13 +43,8 @@ _TRANSFORMER_NAMES = {
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
 }
-_ATTENTION_NAMES = {
-    "q": "to_q",
-    "k": "to_k",
-    "v": "to_v",
-    "o": "to_out.0",
-    "norm_q": "norm_q",
-    "norm_k": "norm_k",
+_ATTENTION_NAMES = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"} | {
+    name: name for name in ("norm_q", "norm_k")
 }
 _BLOCK_NAMES = {
     "modulation": "scale_shift_table",
@@ -67,10 +62,7 @@ _VAE_NAMES = {
     **{f"{half}.head.2": f"{half}.conv_out" for half in ("encoder", "decoder")},
 }
 _RESIDUAL_NAMES = {
-    "residual.0": "norm1",
-    "residual.2": "conv1",
-    "residual.3": "norm2",
-    "residual.6": "conv2",
+    **{"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2"},
     "shortcut": "conv_shortcut",
 }
 
@@ -130,8 +122,7 @@ def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str,
 
 def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoencoderKLWan:
     """Wan's VAE, in float32, its weights copied. UserError if weights and config do not fit each other."""
-    arguments = vae_config(config)
-    return _build(AutoencoderKLWan, arguments, vae_keys(state_dict, config))
+    return _build(AutoencoderKLWan, vae_config(config), vae_keys(state_dict, config))
 
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +132,14 @@ def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     window, sink, length of the text) say how the weights are used, and are ignored. Raises UserError naming
     the key at fault.
     """
-    dim, heads = _size(config, "dim"), _size(config, "num_heads")
+    dim = _size(config, "dim")
+    heads = _size(config, "num_heads")
     if dim % (2 * heads):
-        raise UserError(
-            f"num_heads {heads} does not divide dim {dim} into heads of even width; correct the config"
-        )
+        fault = f"num_heads {heads} does not divide dim {dim} into heads of even width"
+        raise UserError(f"{fault}; correct the config")
     if not config.get("qk_norm", True):
-        raise UserError(
-            "qk_norm is off, but diffusers' Wan normalises queries and keys; use weights trained with it"
-        )
+        fault = "qk_norm is off, but diffusers' Wan normalises queries and keys"
+        raise UserError(f"{fault}; use weights trained with it")
     return {
         "patch_size": _sizes(config, "patch_size", (1, 2, 2), count=3),
         "num_attention_heads": heads,
@@ -283,14 +273,10 @@ def _sizes(
     config: Mapping[str, Any], key: str, default: Sequence[int], count: int | None = None
 ) -> tuple[int, ...]:
     values = config.get(key, default)
-    if (
-        not isinstance(values, Sequence)
-        or len(values) != (count or len(values))
-        or not all(map(_is_size, values))
-    ):
-        raise UserError(
-            f"{key} must be a list of {count or 'some'} positive integers, not {values!r}; correct the config"
-        )
+    fits = isinstance(values, Sequence) and len(values) == (count or len(values))
+    if not fits or not all(map(_is_size, values)):
+        wanted = f"a list of {count or 'some'} positive integers"
+        raise UserError(f"{key} must be {wanted}, not {values!r}; correct the config")
     return tuple(values)
 
 
@@ -303,16 +289,14 @@ def _statistics(config: Mapping[str, Any], channels: int) -> dict[str, list[floa
     given = {key: list(config[key]) for key in ("latents_mean", "latents_std") if config.get(key) is not None}
     for key, values in given.items():
         if len(values) != channels:
-            raise UserError(
-                f"{key} has {len(values)} entries for {channels} latent channels; correct the config"
-            )
+            fault = f"{len(values)} entries for {channels} latent channels"
+            raise UserError(f"{key} has {fault}; correct the config")
     return defaults | given
 
 
 def _shape(weights: Weights, name: str, rank: int) -> tuple[int, ...]:
     shape = tuple(weights[name].shape) if name in weights else ()
     if len(shape) != rank:
-        raise UserError(
-            f"the weights are no Wan transformer's: no {name} with {rank} dimensions; check the file"
-        )
+        fault = f"no {name} with {rank} dimensions"
+        raise UserError(f"the weights are no Wan transformer's: {fault}; check the file")
     return shape

@@ -52,10 +52,8 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
     if name and os.path.isdir(path):
         return Path(path)
     if os.path.isfile(path):
-        raise UserError(
-            f"{name} is a file, but a model is a folder: "
-            "make one of original weights with `sfpp weights convert`"
-        )
+        remedy = "make one of original weights with `sfpp weights convert`"
+        raise UserError(f"{name} is a file, but a model is a folder: {remedy}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         names = ", ".join(embedded()) or "none here"
         takes = f": it takes an embedded name ({names}), a folder that exists, or a hub id (owner/name)"
@@ -76,9 +74,7 @@ def cached() -> Iterator[tuple[str, Path]]:
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
         if repo.repo_type == "model" and repo.revisions:
-            newest = max(
-                repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified)
-            )
+            newest = max(repo.revisions, key=lambda known: ("main" in known.refs, known.last_modified))
             yield repo.repo_id, newest.snapshot_path
 
 
@@ -101,9 +97,7 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
         ) from error
     except LocalEntryNotFoundError as error:
         raise UserError(_absence(name, offline)) from error
-    except (
-        Exception
-    ) as error:  # the network, the hub's transfer library and the disk fail each in its own way
+    except Exception as error:  # network, transfer library and disk fail each in its own way
         raise UserError(
             f"'{name}' could not be fetched from the hub ({reason(error)}): "
             "try again, it continues where it stopped"

@@ -43,11 +43,8 @@ class Layout:
             self.student = self.folder / "transformer"
         else:
             self.student = _student_folder(resolve(student, student=True, offline=offline))
-        places = (
-            self.student,
-            *([self.student.parent] if self.student.name == "transformer" else []),
-            self.folder,
-        )
+        around = [self.student.parent] if self.student.name == "transformer" else []
+        places = [self.student, *around, self.folder]
         settings = next((place / SETTINGS for place in places if (place / SETTINGS).exists()), None)
         self.settings = Settings.read(settings) if settings else Settings()
         if class_of(self.student) in (*STUDENTS, *TEACHERS):
@@ -56,14 +53,8 @@ class Layout:
     @property
     def teacher(self) -> Path | None:
         """The bidirectional teacher: `teacher/`, or the transformer of a bundle that is one."""
-        return next(
-            (
-                self.folder / part
-                for part in ("teacher", "transformer")
-                if class_of(self.folder / part) in TEACHERS
-            ),
-            None,
-        )
+        places = (self.folder / part for part in ("teacher", "transformer"))
+        return next((place for place in places if class_of(place) in TEACHERS), None)
 
     @property
     def teacher_horizon(self) -> int:
@@ -89,15 +80,10 @@ class Layout:
     def _require(self, parts: tuple[str, ...]) -> None:
         missing = [part for part in parts if not (self.folder / part).is_dir()]
         if missing:
-            also = (
-                "; a student alone goes to --student"
-                if class_of(self.folder / "transformer") in STUDENTS
-                else ""
-            )
-            raise UserError(
-                f"{self.folder} is not a model: {', '.join(missing)} missing; "
-                f"it takes diffusers' layout{also}"
-            )
+            alone = class_of(self.folder / "transformer") in STUDENTS
+            also = "; a student alone goes to --student" if alone else ""
+            what = f"{self.folder} is not a model: {', '.join(missing)} missing"
+            raise UserError(f"{what}; it takes diffusers' layout{also}")
 
     def check_fit(self, config: Mapping[str, Any], what: str) -> None:
         """Refuse a transformer of another family, with other latent or text channels than VAE and encoder."""
@@ -190,13 +176,9 @@ def _student_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "transformer"):
         if (candidate / "config.json").exists():
             return candidate
-    inner = sorted(
-        config.parent for pattern in ("*", "*/*") for config in folder.glob(f"{pattern}/config.json")
-    )
-    near = next(
-        (str(place) for place in reversed(inner) if class_of(place) in STUDENTS),
-        "a run's step-NNNNNN/student",
-    )
+    inner = [config.parent for pattern in ("*", "*/*") for config in folder.glob(f"{pattern}/config.json")]
+    students = (str(place) for place in sorted(inner, reverse=True) if class_of(place) in STUDENTS)
+    near = next(students, "a run's step-NNNNNN/student")
     raise UserError(f"{folder} holds no student: it takes a folder in diffusers' layout, such as {near}")
 
 

@@ -110,9 +110,8 @@ def _read_shards(path: Path) -> object:
     for file in files:
         shard_tensors = _read(file)
         if not isinstance(shard_tensors, Mapping) or tensors.keys() & shard_tensors.keys():
-            raise UserError(
-                f"{path}: {file.name} holds what another file holds too, or no weights; give one file"
-            )
+            fault = f"{file.name} holds what another file holds too, or no weights"
+            raise UserError(f"{path}: {fault}; give one file")
         tensors.update(shard_tensors)
     return tensors
 
@@ -163,9 +162,7 @@ def _take(
 
 
 def _is_weights(tree: Mapping[Any, Any]) -> bool:
-    return bool(tree) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tree.items()
-    )
+    return bool(tree) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tree.items())
 
 
 def _check_tensors(weights: Weights, path: Path) -> None:

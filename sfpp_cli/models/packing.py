@@ -66,7 +66,7 @@ def convert(
             if layout is not None and (layout.folder / copied).is_dir():
                 shutil.copytree(layout.folder / copied, part / copied)
         settings.write(part / SETTINGS)
-    notes = [*_doubts(original, which)]
+    notes = list(_doubts(original, which))
     if known is None:
         notes += _assumptions(settings, told, original, loras)
     else:
@@ -173,14 +173,10 @@ def _student(
     if layout is not None:
         layout.check_fit(student.config, str(original.path))
     student.to(DTYPES[dtype] if dtype else stored if stored in DTYPES.values() else torch.float32)
-    broken = next(
-        (name for name, tensor in student.state_dict().items() if not tensor.isfinite().all()), None
-    )
-    if broken is not None:
-        raise UserError(
-            f"{original.path}: {broken} is not finite in {student.dtype}: "
-            "fetch it again, or use a wider --dtype"
-        )
+    for name, tensor in student.state_dict().items():
+        if not tensor.isfinite().all():
+            fault = f"{name} is not finite in {student.dtype}"
+            raise UserError(f"{original.path}: {fault}: fetch it again, or use a wider --dtype")
     return student
 
 
@@ -189,7 +185,8 @@ def _heads_of(layout: Layout | None, weights: Mapping[str, Tensor]) -> int | Non
     if layout is None or "patch_embedding.bias" not in weights:
         return None
     config = read_config(layout.student)
-    heads, head_dim = config.get("num_attention_heads"), config.get("attention_head_dim")
+    heads = config.get("num_attention_heads")
+    head_dim = config.get("attention_head_dim")
     if not isinstance(heads, int) or not isinstance(head_dim, int):
         return None
     return heads if weights["patch_embedding.bias"].shape == (heads * head_dim,) else None

@@ -14,7 +14,7 @@ from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import cached, embedded, resolve
 from sfpp_cli.models.layout import SHARED, STUDENTS, TEACHERS, Header, Layout, class_of, headers
-from sfpp_cli.models.settings import SETTINGS, Settings
+from sfpp_cli.models.settings import SETTINGS
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -61,25 +61,26 @@ class Shape:
 class Summary:
     """What `sfpp weights show` shows."""
 
-    name: str
-    folder: Path
-    weights: Path
+    layout: Layout
     kind: str
     parts: dict[str, Part]
     shape: Shape
-    settings: Settings
-    horizon_seconds: float
+
+    @property
+    def horizon_seconds(self) -> float:
+        settings = self.layout.settings
+        return self.layout.compression.video_frames(settings.horizon) / settings.fps
 
     def as_json(self) -> dict[str, Any]:
-        frames = {"latent_frame": 1, "context": self.settings.context}
+        frames = {"latent_frame": 1, "context": self.layout.settings.context}
         return {
-            "model": self.name,
-            "folder": str(self.folder),
-            "weights": str(self.weights),
+            "model": self.layout.name,
+            "folder": str(self.layout.folder),
+            "weights": str(self.layout.student),
             "kind": self.kind,
             "parts": {name: vars(part) for name, part in self.parts.items()},
             **vars(self.shape),
-            **vars(self.settings),
+            **vars(self.layout.settings),
             "horizon_seconds": round(self.horizon_seconds, 3),
             "cache_bytes": {
                 dtype: {name: self.shape.cache_bytes(count, size) for name, count in frames.items()}
@@ -88,7 +89,8 @@ class Summary:
         }
 
     def as_text(self) -> str:
-        settings = self.settings
+        settings = self.layout.settings
+        parts = self.parts.items()
         shape = self.shape
         cache = []
         for dtype, size in ELEMENT_BYTES.items():
@@ -96,12 +98,9 @@ class Summary:
             whole = readable(shape.cache_bytes(settings.context, size))
             cache.append(f"{dtype} {one} a latent frame, {whole} in all")
         lines = {
-            "model": f"{self.name} ({self.kind}), {self.folder}",
-            "weights": f"{self.weights}",
-            **{
-                name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}"
-                for name, part in self.parts.items()
-            },
+            "model": f"{self.layout.name} ({self.kind}), {self.layout.folder}",
+            "weights": f"{self.layout.student}",
+            **{name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}" for name, part in parts},
             "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
             "video": (
                 f"{settings.width}x{settings.height} at {settings.fps} fps, "
@@ -120,35 +119,23 @@ class Summary:
 def summarise(model: str, student: str | None = None) -> Summary:
     """Look at a model that is here already; nothing is downloaded or loaded."""
     layout = Layout(model, student, offline=True)
-    folders = {
-        "transformer": layout.student,
-        "vae": layout.folder / "vae",
-        "text_encoder": layout.folder / "text_encoder",
-    }
+    folders = {"transformer": layout.student}
+    folders |= {name: layout.folder / name for name in ("vae", "text_encoder")}
     is_student = class_of(layout.student) in STUDENTS
     if is_student and layout.teacher is not None:
         folders["teacher"] = layout.teacher
-    return Summary(
-        name=layout.name,
-        folder=layout.folder,
-        weights=layout.student,
-        kind="student" if is_student else "teacher",
-        parts={name: _part(headers(folder)) for name, folder in folders.items()},
-        shape=_shape(layout),
-        settings=layout.settings,
-        horizon_seconds=layout.compression.video_frames(layout.settings.horizon) / layout.settings.fps,
-    )
+    parts = {name: _part(headers(folder)) for name, folder in folders.items()}
+    return Summary(layout, "student" if is_student else "teacher", parts, _shape(layout))
 
 
 def listing() -> list[Listed]:
     """The embedded models, then those in the hub's cache."""
     here = [(name, "embedded", resolve(name)) for name in embedded()]
     hub = [(name, "hub cache", folder) for name, folder in cached()]
-    kinds = [(place, _kind(place[2])) for place in [*here, *hub]]
     return [
         Listed(name, source, kind, _size(folder), str(folder))
-        for (name, source, folder), kind in kinds
-        if kind
+        for name, source, folder in [*here, *hub]
+        if (kind := _kind(folder))
     ]
 
 
@@ -171,13 +158,12 @@ def _part(tensors: dict[str, Header]) -> Part:
 
 def _shape(layout: Layout) -> Shape:
     config = layout.transformer_config()
-    latent_size = layout.compression.latent_size(layout.settings.width, layout.settings.height)
     try:
         return Shape(
             layers=config["num_layers"],
             heads=config["num_attention_heads"],
             head_dim=config["attention_head_dim"],
-            tokens=tokens_per_frame(*latent_size, config["patch_size"]),
+            tokens=tokens_per_frame(*layout.latent_size, config["patch_size"]),
         )
     except KeyError as error:
         raise UserError(

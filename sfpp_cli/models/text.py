@@ -20,10 +20,7 @@ def clean(prompt: str) -> str:
 
 
 class TextEncoder:
-    """Tokenizer and UMT5 encoder.
-
-    Embeddings are padded with zeros to `length` tokens; the networks attend to all of them.
-    """
+    """Tokenizer and UMT5 encoder. Networks attend to all `length` tokens, also to the zeros that pad them."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: UMT5EncoderModel, length: int) -> None:
         self.tokenizer = tokenizer
@@ -40,10 +37,7 @@ class TextEncoder:
             self.model.to(device)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings [B, length, D] of cleaned prompts.
-
-        Differentiable; callers that only read wrap it in `no_grad`.
-        """
+        """Embeddings [B, length, D] of cleaned prompts; differentiable, so readers want `no_grad`."""
         return padded(self.unpadded(prompts), self.length)
 
     def unpadded(self, prompts: Sequence[str]) -> list[Tensor]:
@@ -67,9 +61,7 @@ class TextEncoder:
         ids: list[int] = tokens.input_ids
         cut = ""
         if len(ids) > self.length:
-            marks = (
-                self.tokenizer.num_special_tokens_to_add()
-            )  # which UMT5 has at the end, and they stay there
+            marks = self.tokenizer.num_special_tokens_to_add()  # UMT5's are at the end, and stay there
             kept = max(0, self.length - marks)
             cut = text[tokens.offset_mapping[kept][0] :].strip()
             ids = ids[:kept] + ids[len(ids) - marks :]

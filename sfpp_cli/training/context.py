@@ -1,4 +1,4 @@
-"""Where a command's recipe is run, and who is told."""
+"""Where a recipe is run, and who is told."""
 
 from __future__ import annotations
 

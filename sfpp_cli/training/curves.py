@@ -80,9 +80,8 @@ def read_series(path: Path) -> dict[str, Series]:
             record = json.loads(line)
             step = float(record.pop("step"))
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise UserError(
-                f"{path}, line {number}: no record of a step ({error!r}); remove the line"
-            ) from None
+            cause = f"no record of a step ({error!r})"
+            raise UserError(f"{path}, line {number}: {cause}; remove the line") from None
         for name, value in record.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
                 steps, values = series.setdefault(name, ([], []))
@@ -115,16 +114,9 @@ def _draw(axes: Axes, family: Family, series: dict[str, Series]) -> None:
     for index, (name, (steps, values)) in enumerate(series.items()):
         color = COLORS[index % len(COLORS)]
         axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        marker = "o" if len(values) <= FEW else ""
-        axes.plot(
-            steps,
-            running_median(values),
-            color=color,
-            linewidth=1.5,
-            marker=marker,
-            markersize=3,
-            label=_words(name),
-        )
+        (line,) = axes.plot(steps, running_median(values), color=color, linewidth=1.5, label=_words(name))
+        if len(values) <= FEW:
+            line.set(marker="o", markersize=3)
     everything = [value for _, values in series.values() for value in values]
     if family.log and min(everything) > 0:
         axes.set_yscale("log")

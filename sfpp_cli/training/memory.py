@@ -59,17 +59,9 @@ class Needs:
 
 
 def plan(
-    recipe: Recipe,
-    layout: Layout,
-    ranks: Ranks,
-    device: torch.device,
-    out: Path,
-    assumed: Sequence[str] = (),
+    recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.device, out: Path, assumed: Sequence[str] = ()
 ) -> str:
-    """The plan of a run as aligned lines: networks, memory of a rank and whether it fits, files in `out`.
-
-    `assumed` is said at the end: what the plan takes for granted.
-    """
+    """The plan of a run as aligned lines: networks, memory of a rank, files in `out`, what is `assumed`."""
     quiet_libraries()
     training = recipe.training
     share = training.batch // ranks.world
@@ -100,15 +92,16 @@ def trajectory_bytes(pairs: Pairs, settings: Settings, latent: tuple[int, int, i
 
 def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
     """`element`: bytes of a number in the arithmetic's precision."""
+    assert layout.teacher is not None, "refused by check()"
+    teacher = measure(layout.teacher, layout)
     if isinstance(recipe, TeacherRecipe):
-        return _flow_matching(recipe, layout, element)
+        return _flow_matching(recipe, layout, teacher, element)
     if isinstance(recipe, StudentRecipe):
-        return _regression(recipe, layout, element)
-    return _matching(recipe, layout, element)
+        return _regression(recipe, layout, teacher, element)
+    return _matching(recipe, layout, teacher, element)
 
 
-def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Needs:
-    teacher = _teacher(layout)
+def _flow_matching(recipe: TeacherRecipe, layout: Layout, teacher: Network, element: int) -> Needs:
     encoder = text_parameters(layout)
     trained = {"transformer": Trained(teacher.parameters, teacher.parameters)}
     frozen: dict[str, Frozen] = {}
@@ -121,11 +114,10 @@ def _flow_matching(recipe: TeacherRecipe, layout: Layout, element: int) -> Needs
     return Needs(trained, frozen, activations, together=True)
 
 
-def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Needs:
-    student = _teacher(layout)
+def _regression(recipe: StudentRecipe, layout: Layout, student: Network, element: int) -> Needs:
     settings = recipe.settings_for(layout)
     pairs = recipe.pairs
-    size = trajectory_bytes(pairs, settings, student.latent)
+    on_disk = _on_disk(trajectory_bytes(pairs, settings, student.latent), Path(pairs.folder))
     checkpointing = recipe.training.gradient_checkpointing
     return Needs(
         {"student": Trained(student.parameters, student.parameters)},
@@ -134,15 +126,12 @@ def _regression(recipe: StudentRecipe, layout: Layout, element: int) -> Needs:
         text_encoder=text_parameters(layout),
         preview=_preview_bytes(recipe, student, settings, element),
         pairs=element * student.parameters + pairs.batch * student.block_bytes(settings.horizon, element),
-        lines={
-            "pairs": f"{pairs.count} trajectories, {_on_disk(size, Path(pairs.folder))} in {pairs.folder}"
-        },
+        lines={"pairs": f"{pairs.count} trajectories, {on_disk} in {pairs.folder}"},
     )
 
 
-def _matching(recipe: MatchingRecipe, layout: Layout, element: int) -> Needs:
+def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element: int) -> Needs:
     student = measure(layout.student, layout)
-    teacher = _teacher(layout)
     settings = recipe.settings_for(layout)
     adapters = recipe.lora_rank * student.adapter
     frozen = {"teacher": Frozen(teacher.parameters, element)}
@@ -182,11 +171,6 @@ def _matching_bytes(
     if recipe.dmd.method == "self-forcing++":
         held = settings.context + max(settings.context, frames)
     return student.shape.cache_bytes(held, element), activations
-
-
-def _teacher(layout: Layout) -> Network:
-    assert layout.teacher is not None, "refused by check()"
-    return measure(layout.teacher, layout)
 
 
 def _preview_bytes(

@@ -114,15 +114,14 @@ def measure(folder: Path, layout: Layout) -> Network:
     model, layers = _skeleton(folder, one_layer)
     config = model.config
     block = model.blocks[0]
-    matrices = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
-    once_a_prompt = ("attn2.to_k", "attn2.to_v")  # the text's keys and values, which no video token passes
+    matrices = [part for part in block.modules() if isinstance(part, nn.Linear)]
+    once_a_prompt = (block.attn2.to_k, block.attn2.to_v)  # the text's, which no video token passes
     size = layout.latent_size
     tokens = tokens_per_frame(*size, config.patch_size)
     return Network(
-        parameters=count_parameters(model) + (layers - 1) * count_parameters(block),
-        linear=layers
-        * sum(part.weight.numel() for name, part in matrices.items() if name not in once_a_prompt),
-        adapter=layers * sum(part.in_features + part.out_features for part in matrices.values()),
+        parameters=_count(model) + (layers - 1) * _count(block),
+        linear=layers * sum(part.weight.numel() for part in matrices if part not in once_a_prompt),
+        adapter=layers * sum(part.in_features + part.out_features for part in matrices),
         ffn=config.ffn_dim,
         latent=(config.in_channels, *size),
         shape=Shape(layers, config.num_attention_heads, config.attention_head_dim, tokens),
@@ -131,21 +130,17 @@ def measure(folder: Path, layout: Layout) -> Network:
 
 def text_parameters(layout: Layout) -> int:
     """Parameters of the text encoder."""
-
-    def encoder(config: dict[str, Any]) -> UMT5EncoderModel:
-        return UMT5EncoderModel(UMT5Config.from_dict(config))
-
-    return count_parameters(_skeleton(layout.folder / "text_encoder", encoder))
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Parameters of a model, weights or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    folder = layout.folder / "text_encoder"
+    return _count(_skeleton(folder, lambda config: UMT5EncoderModel(UMT5Config.from_dict(config))))
 
 
 def vae_parameters(layout: Layout) -> int:
     """Parameters of the VAE."""
-    return count_parameters(_skeleton(layout.folder / "vae", AutoencoderKLWan.from_config))
+    return _count(_skeleton(layout.folder / "vae", AutoencoderKLWan.from_config))
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _skeleton(folder: Path, make: Callable[[dict[str, Any]], Any]) -> Any:

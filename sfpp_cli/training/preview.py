@@ -28,8 +28,7 @@ LEVEL = 10_000
 class Previewer:
     """Rolls a student out from the same noise each time it is called, so that only the student differs.
 
-    Video i has seed `seed + i` and lasts `seconds`, rounded up to whole chunks. The VAE and the embeddings
-    stay on `device`.
+    Video i has seed `seed + i` and lasts `seconds`, rounded up to whole chunks.
     """
 
     def __init__(

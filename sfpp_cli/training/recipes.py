@@ -27,7 +27,7 @@ from sfpp_cli.schema import STRICT, Fault, Faults, Keys, line_of, validate
 REMOVED = {("dmd", "windows_per_rollout"): "every rollout has one window"}
 """Keys that recipes once had, and why they are gone."""
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of everything random.")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -58,7 +58,6 @@ class TeacherRecipe:
     train_text_encoder: bool = False
     """Train the text encoder too."""
     seed: Seed = 0
-    """Seed of everything random."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -109,7 +108,6 @@ class StudentRecipe:
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
     seed: Seed = 0
-    """Seed of everything random."""
 
     def settings_for(self, layout: Layout) -> Settings:
         """The trained student's settings: its trajectories are as long as the teacher can judge."""
@@ -138,16 +136,14 @@ class MatchingRecipe:
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
     seed: Seed = 0
-    """Seed of everything random."""
 
     def settings_for(self, layout: Layout) -> Settings:
         """The trained student's settings: the recipe's context and its noise, as long as its rollouts were.
 
         UserError if context, sink and chunk do not fit together.
         """
-        horizon = self.dmd.frames or self.dmd.horizon or layout.teacher_horizon
         wanted = {
-            "horizon": horizon,
+            "horizon": self.dmd.frames or self.dmd.horizon or layout.teacher_horizon,
             "context": self.context,
             "context_noise": self.dmd.context_noise,
             "context_noise_on": self.dmd.context_noise_on,
@@ -160,11 +156,7 @@ class MatchingRecipe:
 
 
 Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe
-COMMANDS: dict[type[Recipe], str] = {
-    TeacherRecipe: "train",
-    MatchingRecipe: "train",
-    StudentRecipe: "distill",
-}
+COMMANDS = {TeacherRecipe: "train", MatchingRecipe: "train", StudentRecipe: "distill"}
 """Which command runs which recipe."""
 
 T = TypeVar("T")
@@ -219,10 +211,7 @@ def schema() -> str:
 
 
 def _kind_of(objective: Any, kinds: tuple[type[Any], ...], path: Path) -> Any:
-    """The kind of recipe with this objective.
-
-    UserError that names the right command, or the objectives there are.
-    """
+    """The kind of recipe with this objective, or a UserError that says which command or word is right."""
     known = {_objective(kind): kind for kind in kinds}
     if isinstance(objective, str) and objective in known:
         return known[objective]

@@ -21,12 +21,11 @@ EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 
 def _executable() -> str:
     """The ffmpeg that imageio-ffmpeg brings along, or the one that IMAGEIO_FFMPEG_EXE names."""
-    executable: str | None = None
     with suppress(RuntimeError):
-        executable = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    if executable is None:
-        raise UserError("no ffmpeg was found; install one, or let IMAGEIO_FFMPEG_EXE name it")
-    return executable
+        executable: str | None = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+        if executable:
+            return executable
+    raise UserError("no ffmpeg was found; install one, or let IMAGEIO_FFMPEG_EXE name it")
 
 
 @contextmanager
@@ -40,12 +39,8 @@ def run_ffmpeg(
     """
     command = [_executable(), "-nostdin", "-hide_banner", "-v", "error", *arguments]
     with tempfile.TemporaryFile() as log:  # a pipe that nobody empties would block ffmpeg
-        with (
-            suppress(BrokenPipeError),
-            subprocess.Popen(
-                command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=True
-            ) as process,
-        ):
+        ffmpeg = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=log, start_new_session=True)
+        with suppress(BrokenPipeError), ffmpeg as process:
             try:
                 yield process
             except BaseException:

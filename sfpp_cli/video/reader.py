@@ -43,9 +43,8 @@ def probe(path: Path) -> VideoInfo:
             files = _png_files(path)
             with Image.open(files[0]) as image:
                 if "fps" not in image.info:
-                    raise UserError(
-                        f"{path} holds frames without a frame rate; make a video file of them first"
-                    )
+                    remedy = "make a video file of them first"
+                    raise UserError(f"{path} holds frames without a frame rate; {remedy}")
                 return VideoInfo(image.width, image.height, float(image.info["fps"]), len(files))
         head = ask_ffmpeg(
             path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"
@@ -82,18 +81,14 @@ def read_frames(path: Path) -> Iterator[Frames]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What `VideoWriter` was given as metadata; of a file by another program, the container's own tags.
-
-    UserError if unreadable.
-    """
+    """What `VideoWriter` was given; of another program's file, its tags. UserError if unreadable."""
     with reading(path):
         if path.is_dir():
             with Image.open(_png_files(path)[0]) as image:
                 tags = {str(key): str(value) for key, value in image.info.items()}
         else:
-            tags = _parse_ffmetadata(
-                ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1").decode(errors="replace")
-            )
+            text = ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1")
+            tags = _parse_ffmetadata(text.decode(errors="replace"))
     with suppress(ValueError):
         recorded = json.loads(tags.get("comment", ""))
         if isinstance(recorded, dict) and all(isinstance(value, str) for value in recorded.values()):
@@ -104,11 +99,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _parse_ffmetadata(text: str) -> dict[str, str]:
     """Keys and values. webm shouts its keys; a backslash escapes `=`, `;`, `#`, itself and a line break."""
     entries = re.findall(r"^((?:[^\\=\n]|\\.)+)=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL)
-    return {_unescape(key).lower(): _unescape(value) for key, value in entries}
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    plain = [[re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in entry] for entry in entries]
+    return {key.lower(): value for key, value in plain}
 
 
 def _png_files(directory: Path) -> list[Path]:

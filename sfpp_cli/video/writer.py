@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
@@ -101,8 +101,8 @@ class VideoWriter:
             self._scratch = scratch_folder(self.path)
             undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self._part = self._scratch / self.path.name
-            sink = _PngSink if path.suffix.lower() == ".png" else _FfmpegSink
-            self._sink: _Sink = sink(self._part, size, fps, _tags(metadata or {}))
+            sink: type[_PngSink | _FfmpegSink] = _PngSink if path.suffix.lower() == ".png" else _FfmpegSink
+            self._sink = sink(self._part, size, fps, _tags(metadata or {}))
             undo.pop_all()
 
     def write(self, frames: Frames) -> None:
@@ -144,16 +144,8 @@ class VideoWriter:
             self.abort()
 
 
-class _Sink(Protocol):
-    """Where frames go. All three raise OSError; `kill` is harmless after `close`."""
-
-    def write(self, frames: Frames) -> None: ...
-    def close(self) -> None: ...
-    def kill(self) -> None: ...
-
-
 class _FfmpegSink:
-    """One video file, encoded by ffmpeg as its extension says."""
+    """One video file, encoded by ffmpeg as its extension says. Fails with OSError; `kill` may be repeated."""
 
     def __init__(self, file: Path, size: tuple[int, int], fps: float, tags: Mapping[str, str]) -> None:
         self._file = file
