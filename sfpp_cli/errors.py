@@ -7,17 +7,11 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can fix, in one line: what is wrong, why, and what to do.
-
-    The command line prints it and exits with code 2.
-    """
+    """Something the user can fix, in one line: what is wrong, why, and what to do. Exit code 2."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C during work that can be continued; the line says how.
-
-    The command line prints it and exits with code 130.
-    """
+    """Ctrl-C during work that can be continued; the line says how. Exit code 130."""
 
 
 def reason(error: BaseException) -> str:

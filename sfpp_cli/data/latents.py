@@ -14,10 +14,7 @@ from sfpp_cli.errors import UserError
 
 INDEX = "captions.jsonl"
 MID_STREAM = "continued"
-"""Appended to the caption of a window that starts mid-stream.
-
-Such a window does not begin with an image latent, and the teacher has to be told which kind it sees.
-"""
+"""Appended to the caption of a window that does not begin with an image latent, so that the teacher knows."""
 
 
 def write_shard(folder: Path, shard: int, latents: Tensor, captions: list[list[str]]) -> None:

@@ -51,8 +51,8 @@ def read_prompts(path: Path) -> list[PromptLine]:
     `.txt`: a prompt a line; blank lines and lines that start with `#` are skipped. `.jsonl`: an object a line
     with `prompt` and, as wanted, `seed`, `seconds` and `out`. UserError names all faults, a line a fault.
     """
-    parse = {".txt": _parse_text, ".jsonl": _parse_json}.get(path.suffix.lower())
-    if parse is None:
+    kind = path.suffix.lower()
+    if kind not in (".txt", ".jsonl"):
         raise UserError(f"{path}: unknown kind of prompt file '{path.suffix}'; use .txt or .jsonl")
     try:
         data = path.read_bytes()
@@ -63,14 +63,15 @@ def read_prompts(path: Path) -> list[PromptLine]:
     faults: list[tuple[int, str]] = []
     for number, raw in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
         try:
-            line = parse(raw.decode().strip())
+            text = raw.decode().strip()
+            if text and kind == ".jsonl":
+                lines[number] = validate(_SCHEMA, text)
+            elif text and not text.startswith("#"):
+                lines[number] = PromptLine(text)
         except UnicodeDecodeError:
             faults.append((number, "not UTF-8 text"))
         except Faults as found:
             faults += [(number, fault.text) for fault in found.faults]
-        else:
-            if line is not None:
-                lines[number] = line
     faults += _shared_names(lines)
     if faults:
         raise UserError("\n".join(f"{path}:{number}: {text}" for number, text in sorted(faults)))
@@ -88,14 +89,6 @@ def _shared_names(lines: Mapping[int, PromptLine]) -> Iterator[tuple[int, str]]:
         owner = owners.setdefault(PureWindowsPath(line.out), number)
         if owner != number:
             yield number, f"'out' '{line.out}' is taken by line {owner}"
-
-
-def _parse_text(text: str) -> PromptLine | None:
-    return PromptLine(text) if text and not text.startswith("#") else None
-
-
-def _parse_json(text: str) -> PromptLine | None:
-    return validate(_SCHEMA, text) if text else None
 
 
 def slug(prompt: str, limit: int = 60) -> str:

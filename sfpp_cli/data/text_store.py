@@ -57,6 +57,7 @@ class StoredPrompts:
         return row
 
 
+@torch.no_grad()
 def store_prompts(
     folder: Path,
     prompts: Iterable[str],
@@ -79,7 +80,12 @@ def store_prompts(
         with progress.stage("prompts", len(missing)) as advance:
             for start in range(0, len(missing), SHARD):
                 part = missing[start : start + SHARD]
-                _write(folder, {name: _embed(encoder, prompt) for name, prompt in part}, origin)
+                # One by one: in a batch a prompt's last bits would depend on the others.
+                rows = {name: encoder.unpadded([prompt])[0].cpu().contiguous() for name, prompt in part}
+                path = folder / f"text-{part[0][0][:16]}.safetensors"
+                remove_leftovers(path)
+                with replacing(path) as whole:
+                    save_file(rows, whole, metadata={"origin": origin})
                 advance(start + len(part), {})
     ranks.wait()
 
@@ -91,20 +97,6 @@ def text_origin(layout: Layout, dtype: torch.dtype) -> str:
     for file in sorted((layout.folder / "tokenizer").iterdir()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def _embed(encoder: TextEncoder, prompt: str) -> Tensor:
-    """One prompt [n, D]. It is encoded alone: in a batch its last bits would depend on the other prompts."""
-    return encoder.unpadded([prompt])[0].cpu().contiguous()
-
-
-def _write(folder: Path, rows: dict[str, Tensor], origin: str) -> None:
-    """A shard, whole or not at all."""
-    path = folder / f"text-{next(iter(rows))[:16]}.safetensors"
-    remove_leftovers(path)
-    with replacing(path) as part:
-        save_file(rows, part, metadata={"origin": origin})
 
 
 def _names(folder: Path, origin: str) -> Iterator[str]:

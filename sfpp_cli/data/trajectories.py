@@ -34,10 +34,7 @@ def write_shard(
 
 
 def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]) -> list[int]:
-    """Which shards, of these numbers of trajectories, are still to be made.
-
-    UserError if those that are there were made in another way.
-    """
+    """Which shards, of these sizes, are still to be made. UserError if those there differ in origin."""
     wanted = json.loads(json.dumps(origin))
     counts = {}
     for path in folder.glob("pairs-*.safetensors"):

@@ -1,7 +1,4 @@
-"""From what the user asked for to a list of videos, checked in full before anything starts.
-
-Loads no torch.
-"""
+"""From what the user asked for to a list of videos, checked before anything starts. Loads no torch."""
 
 from __future__ import annotations
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Pace:
-    """Video frames per second of one stage.
-
-    The first chunk bears the warm-up (compilation, autotuning), so it does not count.
-    """
+    """Video frames per second of one stage, but for the first chunk, which compiles and tunes itself."""
 
     seconds: float = 0.0
     frames: int = 0

@@ -90,10 +90,7 @@ def weights_digest(*folders: Path | None) -> str:
 
 
 def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """A model of diffusers or transformers, for inference.
-
-    UserError unless config and weights are whole and fit each other.
-    """
+    """A model for inference. UserError unless config and weights are whole and fit each other."""
     read_config(folder)
     headers(folder)
     dtype_option = "dtype" if kind is UMT5EncoderModel else "torch_dtype"

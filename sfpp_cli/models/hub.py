@@ -27,10 +27,7 @@ STUDENT_FILES = [
     *("sfpp.json", "config.json", "diffusion_pytorch_model*.json", "diffusion_pytorch_model*.safetensors"),
     *("transformer/*.json", "transformer/*.safetensors"),
 ]
-"""What is fetched of a repository.
-
-To the hub a star matches slashes too, so every pattern begins with a name.
-"""
+"""What is fetched. To the hub a star matches slashes too, so every pattern begins with a name."""
 MODEL_FILES = [
     *STUDENT_FILES,
     *("teacher/*.json", "teacher/*.safetensors", "vae/*.json", "vae/*.safetensors"),

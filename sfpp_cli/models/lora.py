@@ -53,10 +53,7 @@ class Lora:
 
 
 def merge(weights: Mapping[str, Tensor], lora: Lora) -> Weights:
-    """The weights, under diffusers' names, with a LoRA added in float32.
-
-    Raises UserError if a tensor of the LoRA has no place among the weights or does not fit it.
-    """
+    """The weights, under diffusers' names, with a LoRA added in float32. UserError unless all of it fits."""
     merged = dict(weights)
     done: set[str] = set()
     for name, change in _changes(lora.path):

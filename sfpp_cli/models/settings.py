@@ -69,10 +69,7 @@ class Settings:
             raise faults.of(path, lambda keys: line_of(text, keys)) from None
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
-        """These settings with other values, as JSON has them.
-
-        Raises Faults with all that is wrong with them.
-        """
+        """These settings with other values, as JSON has them. Raises Faults with all that is wrong."""
         return validate(_SCHEMA, {**asdict(self), **values})
 
     def sampler(self, *, context: int | None = None, sink: int | None = None) -> Sampler:

@@ -1,7 +1,4 @@
-"""What a model is and what it costs, from its small files and its weights' headers alone.
-
-Importing this loads no torch.
-"""
+"""What a model is and what it costs, from its small files and its weights' headers. Loads no torch."""
 
 from __future__ import annotations
 
@@ -139,8 +136,9 @@ def listing() -> list[Listed]:
     ]
 
 
-def readable(count: int) -> str:
+def readable(size: float) -> str:
     """Bytes in decimal units."""
+    count = round(size)
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
     if count >= 1e6:

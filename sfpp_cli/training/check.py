@@ -18,10 +18,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
-    """UserError if this model and these ranks cannot run the recipe.
-
-    `layout` is the recipe's model, loaded or not.
-    """
+    """UserError if this model, loaded or not, and these ranks cannot run the recipe."""
     recipe.training.check(ranks)
     if layout.teacher is None:
         raise UserError(
@@ -51,7 +48,8 @@ def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:
     try:
         Layout(model, offline=True)
     except UserError:
-        if model not in _shipped():
+        shipped = {part.parent.relative_to(CONFIGS).as_posix() for part in CONFIGS.glob("*/*/transformer")}
+        if model not in shipped:
             raise
         assumed.append(f"{model} is not downloaded: planned from its configuration")
         model = str(CONFIGS / model)
@@ -63,8 +61,3 @@ def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:
             assumed.append(f"{student} is not here yet: taken to be like the model's own transformer")
             student = None
     return Layout(model, student, offline=True), assumed
-
-
-def _shipped() -> set[str]:
-    """Ids of the models whose configurations come with the package."""
-    return {part.parent.relative_to(CONFIGS).as_posix() for part in CONFIGS.glob("*/*/transformer")}

@@ -1,7 +1,4 @@
-"""A run's curves as one picture of small panels.
-
-It imports matplotlib, so it is imported only by those who plot.
-"""
+"""A run's curves as one picture of small panels. Imports matplotlib, hence slowly."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def _memory(
         "activations": samples * needs.activations,
     }
     offloaded = ("optimizer", "EMA") if training.offload else ()
-    lines = {name: _bytes(size) for name, size in parts.items() if size}
+    lines = {name: readable(size) for name, size in parts.items() if size}
     for name in offloaded:
         lines[name] += ", in main memory"
     checkpointing = "with" if training.gradient_checkpointing else "without"
@@ -219,8 +219,8 @@ def _memory(
         "making pairs": needs.pairs,
     }
     most = max(moments.values())
-    each = ", ".join(f"{moment} ~{_bytes(size)}" for moment, size in moments.items() if size)
-    lines["memory"] = f"~{_bytes(most)} a rank at most ({each})"
+    each = ", ".join(f"{moment} ~{readable(size)}" for moment, size in moments.items() if size)
+    lines["memory"] = f"~{readable(most)} a rank at most ({each})"
     return lines | _fits(most, device)
 
 
@@ -230,9 +230,9 @@ def _fits(needed: float, device: torch.device) -> dict[str, str]:
         return {}
     free, _ = torch.cuda.mem_get_info(device)
     if needed < free:
-        return {"fits": f"yes, {_bytes(free)} are free on {device}"}
+        return {"fits": f"yes, {readable(free)} are free on {device}"}
     remedy = "try gradient_checkpointing, offload, a smaller micro_batch or more ranks"
-    return {"fits": f"no, {_bytes(free)} are free on {device}: {remedy}"}
+    return {"fits": f"no, {readable(free)} are free on {device}: {remedy}"}
 
 
 def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path) -> dict[str, str]:
@@ -243,11 +243,11 @@ def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path
     rounds = training.steps // training.keep_every if training.keep_every else 0
     # One more than are kept exists while it is written.
     count = min(saved, training.keep + rounds + 1)
-    lines = {"checkpoints": f"{_bytes(size)} each in {out}, {count} at most: {_on_disk(count * size, out)}"}
+    lines = {"checkpoints": f"{readable(size)} each in {out}, {count} at most: {_on_disk(count * size, out)}"}
     if isinstance(recipe, TeacherRecipe):
         return lines
     width = UMT5Config.from_dict(read_config(layout.folder / "text_encoder")).d_model
-    most = _bytes(WEIGHT * layout.settings.text_length * width)
+    most = readable(WEIGHT * layout.settings.text_length * width)
     place = f"in {recipe.text_store}" if recipe.text_store else "in memory (text_store: on disk)"
     lines["embeddings"] = f"{most} for each prompt at most, {place}"
     return lines
@@ -257,8 +257,4 @@ def _on_disk(size: float, folder: Path) -> str:
     """A size, and a warning if the disk that `folder` is or will be on has less room."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    return _bytes(size) + (f" (too much: {_bytes(free)} are free)" if size > free else "")
-
-
-def _bytes(size: float) -> str:
-    return readable(round(size))
+    return readable(size) + (f" (too much: {readable(free)} are free)" if size > free else "")

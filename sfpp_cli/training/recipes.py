@@ -1,7 +1,4 @@
-"""Recipes: what a TOML file may say, checked whole before anything is loaded.
-
-The resolved recipe, with its defaults and overrides, is written beside every run.
-"""
+"""Recipes: what a TOML file may say, checked whole before anything is loaded."""
 
 from __future__ import annotations
 
@@ -138,10 +135,7 @@ class MatchingRecipe:
     seed: Seed = 0
 
     def settings_for(self, layout: Layout) -> Settings:
-        """The trained student's settings: the recipe's context and its noise, as long as its rollouts were.
-
-        UserError if context, sink and chunk do not fit together.
-        """
+        """The trained student's settings: context, noise and rollouts of the recipe. Or a UserError."""
         wanted = {
             "horizon": self.dmd.frames or self.dmd.horizon or layout.teacher_horizon,
             "context": self.context,

@@ -167,10 +167,7 @@ def gauges(record: dict[str, float], *, task: Task, run: RunContext) -> dict[str
 
 
 def how_long(seconds: float, steps: int) -> str:
-    """A step's time, and what it makes of those that are left.
-
-    The first step is slower where kernels are compiled.
-    """
+    """A step's time, and what it makes of those that are left. Compilation makes the first one slower."""
     if not steps:
         return f"the only step took {duration(seconds)}"
     return f"the first step took {duration(seconds)}: about {duration(seconds * steps)} for the {steps} left"

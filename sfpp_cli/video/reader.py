@@ -60,11 +60,7 @@ def probe(path: Path) -> VideoInfo:
 
 
 def read_frames(path: Path) -> Iterator[Frames]:
-    """The frames of a video or of a directory of PNG frames, one [H, W, 3] at a time.
-
-    UserError, raised while iterating, for what cannot be read: a file that was cut short ends in one, not in
-    a short video.
-    """
+    """The frames of a video or directory, one [H, W, 3] at a time. UserError where a file is cut short."""
     with reading(path):
         if path.is_dir():
             for file in _png_files(path):
