@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfpp_cli.commands.console import result
-from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, option
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
 from sfpp_cli.commands.train import run_context
 
 
@@ -21,13 +21,16 @@ def distill(
     seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        option("Change a key of the recipe, as in --set pairs.count=64.", "--set", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="Change a key of the recipe, as in --set pairs.count=64.", metavar="KEY=VALUE"
+        ),
     ] = None,
     init: Annotated[
-        str | None, option("Folder of a causal student to start from, instead of the teacher's weights.")
+        str | None,
+        typer.Option(help="Folder of a causal student to start from, instead of the teacher's weights."),
     ] = None,
     pairs_only: Annotated[
-        bool, option("Make the teacher's sampling trajectories and stop.", "--pairs-only")
+        bool, typer.Option("--pairs-only", help="Make the teacher's sampling trajectories and stop.")
     ] = False,
     resume: Resume = False,
     dry_run: DryRun = False,

@@ -11,12 +11,11 @@ import typer
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.commands.console import Terminal, result
-from sfpp_cli.commands.options import option
 
-_what = partial(option, rich_help_panel="What to make")
-_model = partial(option, rich_help_panel="Model")
-_run = partial(option, rich_help_panel="How to run it")
-_output = partial(option, rich_help_panel="Output")
+_what = partial(typer.Option, rich_help_panel="What to make")
+_model = partial(typer.Option, rich_help_panel="Model")
+_run = partial(typer.Option, rich_help_panel="How to run it")
+_output = partial(typer.Option, rich_help_panel="Output")
 
 
 def generate(
@@ -26,98 +25,107 @@ def generate(
     prompts: Annotated[
         Path | None,
         _what(
-            "Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
+            help="Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
             "also set seed, seconds and out."
         ),
     ] = None,
-    seconds: Annotated[float | None, _what("Length of the video; 10 if not given.")] = None,
-    frames: Annotated[int | None, _what("Length in frames, instead of --seconds.")] = None,
+    seconds: Annotated[float | None, _what(help="Length of the video; 10 if not given.")] = None,
+    frames: Annotated[int | None, _what(help="Length in frames, instead of --seconds.")] = None,
     seed: Annotated[
-        int, _what("Any whole number. Another seed gives another video, the same seed the same one.", min=0)
+        int,
+        _what(help="Any whole number. Another seed gives another video, the same seed the same one.", min=0),
     ] = 0,
-    seeds: Annotated[str | None, _what("Several seeds, such as 0,3,8-11: a video for each.")] = None,
+    seeds: Annotated[str | None, _what(help="Several seeds, such as 0,3,8-11: a video for each.")] = None,
     size: Annotated[
         str | None,
-        _what("Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos."),
+        _what(help="Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos."),
     ] = None,
     fps: Annotated[
         float | None,
         _what(
-            "Frames a second at which the video plays. Default: the rate of the training videos; at "
+            help="Frames a second at which the video plays. Default: the rate of the training videos; at "
             "another rate things move faster or slower."
         ),
     ] = None,
     model: Annotated[
-        str, _model("The embedded model's name, a folder, or a name on the Hugging Face hub.")
+        str, _model(help="The embedded model's name, a folder, or a name on the Hugging Face hub.")
     ] = DEFAULT_MODEL,
     student: Annotated[
         str | None,
-        _model("Other weights for the network that makes the video: a folder or a name on the hub."),
+        _model(help="Other weights for the network that makes the video: a folder or a name on the hub."),
     ] = None,
     context: Annotated[
         int | None,
         _model(
-            "How much of the video the model sees while it makes the next piece, in latent frames; a "
+            help="How much of the video the model sees while it makes the next piece, in latent frames; a "
             "latent frame stands for 4 video frames. Default: as trained."
         ),
     ] = None,
     sink: Annotated[
         int | None,
         _model(
-            "How many of the context's latent frames are kept for the very beginning of the video, so "
+            help="How many of the context's latent frames are kept for the very beginning of the video, so "
             "that it is never forgotten. Default: as trained."
         ),
     ] = None,
     device: Annotated[
         str | None,
-        _run("Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one."),
+        _run(
+            help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one."
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
         _run(
-            "Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
+            help="Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
             "GPU, float32 on the CPU."
         ),
     ] = None,
     offload: Annotated[
         str,
         _run(
-            "What to do with the text encoder, the largest part of a big model. text: free its memory "
+            help="What to do with the text encoder, the largest part of a big model. text: free its memory "
             "once the prompts are read; sequential: also bring it to the GPU in parts; none: keep it."
         ),
     ] = "text",
     tile: Annotated[
         int | None,
         _run(
-            "Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
+            help="Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
             "cell stands for 8x8 pixels. Default: the whole picture at once."
         ),
     ] = None,
     compile: Annotated[
-        bool, _run("Compile the network with torch.compile: it starts later and runs faster.", "--compile")
+        bool,
+        _run("--compile", help="Compile the network with torch.compile: it starts later and runs faster."),
     ] = False,
     out: Annotated[
         Path | None,
         _output(
-            "File to write: .mp4, .webm, .gif, or .png for a folder of pictures. Default: called after "
-            "the prompt.",
             "--out",
             "-o",
+            help="File to write: .mp4, .webm, .gif, or .png for a folder of pictures. Default: called after "
+            "the prompt.",
         ),
     ] = None,
-    out_dir: Annotated[Path | None, _output("Folder for the videos of a batch.")] = None,
-    sheet: Annotated[bool, _output("Also write 24 frames of the video as one picture.", "--sheet")] = False,
+    out_dir: Annotated[Path | None, _output(help="Folder for the videos of a batch.")] = None,
+    sheet: Annotated[
+        bool, _output("--sheet", help="Also write 24 frames of the video as one picture.")
+    ] = False,
     save_latents: Annotated[
         bool,
         _output(
-            "Also write the latent frames that the picture is decoded from, as .safetensors.",
             "--save-latents",
+            help="Also write the latent frames that the picture is decoded from, as .safetensors.",
         ),
     ] = False,
-    json_: Annotated[bool, _output("Print one JSON object that describes the videos.", "--json")] = False,
-    overwrite: Annotated[bool, _output("Replace videos that exist.", "--overwrite")] = False,
+    json_: Annotated[
+        bool, _output("--json", help="Print one JSON object that describes the videos.")
+    ] = False,
+    overwrite: Annotated[bool, _output("--overwrite", help="Replace videos that exist.")] = False,
     resume: Annotated[
-        bool, _output("Continue videos that were interrupted, and skip those that are finished.", "--resume")
+        bool,
+        _output("--resume", help="Continue videos that were interrupted, and skip those that are finished."),
     ] = False,
 ) -> None:
     """Make a video of any length from a prompt.

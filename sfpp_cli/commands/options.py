@@ -1,26 +1,28 @@
-"""Options of commands, with their help text first, and those that commands share."""
+"""Options that `sfpp train` and `sfpp distill` share."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-
-def option(text: str, *names: str, **rules: Any) -> Any:
-    """An option, or with a name such as `--json` a flag that has no `--no-json`."""
-    return typer.Option(*names, help=text, **rules)
-
-
-Json = Annotated[bool, option("Print the result as JSON.", "--json")]
-RunFolder = Annotated[Path, option("Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")]
-Steps = Annotated[int | None, option("Stop after this many steps, instead of the recipe's number.")]
-Seed = Annotated[int | None, option("Seed of all random numbers, instead of the recipe's.")]
-Resume = Annotated[bool, option("Continue the run in --out from its newest checkpoint.", "--resume")]
+RunFolder = Annotated[
+    Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
+]
 DryRun = Annotated[
-    bool, option("Print what a run would need (memory, disk) and stop; nothing is written.", "--dry-run")
+    bool,
+    typer.Option(
+        "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
+    ),
 ]
 Device = Annotated[
-    str | None, option("Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
+    str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
 ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfpp_cli.commands.console import Terminal, result
-from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, option
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
 
 if TYPE_CHECKING:
     from sfpp_cli.training.context import RunContext
@@ -24,18 +24,21 @@ def train(
     seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        option("Change a key of the recipe, as in --set training.lr=1e-4.", "--set", metavar="KEY=VALUE"),
+        typer.Option(
+            "--set", help="Change a key of the recipe, as in --set training.lr=1e-4.", metavar="KEY=VALUE"
+        ),
     ] = None,
     preview_seconds: Annotated[
-        float | None, option("Length of preview videos, in seconds, if the recipe makes any.")
+        float | None, typer.Option(help="Length of preview videos, in seconds, if the recipe makes any.")
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     plot: Annotated[
-        Path | None, option("Draw the curves of a run folder, finished or not, and stop.", metavar="RUN")
+        Path | None,
+        typer.Option(help="Draw the curves of a run folder, finished or not, and stop.", metavar="RUN"),
     ] = None,
     schema: Annotated[
-        bool, option("Print the JSON schema of recipes, for editors, and stop.", "--schema")
+        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
     ] = False,
     device: Device = None,
 ) -> None:

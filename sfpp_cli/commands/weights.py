@@ -14,13 +14,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from sfpp_cli.commands.console import Terminal, result
-from sfpp_cli.commands.options import Json, option
 
 app = typer.Typer(help="Models: list them, look at one, fetch one, convert one.", no_args_is_help=True)
 
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
 Student = Annotated[
     str | None,
-    option("Other weights, as a folder or a name on the hub, for the network that makes the video."),
+    typer.Option(
+        help="Other weights, as a folder or a name on the hub, for the network that makes the video."
+    ),
 ]
 
 
@@ -64,7 +67,7 @@ def pull(
         str, typer.Argument(help="Its name on the Hugging Face hub, owner/name; in diffusers' layout.")
     ],
     student: Annotated[
-        bool, option("Fetch only the network that makes the video, for --student.", "--student")
+        bool, typer.Option("--student", help="Fetch only the network that makes the video, for --student.")
     ] = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub, or go on with an interrupted download; prints its folder."""
@@ -81,28 +84,34 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     like: Annotated[
         str | None,
-        option(
-            "Release whose settings to write: self-forcing, causvid, causvid-4step, causal-forcing, "
+        typer.Option(
+            help="Release whose settings to write: self-forcing, causvid, causvid-4step, causal-forcing, "
             "causal-forcing-frame, longlive, krea, rolling-forcing, reward-forcing."
         ),
     ] = None,
     lora: Annotated[
-        list[str] | None, option("LoRA to merge; may be repeated.", metavar="FILE[:WEIGHT]")
+        list[str] | None, typer.Option(help="LoRA to merge; may be repeated.", metavar="FILE[:WEIGHT]")
     ] = None,
-    base: Annotated[str | None, option("Model whose VAE and text encoder to copy.")] = None,
-    which: Annotated[str | None, option("Part of a checkpoint: generator, generator_ema ...")] = None,
-    num_heads: Annotated[int | None, option("Attention heads, where widths do not tell.", min=1)] = None,
-    chunk: Annotated[int | None, option("How many latent frames are made at a time.")] = None,
-    context: Annotated[int | None, option("How many latent frames it sees at most.")] = None,
-    sink: Annotated[int | None, option("How many first latent frames it never forgets.")] = None,
-    shift: Annotated[float | None, option("How far its steps lean towards strong noise; 1: not.")] = None,
-    steps: Annotated[str | None, option("Timesteps before the shift: 1000,750,500,250.")] = None,
+    base: Annotated[str | None, typer.Option(help="Model whose VAE and text encoder to copy.")] = None,
+    which: Annotated[
+        str | None, typer.Option(help="Part of a checkpoint: generator, generator_ema ...")
+    ] = None,
+    num_heads: Annotated[
+        int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)
+    ] = None,
+    chunk: Annotated[int | None, typer.Option(help="How many latent frames are made at a time.")] = None,
+    context: Annotated[int | None, typer.Option(help="How many latent frames it sees at most.")] = None,
+    sink: Annotated[int | None, typer.Option(help="How many first latent frames it never forgets.")] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="How far its steps lean towards strong noise; 1: not.")
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
     unwarped: Annotated[
-        bool, option("--steps are what the network gets (no warp_denoising_step).", "--unwarped")
+        bool, typer.Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")
     ] = False,
-    horizon: Annotated[int | None, option("Longest rollout in training, latent frames.")] = None,
-    dtype: Annotated[str | None, option("float32, bfloat16, float16 (default: as it is).")] = None,
-    overwrite: Annotated[bool, option("Replace an earlier conversion.", "--overwrite")] = False,
+    horizon: Annotated[int | None, typer.Option(help="Longest rollout in training, latent frames.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 (default: as it is).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
 ) -> None:
     """Turn a published student into a folder that every command takes, also as --student.
 
