@@ -21,15 +21,7 @@ from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.summary import ELEMENT_BYTES, readable
-from sfpp_cli.training.networks import (
-    WEIGHT,
-    Frozen,
-    Network,
-    Trained,
-    measure,
-    text_parameters,
-    vae_parameters,
-)
+from sfpp_cli.training.networks import WEIGHT, Frozen, Network, Trained, measure, parameters_of
 from sfpp_cli.training.recipes import MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherRecipe
 
 STORED = 2
@@ -102,7 +94,7 @@ def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
 
 
 def _flow_matching(recipe: TeacherRecipe, layout: Layout, teacher: Network, element: int) -> Needs:
-    encoder = text_parameters(layout)
+    encoder = parameters_of(layout, "text_encoder")
     trained = {"transformer": Trained(teacher.parameters, teacher.parameters)}
     frozen: dict[str, Frozen] = {}
     if recipe.train_text_encoder:
@@ -121,9 +113,9 @@ def _regression(recipe: StudentRecipe, layout: Layout, student: Network, element
     checkpointing = recipe.training.gradient_checkpointing
     return Needs(
         {"student": Trained(student.parameters, student.parameters)},
-        {"vae": Frozen(vae_parameters(layout))} if recipe.preview.every else {},
+        {"vae": Frozen(parameters_of(layout, "vae"))} if recipe.preview.every else {},
         student.activation_bytes(settings.horizon, element, 1, checkpointing=checkpointing),
-        text_encoder=text_parameters(layout),
+        text_encoder=parameters_of(layout, "text_encoder"),
         preview=_preview_bytes(recipe, student, settings, element),
         pairs=element * student.parameters + pairs.batch * student.block_bytes(settings.horizon, element),
         lines={"pairs": f"{pairs.count} trajectories, {on_disk} in {pairs.folder}"},
@@ -136,7 +128,7 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
     adapters = recipe.lora_rank * student.adapter
     frozen = {"teacher": Frozen(teacher.parameters, element)}
     if recipe.preview.every or recipe.dmd.first_frame == "reencode":
-        frozen["vae"] = Frozen(vae_parameters(layout))
+        frozen["vae"] = Frozen(parameters_of(layout, "vae"))
     window, starts = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
     caches, activations = _matching_bytes(recipe, student, settings, window, starts, element)
     return Needs(
@@ -147,7 +139,7 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
         frozen,
         activations,
         caches=caches,
-        text_encoder=text_parameters(layout),
+        text_encoder=parameters_of(layout, "text_encoder"),
         preview=_preview_bytes(recipe, student, settings, element),
     )
 

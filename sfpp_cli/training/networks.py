@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -104,6 +104,12 @@ class Trained:
         return WEIGHT * (copies * (folder + self.parameters) + 2 * self.trainable)
 
 
+_MAKERS = {
+    "vae": AutoencoderKLWan.from_config,
+    "text_encoder": lambda config: UMT5EncoderModel(UMT5Config.from_dict(config)),
+}
+
+
 def measure(folder: Path, layout: Layout) -> Network:
     """The transformer that a folder's config.json describes, for videos of the model's native size."""
 
@@ -128,15 +134,9 @@ def measure(folder: Path, layout: Layout) -> Network:
     )
 
 
-def text_parameters(layout: Layout) -> int:
-    """Parameters of the text encoder."""
-    folder = layout.folder / "text_encoder"
-    return _count(_skeleton(folder, lambda config: UMT5EncoderModel(UMT5Config.from_dict(config))))
-
-
-def vae_parameters(layout: Layout) -> int:
-    """Parameters of the VAE."""
-    return _count(_skeleton(layout.folder / "vae", AutoencoderKLWan.from_config))
+def parameters_of(layout: Layout, part: Literal["vae", "text_encoder"]) -> int:
+    """How many a part of the model has."""
+    return _count(_skeleton(layout.folder / part, _MAKERS[part]))
 
 
 def _count(model: nn.Module) -> int:

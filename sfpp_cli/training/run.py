@@ -15,16 +15,10 @@ from sfpp_cli.devices import peak_megabytes
 from sfpp_cli.errors import Interrupted, UserError
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.quiet import quiet_libraries
+from sfpp_cli.training import objectives
 from sfpp_cli.training.check import check, planned_layout
 from sfpp_cli.training.context import RunContext
 from sfpp_cli.training.memory import plan
-from sfpp_cli.training.objectives import (
-    Task,
-    distribution_matching,
-    embed_prompts,
-    flow_matching,
-    trajectory_regression,
-)
 from sfpp_cli.training.pairs import make_pairs
 from sfpp_cli.training.recipes import (
     MatchingRecipe,
@@ -61,12 +55,12 @@ def train(path: Path, changes: dict[str, str], run: RunContext, *, dry_run: bool
     refuse_to_overwrite(run)
     if isinstance(recipe, TeacherRecipe):
         bundle = begin(recipe, Bundle(recipe.model), run)
-        fit(flow_matching(recipe, bundle, run), recipe, run)
+        fit(objectives.flow_matching(recipe, bundle, run), recipe, run)
         return None
     bundle = begin(recipe, Bundle(recipe.model, recipe.student), run)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
-    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, run)
-    fit(distribution_matching(recipe, bundle, prompts, text, run), recipe, run)
+    text = objectives.embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, run)
+    fit(objectives.distribution_matching(recipe, bundle, prompts, text, run), recipe, run)
     return None
 
 
@@ -82,10 +76,10 @@ def distill(
     bundle = begin(recipe, Bundle(recipe.model), run)
     pairs = recipe.pairs
     prompts = [line.prompt for line in read_prompts(Path(pairs.prompts))][: pairs.count]
-    text = embed_prompts(bundle, [pairs.negative_prompt, *prompts], recipe.text_store, run)
+    text = objectives.embed_prompts(bundle, [pairs.negative_prompt, *prompts], recipe.text_store, run)
     make_pairs(bundle, recipe, prompts, text, run)
     if not pairs_only:
-        fit(trajectory_regression(recipe, bundle, prompts, text, run), recipe, run)
+        fit(objectives.trajectory_regression(recipe, bundle, prompts, text, run), recipe, run)
     return None
 
 
@@ -111,7 +105,7 @@ def begin(recipe: Recipe, bundle: Bundle, run: RunContext) -> Bundle:
     return bundle
 
 
-def fit(task: Task, recipe: Recipe, run: RunContext) -> None:
+def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:
     """Train, and show progress. Interrupted by Ctrl-C, it says how to go on."""
     training = recipe.training
     if run.ranks.first:
@@ -156,7 +150,7 @@ def prepare(networks: Sequence[nn.Module], training: Training) -> None:
             network.compile_blocks()  # type: ignore[operator]
 
 
-def gauges(record: dict[str, float], *, task: Task, run: RunContext) -> dict[str, float]:
+def gauges(record: dict[str, float], *, task: objectives.Task, run: RunContext) -> dict[str, float]:
     """What is logged beside losses: peak memory, the student's loss over the critic's, a preview's gauges."""
     seen = {"peak_mb": round(peak_megabytes(run.device), 1)}
     if "critic_loss" in record:

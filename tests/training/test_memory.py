@@ -25,7 +25,7 @@ from sfpp_cli.models.summary import Shape, summarise
 from sfpp_cli.training import objectives
 from sfpp_cli.training.check import CONFIGS, check, planned_layout
 from sfpp_cli.training.memory import plan, trajectory_bytes
-from sfpp_cli.training.networks import Network, Trained, measure, text_parameters, vae_parameters
+from sfpp_cli.training.networks import Network, Trained, measure, parameters_of
 from sfpp_cli.training.recipes import (
     MatchingRecipe,
     Pairs,
@@ -98,7 +98,7 @@ def test_wan_is_measured(sizes: Network) -> None:
     assert (sizes.dim, sizes.ffn, sizes.latent) == (1536, 8960, (16, 60, 104))
     assert sizes.shape == Shape(30, 12, 128, 1560)
     assert sizes.shape.cache_bytes(1, 2) == 287_539_200
-    assert text_parameters(Layout(str(WAN))) == TEXT
+    assert parameters_of(Layout(str(WAN)), "text_encoder") == TEXT
 
 
 def test_activations(sizes: Network) -> None:
@@ -146,8 +146,8 @@ def test_parameters_are_those_of_the_models(tiny_bundle: Path) -> None:
     layout, parts = Layout(str(tiny_bundle)), summarise(str(tiny_bundle)).parts
     assert measure(layout.student, layout).parameters == parts["transformer"].parameters
     assert measure(layout.student, layout).shape == summarise(str(tiny_bundle)).shape
-    assert text_parameters(layout) == parts["text_encoder"].parameters
-    assert vae_parameters(layout) == parts["vae"].parameters
+    assert parameters_of(layout, "text_encoder") == parts["text_encoder"].parameters
+    assert parameters_of(layout, "vae") == parts["vae"].parameters
 
 
 def test_adapters_are_those_of_training(tiny_bundle: Path) -> None:
