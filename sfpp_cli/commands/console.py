@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from sfpp_cli.progress import Advance
@@ -31,15 +31,9 @@ class Terminal:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Advance]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[figures]}")
         hidden = self.quiet or not err.is_terminal
-        with Bar(*columns, console=err, disable=hidden, transient=True) as bar:
+        with Bar(*columns, TimeRemainingColumn(), console=err, disable=hidden, transient=True) as bar:
             task = bar.add_task(escape(name), total=total, figures="")
 
             def advance(done: int, figures: Mapping[str, str]) -> None:

@@ -110,7 +110,6 @@ def _names(folder: Path, origin: str) -> Iterator[str]:
 
 
 def _shards(folder: Path) -> Iterator[tuple[Path, Any]]:
-    """All complete shards, opened."""
     for path in sorted(folder.glob("text-*.safetensors")):
         try:
             yield path, safe_open(path, framework="pt")

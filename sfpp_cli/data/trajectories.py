@@ -57,7 +57,6 @@ def write_index(folder: Path, shards: int, origin: Mapping[str, Any]) -> None:
 
 
 def _described(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """A shard's prompts and origin."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

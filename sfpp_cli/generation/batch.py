@@ -61,7 +61,6 @@ def make(job: Job, generator: Generator, options: GenerateOptions, progress: Pro
 
 
 def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: Progress) -> None:
-    """Say so if a video is longer than what the student was trained on."""
     settings = bundle.settings
     trained = bundle.compression.video_frames(settings.horizon)
     longest = max(request.frames for request in requests)

@@ -83,10 +83,6 @@ class Job:
         """Where latents are kept until the video is finished."""
         return self.request.out.parent / f".sfpp-{self.key[:16]}"
 
-    def log(self, generator: Generator) -> LatentLog:
-        """The latents made so far; opened, and made if there is none."""
-        return LatentLog(self.folder, generator.chunk_shape(self.request), self.description)
-
     def finished(self) -> Path | None:
         """A complete video of this very request in its folder, under whatever name."""
         for sidecar in self.request.out.parent.glob("*.json"):
@@ -113,7 +109,7 @@ class Job:
     ) -> dict[str, Any]:
         """Make the video from where its latents end; returns what is written beside it, and its path."""
         request = self.request
-        log = self.log(generator)
+        log = LatentLog(self.folder, generator.chunk_shape(request), self.description)
         resumed = len(log)
         timing = Timing()
         sampler = SheetSampler(request.frames, SHEET_FRAMES)

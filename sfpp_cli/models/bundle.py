@@ -43,11 +43,7 @@ class Bundle(Layout):
         return student
 
     def load_teacher(self, device: torch.device, dtype: torch.dtype) -> Teacher:
-        if self.teacher is None:
-            raise UserError(
-                f"{self.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own"
-            )
-        teacher: Teacher = _load(Teacher, self.teacher, dtype).to(device)
+        teacher: Teacher = _load(Teacher, self.require_teacher(), dtype).to(device)
         return teacher
 
     def load_vae(self, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
@@ -63,7 +59,8 @@ class Bundle(Layout):
         # transformers before 5.3 left the other at random (huggingface/transformers#43992).
         options = {"ignore_mismatched_sizes": True, "tie_word_embeddings": True}
         model = _load(UMT5EncoderModel, self.folder / "text_encoder", dtype, **options)
-        encoder = TextEncoder(_tokenizer(self.folder / "tokenizer"), model, self.settings.text_length)
+        tokenizer = _from_pretrained(AutoTokenizer, self.folder / "tokenizer", trust_remote_code=False)
+        encoder = TextEncoder(tokenizer, model, self.settings.text_length)
         encoder.place(device, layerwise=layerwise and device.type != "cpu")
         return encoder
 
@@ -73,14 +70,14 @@ def fingerprint(bundle: Layout) -> str:
     return weights_digest(bundle.student, bundle.folder / "vae", bundle.folder / "text_encoder")
 
 
-def weights_digest(*folders: Path | None) -> str:
+def weights_digest(*folders: Path) -> str:
     """A digest of weight files: their names and sizes, and both ends of each (names, shapes, last tensors).
 
     Reading Wan's text encoder in full would take as long as loading it.
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for file in weight_files(folder) if folder else []:
+        for file in weight_files(folder):
             with file.open("rb") as opened:
                 digest.update(f"{file.parent.name} {file.name} {file.stat().st_size}".encode())
                 digest.update(opened.read(_ENDS))
@@ -93,30 +90,18 @@ def _load(kind: Any, folder: Path, dtype: torch.dtype, **options: Any) -> Any:
     """A model for inference. UserError unless config and weights are whole and fit each other."""
     read_config(folder)
     headers(folder)
-    dtype_option = "dtype" if kind is UMT5EncoderModel else "torch_dtype"
-    try:
-        model, report = kind.from_pretrained(
-            folder,
-            **{dtype_option: dtype},
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
-    except Exception as error:  # a config that makes no sense can fail in any way there is
-        raise UserError(f"{folder} cannot be loaded ({reason(error)}): fetch or convert it again") from error
+    options |= {"dtype" if kind is UMT5EncoderModel else "torch_dtype": dtype}
+    model, report = _from_pretrained(kind, folder, use_safetensors=True, output_loading_info=True, **options)
     keys = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     wrong = sorted(key if isinstance(key, str) else key[0] for key in keys)
     if wrong:
-        raise UserError(
-            f"{folder}: its weights are not those of its config.json "
-            f"({wrong[0]} and {len(wrong) - 1} more differ)"
-        )
+        which = f"{wrong[0]} and {len(wrong) - 1} more differ"
+        raise UserError(f"{folder}: its weights are not those of its config.json ({which})")
     return model.eval().requires_grad_(False)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _from_pretrained(kind: Any, folder: Path, **options: Any) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # as above
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except Exception as error:  # a config that makes no sense can fail in any way there is
         raise UserError(f"{folder} cannot be loaded ({reason(error)}): fetch or convert it again") from error

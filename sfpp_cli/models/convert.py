@@ -75,18 +75,17 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
     `num_heads` is needed.
     """
     weights = transformer_keys(state_dict)
+    takes = "sfpp takes text-to-video students of Wan 2.1"
     for pattern, kind in _OTHER_MODELS.items():
         if any(re.search(pattern, name) for name in weights):
-            raise UserError(f"the weights are of {kind}; sfpp takes text-to-video students of Wan 2.1")
+            raise UserError(f"the weights are of {kind}; {takes}")
     dim, in_dim, *patch = _shape(weights, "patch_embedding.weight", 5)
     if in_dim == WAN_2_2_CHANNELS:
         raise UserError(f"the weights have {in_dim} latent channels, as Wan 2.2 5B's; sfpp takes Wan 2.1's")
     out_dim = _shape(weights, "proj_out.weight", 2)[0] // math.prod(patch)
     if in_dim != out_dim:
-        raise UserError(
-            f"the weights take {in_dim} channels and return {out_dim}, as an image-to-video Wan; "
-            "sfpp takes text-to-video students of Wan 2.1"
-        )
+        kind = f"take {in_dim} channels and return {out_dim}, as an image-to-video Wan"
+        raise UserError(f"the weights {kind}; {takes}")
     if num_heads is None:
         if dim < SMALLEST_WAN_DIM or dim % WAN_HEAD_DIM:
             raise UserError(

@@ -79,26 +79,8 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=offline))
-    except HFValidationError as error:
-        raise UserError(
-            f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)"
-        ) from error
-    except GatedRepoError as error:
-        raise UserError(
-            f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"neither a folder '{name}' nor such a model on the hub: check the spelling, "
-            "or `hf auth login` if it is private"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise UserError(_absence(name, offline)) from error
     except Exception as error:  # network, transfer library and disk fail each in its own way
-        raise UserError(
-            f"'{name}' could not be fetched from the hub ({reason(error)}): "
-            "try again, it continues where it stopped"
-        ) from error
+        raise UserError(_explain(error, name, offline)) from error
     if not folder.is_dir():
         raise UserError(
             f"'{name}' holds no model in diffusers' layout: original weights are for `sfpp weights convert`"
@@ -106,10 +88,23 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
     return folder
 
 
-def _absence(name: str, offline: bool) -> str:
-    absent = f"'{name}' is no folder here and not (fully) in the hub's cache"
-    if constants.HF_HUB_OFFLINE:
-        return f"{absent}, and HF_HUB_OFFLINE forbids to fetch it: unset that"
-    if offline:
-        return f"{absent}: fetch it with `sfpp weights pull {name}`"
-    return f"'{name}' is no folder here and the hub cannot be reached: check the network, or give a folder"
+def _explain(error: Exception, name: str, offline: bool) -> str:
+    """Why a model cannot be fetched, and what to do."""
+    match error:
+        case HFValidationError():
+            return f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)"
+        case GatedRepoError():
+            return f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
+        case RepositoryNotFoundError():
+            remedy = "check the spelling, or `hf auth login` if it is private"
+            return f"neither a folder '{name}' nor such a model on the hub: {remedy}"
+        case LocalEntryNotFoundError():
+            absent = f"'{name}' is no folder here and not (fully) in the hub's cache"
+            if constants.HF_HUB_OFFLINE:
+                return f"{absent}, and HF_HUB_OFFLINE forbids to fetch it: unset that"
+            if offline:
+                return f"{absent}: fetch it with `sfpp weights pull {name}`"
+            remedy = "check the network, or give a folder"
+            return f"'{name}' is no folder here and the hub cannot be reached: {remedy}"
+    remedy = "try again, it continues where it stopped"
+    return f"'{name}' could not be fetched from the hub ({reason(error)}): {remedy}"

@@ -56,6 +56,13 @@ class Layout:
         places = (self.folder / part for part in ("teacher", "transformer"))
         return next((place for place in places if class_of(place) in TEACHERS), None)
 
+    def require_teacher(self) -> Path:
+        """The teacher. UserError if there is none."""
+        if self.teacher is None:
+            remedy = "name a bundle with a teacher, such as Wan's own"
+            raise UserError(f"{self.name} holds a student but no teacher: {remedy}")
+        return self.teacher
+
     @property
     def teacher_horizon(self) -> int:
         """Latent frames that the bundle's teacher can judge; a student's own may be longer."""

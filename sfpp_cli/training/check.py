@@ -20,10 +20,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
     """UserError if this model, loaded or not, and these ranks cannot run the recipe."""
     recipe.training.check(ranks)
-    if layout.teacher is None:
-        raise UserError(
-            f"{layout.name} holds a student but no teacher: name a bundle with a teacher, such as Wan's own"
-        )
+    layout.require_teacher()
     settings = layout.settings
     if isinstance(recipe, StudentRecipe):
         student_step_indices(FlowSchedule(settings.shift), settings.steps, recipe.pairs.sampling_steps)

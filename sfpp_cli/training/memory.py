@@ -84,8 +84,7 @@ def trajectory_bytes(pairs: Pairs, settings: Settings, latent: tuple[int, int, i
 
 def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
     """`element`: bytes of a number in the arithmetic's precision."""
-    assert layout.teacher is not None, "refused by check()"
-    teacher = measure(layout.teacher, layout)
+    teacher = measure(layout.require_teacher(), layout)
     if isinstance(recipe, TeacherRecipe):
         return _flow_matching(recipe, layout, teacher, element)
     if isinstance(recipe, StudentRecipe):
@@ -228,7 +227,6 @@ def _fits(needed: float, device: torch.device) -> dict[str, str]:
 
 
 def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path) -> dict[str, str]:
-    """What is written, and where."""
     training = recipe.training
     size = sum(network.checkpoint_bytes for network in trained)
     saved = -(-training.steps // training.save_every)

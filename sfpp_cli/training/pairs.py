@@ -72,7 +72,7 @@ def _origin(
     pairs = recipe.pairs
     settings = bundle.settings
     return {
-        "teacher": weights_digest(bundle.teacher, bundle.folder / "text_encoder"),
+        "teacher": weights_digest(bundle.require_teacher(), bundle.folder / "text_encoder"),
         "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
         "steps": settings.steps,
         "shift": settings.shift,
