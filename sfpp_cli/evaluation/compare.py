@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain, combinations
+from statistics import fmean
 from typing import Any, TypedDict
 
 import numpy as np
@@ -68,18 +69,10 @@ def summarise(
     data = np.asarray(values, dtype=np.float64)
     labels = range(data.size) if clusters is None else clusters
     if data.ndim != 1 or not data.size or not np.isfinite(data).all() or len(labels) != data.size:
-        raise ValueError(
-            f"expected finite values, each with a cluster, got {data.shape} and {len(labels)} clusters"
-        )
+        raise ValueError(f"expected finite values, each with a cluster: {data.shape}, {len(labels)} clusters")
     numbers: dict[Hashable, int] = {}
     member = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
-    low, high = _interval(
-        np.bincount(member, data).astype(np.float64),
-        np.bincount(member).astype(np.float64),
-        level,
-        resamples,
-        seed,
-    )
+    low, high = _interval(np.bincount(member, data), np.bincount(member), level, resamples, seed)
     note = None
     if len(numbers) == 1:
         note = "one value, so no interval" if data.size == 1 else "one prompt, so no interval"
@@ -102,13 +95,7 @@ def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
     return systems
 
 
-def compare(
-    systems: Mapping[str, Sequence[Video]],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = SEED,
-) -> dict[str, Any]:
+def compare(systems: Mapping[str, Sequence[Video]]) -> dict[str, Any]:
     """Every system summarised, and every two of them compared, as JSON with the schema `sfpp-comparison/1`:
 
     - `level`, `resamples`, `seed`, `method`: what the intervals are;
@@ -120,14 +107,15 @@ def compare(
 
     A metric is averaged over the videos that have it as a finite number; its `count` tells how many.
     """
-    how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed}
     return {
         "schema": "sfpp-comparison/1",
         "method": "percentile bootstrap of the mean, resampling prompts with all their seeds",
-        **how,
-        "systems": {name: _system(videos, how) for name, videos in systems.items()},
+        "level": LEVEL,
+        "resamples": RESAMPLES,
+        "seed": SEED,
+        "systems": {name: _system(videos) for name, videos in systems.items()},
         "pairs": [
-            {"first": first, "second": second, **_pair(systems[first], systems[second], how)}
+            {"first": first, "second": second, **_pair(systems[first], systems[second])}
             for first, second in combinations(systems, 2)
         ],
     }
@@ -148,9 +136,9 @@ def differences(
             continue
         new = after[prompt]
         shared = [seed for seed in old if seed is not None and seed in new]
-        pairs += [(prompt, _mean(new[seed]) - _mean(old[seed]), True) for seed in shared]
+        pairs += [(prompt, fmean(new[seed]) - fmean(old[seed]), True) for seed in shared]
         if not shared:
-            change = _mean([*chain(*new.values())]) - _mean([*chain(*old.values())])
+            change = fmean(chain(*new.values())) - fmean(chain(*old.values()))
             pairs.append((prompt, change, False))
     return pairs
 
@@ -163,7 +151,7 @@ def finite(value: object) -> float | None:
 
 
 def _interval(
-    sums: NDArray[np.float64], sizes: NDArray[np.float64], level: float, resamples: int, seed: int
+    sums: NDArray[Any], sizes: NDArray[Any], level: float, resamples: int, seed: int
 ) -> tuple[float | None, float | None]:
     """Percentiles of the means of `resamples` draws of clusters, given each cluster's sum and size."""
     count = len(sums)
@@ -180,19 +168,18 @@ def _interval(
     return float(low), float(high)
 
 
-def _system(videos: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
-    clusters = [_cluster(video, place) for place, video in enumerate(videos)]
+def _system(videos: Sequence[Video]) -> dict[str, Any]:
+    prompts = [video.get("prompt") for video in videos]
+    # a video without a prompt stands alone
+    clusters = [(place,) if prompt is None else prompt for place, prompt in enumerate(prompts)]
     metrics = {}
     for metric in _names(videos, "metrics"):
+        values = [_value(video, metric) for video in videos]
         known = [
-            (value, cluster)
-            for video, cluster in zip(videos, clusters, strict=True)
-            if (value := _value(video, metric)) is not None
+            (value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None
         ]
         if known:
-            metrics[metric] = summarise(
-                [value for value, _ in known], [cluster for _, cluster in known], **how
-            )
+            metrics[metric] = summarise(*zip(*known, strict=True))
     verdicts = {name: _tally(videos, name) for name in _names(videos, "verdicts")}
     return {"videos": len(videos), "prompts": len(set(clusters)), "metrics": metrics, "verdicts": verdicts}
 
@@ -209,13 +196,13 @@ def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
     }
 
 
-def _pair(first: Sequence[Video], second: Sequence[Video], how: Mapping[str, Any]) -> dict[str, Any]:
+def _pair(first: Sequence[Video], second: Sequence[Video]) -> dict[str, Any]:
     metrics: dict[str, Difference] = {}
     for metric in _names(first, "metrics"):
         pairs = differences(first, second, metric)
         if pairs:
             prompts, changes, same_seed = zip(*pairs, strict=True)
-            metrics[metric] = Difference(**summarise(changes, prompts, **how), same_seed=sum(same_seed))
+            metrics[metric] = Difference(**summarise(changes, prompts), same_seed=sum(same_seed))
     common = {video.get("prompt") for video in first} & {video.get("prompt") for video in second}
     return {"prompts": len(common - {None}), "metrics": metrics}
 
@@ -231,12 +218,6 @@ def _by_prompt(videos: Sequence[Video], metric: str) -> dict[str, dict[Hashable,
     return values
 
 
-def _cluster(video: Video, place: int) -> Hashable:
-    """Its prompt; a video without one stands alone."""
-    prompt = video.get("prompt")
-    return (place,) if prompt is None else prompt
-
-
 def _value(video: Video, metric: str) -> float | None:
     return finite((video.get("metrics") or {}).get(metric))
 
@@ -244,7 +225,3 @@ def _value(video: Video, metric: str) -> float | None:
 def _names(videos: Sequence[Video], part: str) -> list[str]:
     """Keys of a part of the videos, in order of appearance."""
     return list(dict.fromkeys(name for video in videos for name in video.get(part) or {}))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

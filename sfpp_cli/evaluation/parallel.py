@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -39,8 +39,7 @@ def evaluate(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure videos. SCHEMA.md describes the result; its `videos` and `failed` are in the order of
-    `paths`.
+    """Measure videos. SCHEMA.md describes the result; its `videos` and `failed` are in the order of `paths`.
 
     Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one
     for each path, fills in where that does not say. `workers` processes share the work (default: one a
@@ -59,23 +58,16 @@ def evaluate(
         if isinstance(outcome, str):
             failed.append({"path": str(file), "error": outcome})
         else:
-            measured = {name: value for name, value in outcome.items() if name != "path"}
-            videos.append({"path": str(file), **_origin(file, prompt), **measured})
+            known = sidecar(file)
+            origin = {"prompt": known.get("prompt", prompt), "seed": known.get("seed")}
+            origin = {"path": str(file), **origin, "system": known.get("model")}
+            videos.append(origin | outcome | origin)  # a result from the cache may be that of a copy
     return {
         "schema": SCHEMA,
         "versions": versions(),
         "parameters": json.loads(json.dumps(asdict(parameters))),  # as a reader of the JSON sees them
         "videos": videos,
         "failed": failed,
-    }
-
-
-def _origin(file: Path, prompt: str | None) -> dict[str, Any]:
-    content = sidecar(file)
-    return {
-        "prompt": content.get("prompt", prompt),
-        "seed": content.get("seed"),
-        "system": content.get("model"),
     }
 
 
@@ -100,7 +92,10 @@ def _measure_all(
             outcomes[index] = known
     missing = {index: file for index, file in enumerate(files) if index not in outcomes}
     count = min(workers or os.cpu_count() or 1, len(missing))
-    measuring = _in_pool(missing, parameters, count) if count > 1 else _here(missing, parameters)
+    if count > 1:
+        measuring = _in_pool(missing, parameters, count)
+    else:
+        measuring = ((index, _outcome(file, parameters)) for index, file in missing.items())
     stage = progress.stage("measuring", len(files)) if progress and files else nullcontext()
     with stage as advance:
         for index, outcome in measuring:
@@ -116,12 +111,6 @@ def _key(file: Path, parameters: Parameters) -> str:
     """A digest of everything that a result depends on."""
     identity = [digest(file), parameters.key(), versions()]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-
-def _here(files: Mapping[int, Path], parameters: Parameters) -> Iterator[tuple[int, Outcome]]:
-    """One after the other, in this process."""
-    for index, file in files.items():
-        yield index, _outcome(file, parameters)
 
 
 def _outcome(file: Path, parameters: Parameters) -> Outcome:
@@ -154,7 +143,14 @@ def _in_pool(
                 futures = {pool.submit(_outcome, file, parameters): index for index, file in files.items()}
             for future in as_completed(futures):
                 index = futures[future]
-                yield index, _result(future, files[index])
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    outcome = (
+                        f"{files[index]} was not measured: a process was killed, perhaps for want of memory; "
+                        "try fewer with --workers"
+                    )
+                yield index, outcome
         except BaseException:  # Ctrl-C, or whoever takes the outcomes has failed
             _end(pool)
             raise
@@ -186,13 +182,3 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
         process.terminate()
-
-
-def _result(future: Future[Outcome], file: Path) -> Outcome:
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return (
-            f"{file} was not measured: a process was killed, perhaps for want of memory; "
-            "try fewer with --workers"
-        )

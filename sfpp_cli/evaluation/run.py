@@ -108,12 +108,12 @@ def run(
 
 def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:
     """UserError with what judging would send, if anything; or that there is nothing it could send."""
+    prompts = [target.prompt or sidecar(target.path).get("prompt") for target in targets]
     videos = [
-        {"path": str(target.path), "prompt": target.prompt or sidecar(target.path).get("prompt")}
-        for target in targets
+        {"path": str(target.path), "prompt": prompt} for target, prompt in zip(targets, prompts, strict=True)
     ]
-    unknown = sum(not video["prompt"] for video in videos)
-    if videos and unknown == len(videos):
+    unknown = sum(not prompt for prompt in prompts)
+    if prompts and unknown == len(prompts):
         which = str(targets[0].path) if unknown == 1 else "any video"
         raise UserError(
             f"no prompt is known of {which}, and the judge needs it: give --prompts or --manifest"
@@ -140,8 +140,7 @@ def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | 
     from sfpp_cli.devices import pick_device
 
     device = pick_device(options.device)
-    raft = None
-    models = None
+    models = raft = None
     if options.raft is not None:
         from sfpp_cli.evaluation.networks.raft import load_raft
 
@@ -169,7 +168,6 @@ def _add_what_is_known(result: dict[str, Any], targets: Sequence[Target]) -> Non
 
 
 def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress) -> None:
-    """Text alignment and consistencies."""
     from sfpp_cli.evaluation.networks.clip_dino import model_metrics
 
     if models.clip is None and models.dino is None:
@@ -178,8 +176,8 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress
         for done, video in enumerate(result["videos"], start=1):
             path = video["path"]
             if models.text is not None and not video["prompt"]:
-                line = f"text alignment of {path} skipped: no prompt is known, give --prompts or --manifest"
-                _skip(result, line, progress)
+                remedy = "no prompt is known, give --prompts or --manifest"
+                _skip(result, f"text alignment of {path} skipped: {remedy}", progress)
             try:
                 parts = model_metrics(Path(path), video["prompt"], _clip_ranges(video), models)
             except UserError as error:
@@ -206,13 +204,10 @@ def _add_raft(result: dict[str, Any], raft: Raft, progress: Progress) -> None:
             except UserError as error:
                 result["failed"].append({"path": video["path"], "error": str(error)})
                 continue
-            degree = {
-                "mean": sum(moves) / len(moves),
-                "clips": [int(move) for move in moves],
-                "parameters": dict(raft.parameters),
-            }
-            video["models"] = {**video.get("models", {}), "dynamic_degree_raft": degree}
-            video["metrics"]["dynamic_degree_raft"] = degree["mean"]
+            mean = sum(moves) / len(moves)
+            degree = {"mean": mean, "clips": list(map(int, moves)), "parameters": dict(raft.parameters)}
+            video.setdefault("models", {})["dynamic_degree_raft"] = degree
+            video["metrics"]["dynamic_degree_raft"] = mean
 
 
 def _clip_ranges(video: Mapping[str, Any]) -> list[tuple[int, int]]:
@@ -237,15 +232,10 @@ def _add_judge(
     }
     for video, judgement in zip(result["videos"], judgements, strict=True):
         path = video["path"]
-        video["judgement"] = {
-            "rating": judgement.rating,
-            "reasoning": judgement.reasoning,
-            "missing": judgement.missing,
-        }
+        video["judgement"] = {key: getattr(judgement, key) for key in ("rating", "reasoning", "missing")}
         video["metrics"]["visual_stability"] = visual_stability([judgement])["score"]
         if not video["prompt"]:
-            line = f"{path} was not judged: {judgement.missing}"
-            result["failed"].append({"path": path, "error": line})
+            result["failed"].append({"path": path, "error": f"{path} was not judged: {judgement.missing}"})
         elif judgement.missing:
             _skip(result, f"visual stability of {path} missing: {judgement.missing}", progress)
 
@@ -257,7 +247,6 @@ def _skip(result: dict[str, Any], line: str, progress: Progress) -> None:
 
 
 def _lay_out(result: dict[str, Any], out: Path) -> None:
-    """Lay out for VBench what was measured."""
     paths = [Path(video["path"]) for video in result["videos"]]
     prompts = [video["prompt"] for video in result["videos"]]
     try:

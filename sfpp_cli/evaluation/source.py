@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,20 @@ def inspect(path: Path) -> VideoInfo:
     info = probe(path)
     if not info.frames or info.fps <= 0:
         raise UserError(f"{path} holds no frames; is it a video?")
-    return info if path.is_dir() else _timed(path, info)
-
-
-def _timed(path: Path, info: VideoInfo) -> VideoInfo:
-    """The same with the rate at which frames are shown, where the header claims another (short GIFs)."""
-    times = frame_times(path)
-    gaps = np.diff(times.seconds)
+    if path.is_dir():
+        return info
+    seconds, tick = _frame_times(path)
+    gaps = np.diff(seconds)
     if not gaps.size:
         return info
-    if not _is_constant(gaps, times.tick):
+    if not _is_constant(gaps, tick):
         usual = max(1, round(1 / float(np.median(gaps))))
         raise UserError(
             f"{path} has a variable frame rate, so times and motion would be wrong; make it constant first: "
             f"ffmpeg -i IN -vf fps={usual} OUT"
         )
     shown = 1 / float(gaps.mean())
+    # the header of a short GIF claims another rate than the one at which its frames are shown
     return info if abs(shown / info.fps - 1) < _RATE_TOLERANCE else replace(info, fps=shown)
 
 
@@ -62,26 +60,15 @@ def decoding(path: Path) -> Iterator[Iterator[Frames]]:
             frames.close()
 
 
-@dataclass(frozen=True)
-class FrameTimes:
-    """When each frame is shown."""
-
-    seconds: NDArray[np.float64]
-    """In order."""
-    tick: float
-    """Resolution of the file's clock, in seconds."""
-
-
-def frame_times(path: Path) -> FrameTimes:
-    """As the container has them; nothing is decoded. Empty where it has none."""
+def _frame_times(path: Path) -> tuple[NDArray[np.float64], float]:
+    """When each frame is shown, in seconds, and one tick of the file's clock; nothing is decoded."""
     with reading(path):
-        listing = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1").decode(
-            errors="replace"
-        )
+        output = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1")
+    listing = output.decode(errors="replace")
     base = re.search(r"^#tb 0: (\d+)/(\d+)", listing, re.MULTILINE)
     tick = int(base[1]) / int(base[2]) if base else 1.0
     ticks = sorted(int(time) for time in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
-    return FrameTimes(np.array(ticks, np.float64) * tick, tick)
+    return np.array(ticks, np.float64) * tick, tick
 
 
 def _is_constant(gaps: NDArray[np.float64], tick: float) -> bool:

@@ -16,7 +16,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,13 +37,18 @@ SOURCES = "sources.json"
 SCRIPT = "run.sh"
 """Names in the folder that is laid out."""
 
+_HEAD = (
+    "#!/bin/sh",
+    "# Run this in the root of a checkout of https://github.com/Vchitect/VBench, "
+    "on a machine with a CUDA GPU.",
+    "set -e",
+)
 _RESERVED = ("split_clip", "filtered_clips")
 _LONGEST_NAME = 200
 
 
 def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | None = None) -> list[str]:
-    """Put `videos` under `out` as both tools expect them and return the commands to run, which `run.sh` holds
-    too.
+    """Put `videos` under `out` as both tools expect them; the commands to run are returned and in `run.sh`.
 
     `out` gets `videos/NAME-0.mp4` (hard links, or copies where linking is impossible), `sources.json` {name:
     path}, and, if every video has one of `prompts` (in the order of the videos), `prompts.json` {name:
@@ -65,12 +70,12 @@ def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | N
     known = {name: text for name, text in zip(named, texts, strict=True) if text and text.strip()}
     commands = _commands(out.resolve(), [name for name in named if name not in known])
     sources = {name: str(path.resolve()) for name, path in named.items()}
-    for file, content in ((SOURCES, sources), (PROMPTS, known)):
-        if content is sources or len(known) == len(named):
-            atomic_write(out / file, json.dumps(content, indent=2) + "\n")
-        else:
-            (out / file).unlink(missing_ok=True)
-    atomic_write(out / SCRIPT, _script(commands))
+    atomic_write(out / SOURCES, json.dumps(sources, indent=2) + "\n")
+    if len(known) == len(named):
+        atomic_write(out / PROMPTS, json.dumps(known, indent=2) + "\n")
+    else:
+        (out / PROMPTS).unlink(missing_ok=True)
+    atomic_write(out / SCRIPT, "\n".join([*_HEAD, *commands, ""]))
     return commands
 
 
@@ -100,9 +105,8 @@ def _refuse_others(place: Path, named: dict[str, Path]) -> None:
         return
     entries = sorted(place.iterdir()) if place.is_dir() else [place]
     files = [entry.name for entry in entries if not entry.is_dir()]
-    strange = next(
-        (name for name in files if name not in named or not _same(place / name, named[name])), None
-    )
+    others = (name for name in files if name not in named or not _same(place / name, named[name]))
+    strange = next(others, None)
     if strange is None and len(files) < len(named) and len(files) < len(entries):
         strange = "what was cut from other videos"
     if strange is not None:
@@ -143,33 +147,19 @@ def _commands(out: Path, without: Sequence[str]) -> list[str]:
 
     VBench-Long weighs clip-to-clip scores only with --dev_flag, which its own scripts give.
     """
-    videos = ("--videos_path", str(out / VIDEOS))
-    once = ("python", "evaluate.py", *videos, "--output_path", str(out / "vbench"), "--mode=custom_input")
-    text: tuple[str, ...] = ("--prompt_file", str(out / PROMPTS), "--dimension", *DIMENSIONS, TEXT_DIMENSION)
+    videos, prompts, once, long = (
+        shlex.quote(str(out / name)) for name in (VIDEOS, PROMPTS, "vbench", "vbench-long")
+    )
+    dimensions = " ".join(DIMENSIONS)
+    text = f"--prompt_file {prompts} --dimension {dimensions} {TEXT_DIMENSION}"
+    note = []
     if without:
-        text = ("--dimension", *DIMENSIONS)
-    long = (
-        *("python", "vbench2_beta_long/eval_long.py", *videos, "--output_path", str(out / "vbench-long")),
-        *(
-            "--full_json_dir",
-            "vbench/VBench_full_info.json",
-            "--mode=long_custom_input",
-            "--dev_flag",
-            "--dimension",
-            *DIMENSIONS,
-        ),
-    )
-    note = [f"# {TEXT_DIMENSION} is left out, for there is no prompt of {_some(without)}"] if without else []
-    return [shlex.join(once + text), *note, shlex.join(long)]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _script(commands: Iterable[str]) -> str:
-    where = (
-        "Run this in the root of a checkout of https://github.com/Vchitect/VBench, "
-        "on a machine with a CUDA GPU."
-    )
-    return "\n".join(["#!/bin/sh", f"# {where}", "set -e", *commands, ""])
+        text = f"--dimension {dimensions}"
+        names = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+        note = [f"# {TEXT_DIMENSION} is left out, for there is no prompt of {names}"]
+    return [
+        f"python evaluate.py --videos_path {videos} --output_path {once} --mode=custom_input {text}",
+        *note,
+        f"python vbench2_beta_long/eval_long.py --videos_path {videos} --output_path {long} --full_json_dir "
+        f"vbench/VBench_full_info.json --mode=long_custom_input --dev_flag --dimension {dimensions}",
+    ]
