@@ -84,10 +84,8 @@ def summarise(
 
 
 def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
-    """Videos by their system, in order of appearance.
-
-    Those without one are "all videos", or "others" if some have one.
-    """
+    """Videos by their system, in order of appearance. Those without one are "all videos", or "others" if some
+    have one."""
     rest = "others" if any(video.get("system") for video in videos) else "all videos"
     systems: dict[str, list[Video]] = {}
     for video in videos:
@@ -124,10 +122,8 @@ def compare(systems: Mapping[str, Sequence[Video]]) -> dict[str, Any]:
 def differences(
     first: Sequence[Video], second: Sequence[Video], metric: str
 ) -> list[tuple[str, float, bool]]:
-    """(prompt, second minus first, whether the seed is the same) wherever both systems measured a prompt.
-
-    One for each seed that both have; where they share none, one between the prompt's means over seeds.
-    """
+    """(prompt, second minus first, whether the seed is the same) wherever both systems measured a prompt. One
+    for each seed that both have; where they share none, one between the prompt's means over seeds."""
     before = _by_prompt(first, metric)
     after = _by_prompt(second, metric)
     pairs = []
@@ -185,7 +181,6 @@ def _system(videos: Sequence[Video]) -> dict[str, Any]:
 
 
 def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
-    """In how many videos a verdict fired, and the median second at which."""
     given = [video["verdicts"][verdict] for video in videos if verdict in (video.get("verdicts") or {})]
     fired = [entry for entry in given if entry.get("fired")]
     onsets = [onset for entry in fired if (onset := finite(entry.get("onset_seconds"))) is not None]

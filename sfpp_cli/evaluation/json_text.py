@@ -12,10 +12,8 @@ import numpy as np
 
 
 def plain(value: Any, digits: int | None = None) -> Any:
-    """The value as JSON has it: no NaN, which becomes null, no tuples, paths or numpy scalars.
-
-    `digits`: significant digits that are kept of numbers, all by default.
-    """
+    """The value as JSON has it: no NaN, which becomes null, no tuples, paths or numpy scalars. `digits`:
+    significant digits that are kept of numbers, all by default."""
     if isinstance(value, Mapping):
         return {str(key): plain(entry, digits) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from typing import Any
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.measure import measure, versions
 from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.evaluation.source import Cache, digest, sidecar
+from sfpp_cli.evaluation.source import digest, sidecar
+from sfpp_cli.files import atomic_write
 from sfpp_cli.progress import Progress
 
 SCHEMA = "sfpp-evaluation/1"
@@ -51,7 +52,7 @@ def evaluate(
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
     files = [Path(path) for path in paths]
     parameters = parameters or Parameters()
-    outcomes = _measure_all(files, parameters, workers, Cache(cache), progress)
+    outcomes = _measure_all(files, parameters, workers, cache, progress)
     videos: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for file, prompt, outcome in zip(files, prompts or [None] * len(files), outcomes, strict=True):
@@ -75,21 +76,24 @@ def _measure_all(
     files: Sequence[Path],
     parameters: Parameters,
     workers: int | None,
-    cache: Cache,
+    cache: Path | None,
     progress: Progress | None,
 ) -> list[Outcome]:
     """The outcome of every file: from the cache where it is known, else measured."""
-    keys: dict[int, str] = {}
+    entries: dict[int, Path] = {}
     outcomes: dict[int, Outcome] = {}
     for index, file in enumerate(files):
+        if cache is None:
+            break
         try:
-            keys[index] = _key(file, parameters) if cache.folder else ""
+            entries[index] = cache / f"{_key(file, parameters)}.json"
         except UserError as error:
             outcomes[index] = str(error)
             continue
-        known = cache.get(keys[index])
-        if known is not None:
-            outcomes[index] = known
+        with suppress(OSError, ValueError):
+            known = json.loads(entries[index].read_text())
+            if isinstance(known, dict):
+                outcomes[index] = known
     missing = {index: file for index, file in enumerate(files) if index not in outcomes}
     count = min(workers or os.cpu_count() or 1, len(missing))
     if count > 1:
@@ -100,15 +104,14 @@ def _measure_all(
     with stage as advance:
         for index, outcome in measuring:
             outcomes[index] = outcome
-            if isinstance(outcome, dict):
-                cache.put(keys[index], outcome)
+            if isinstance(outcome, dict) and cache is not None:
+                atomic_write(entries[index], json.dumps(outcome))
             if advance:
                 advance(len(outcomes), {})
     return [outcomes[index] for index in range(len(files))]
 
 
 def _key(file: Path, parameters: Parameters) -> str:
-    """A digest of everything that a result depends on."""
     identity = [digest(file), parameters.key(), versions()]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -120,17 +123,11 @@ def _outcome(file: Path, parameters: Parameters) -> Outcome:
         return str(error)
 
 
-# --- worker processes -----------------------------------------------------------------------------------
-
-
 def _in_pool(
     files: Mapping[int, Path], parameters: Parameters, workers: int
 ) -> Iterator[tuple[int, Outcome]]:
-    """In worker processes, as they finish.
-
-    The processes start fresh, since a fork would inherit locks that other threads of this process hold.
-    They ignore Ctrl-C, which reaches them too: this process ends them.
-    """
+    """In worker processes, as they finish. The processes start fresh, since a fork would inherit locks that
+    other threads of this process hold. They ignore Ctrl-C, which reaches them too: this process ends them."""
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
@@ -158,11 +155,8 @@ def _in_pool(
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """Processes that start in the block compute on one thread each.
-
-    There is a worker for every core already, and numpy's own threads would take turns on them, or wait at
-    full speed. OpenCV is told by `measure`.
-    """
+    """Processes that start in the block compute on one thread each. There is a worker for every core already,
+    and numpy's own threads would take turns on them, or wait at full speed. OpenCV is told by `measure`."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     before = {name: os.environ.get(name) for name in one}
     os.environ.update(one)

@@ -66,11 +66,9 @@ def run(
     progress: Progress,
     command: str,
 ) -> dict[str, Any]:
-    """Measure everything; SCHEMA.md describes the result.
-
-    `failed` are entries of the result for what could not even be looked at, `command` is recorded in it.
-    UserError, before anything is measured, for what is asked for and cannot be had.
-    """
+    """Measure everything; SCHEMA.md describes the result. `failed` are entries of the result for what could
+    not even be looked at, `command` is recorded in it. UserError, before anything is measured, for what is
+    asked for and cannot be had."""
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
     if options.judge is not None and not options.yes:
@@ -130,10 +128,8 @@ def _cache_folder() -> Path:
 
 def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | None, list[str]]:
     """CLIP and DINOv2 where they are here, RAFT where it is asked for, and a line for each that is skipped.
-
     Before anything is measured, since what is asked for may turn out not to work. torch is imported only for
-    a model that runs, or to see whether the device that is asked for exists.
-    """
+    a model that runs, or to see whether the device that is asked for exists."""
     folders, skipped = find_models(options.clip, options.dino)
     if not folders and options.raft is None and options.device is None:
         return None, None, skipped
@@ -151,9 +147,6 @@ def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | 
         models, unusable = load_models(folders, device)
         skipped += unusable
     return models, raft, skipped
-
-
-# --- parts of the result --------------------------------------------------------------------------------
 
 
 def _add_what_is_known(result: dict[str, Any], targets: Sequence[Target]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Generator, Iterator
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sfpp_cli.errors import UserError, reason
-from sfpp_cli.files import atomic_write, file_digest
+from sfpp_cli.files import file_digest
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import ask_ffmpeg, reading
 from sfpp_cli.video.reader import VideoInfo, probe, read_frames
@@ -25,10 +27,8 @@ _RATE_TOLERANCE = 0.03
 
 
 def inspect(path: Path) -> VideoInfo:
-    """Size, frame rate and length of a video.
-
-    UserError for what cannot be measured: no video, no frame, a variable frame rate.
-    """
+    """Size, frame rate and length of a video. UserError for what cannot be measured: no video, no frame, a
+    variable frame rate."""
     info = probe(path)
     if not info.frames or info.fps <= 0:
         raise UserError(f"{path} holds no frames; is it a video?")
@@ -102,22 +102,10 @@ def digest(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({reason(error)}); check its permissions") from error
 
 
-class Cache:
-    """Results in a folder, by a key of everything that they depend on. Without a folder it keeps nothing."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """What was kept, if it can be read."""
-        if self.folder is None:
-            return None
-        with suppress(OSError, ValueError):
-            content = json.loads((self.folder / f"{key}.json").read_text())
-            return content if isinstance(content, dict) else None
-        return None
-
-    def put(self, key: str, content: dict[str, Any]) -> None:
-        """UserError where the folder cannot be written."""
-        if self.folder is not None:
-            atomic_write(self.folder / f"{key}.json", json.dumps(content))
+def jpeg(frame: Frames, side: int, quality: int) -> tuple[bytes, tuple[int, int]]:
+    """A frame [H, W, 3] as JPEG, shrunk to a longer side of at most `side`, and its (width, height)."""
+    image = Image.fromarray(frame)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=quality)
+    return encoded.getvalue(), image.size

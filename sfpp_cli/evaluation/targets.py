@@ -37,7 +37,9 @@ def find_targets(
     failed: list[dict[str, str]] = []
     names = _system_names(places) if compare else [None] * len(places)
     for place, name in zip(places, names, strict=True):
-        files = _videos_in(place) if place.is_dir() else [place]
+        files = [place]
+        if place.is_dir():
+            files = sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEOS)
         if not files:
             error = f"{place} holds no videos: it takes {', '.join(VIDEOS)}"
             failed.append({"path": str(place), "error": error})
@@ -45,10 +47,6 @@ def find_targets(
     if prompts is not None:
         targets = _with_prompts(targets, prompts)
     return targets, failed
-
-
-def _videos_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in VIDEOS)
 
 
 def _with_prompts(targets: Sequence[Target], path: Path) -> list[Target]:

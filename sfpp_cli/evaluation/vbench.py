@@ -105,15 +105,14 @@ def _refuse_others(place: Path, named: dict[str, Path]) -> None:
         return
     entries = sorted(place.iterdir()) if place.is_dir() else [place]
     files = [entry.name for entry in entries if not entry.is_dir()]
-    others = (name for name in files if name not in named or not _same(place / name, named[name]))
-    strange = next(others, None)
+    strange = next(
+        (name for name in files if name not in named or not _same(place / name, named[name])), None
+    )
     if strange is None and len(files) < len(named) and len(files) < len(entries):
         strange = "what was cut from other videos"
     if strange is not None:
-        raise UserError(
-            f"{place} holds {strange} already, which would be measured too; "
-            "choose another folder, or empty it"
-        )
+        remedy = "choose another folder, or empty it"
+        raise UserError(f"{place} holds {strange} already, which would be measured too; {remedy}")
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -128,9 +127,8 @@ def _place(place: Path, named: dict[str, Path]) -> None:
             if not (place / name).exists():
                 _link(path.resolve(), place / name)
     except OSError as error:
-        raise UserError(
-            f"{place} cannot be filled ({reason(error)}); check permissions and free space"
-        ) from error
+        remedy = "check permissions and free space"
+        raise UserError(f"{place} cannot be filled ({reason(error)}); {remedy}") from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -143,10 +141,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _commands(out: Path, without: Sequence[str]) -> list[str]:
-    """The commands to run in the root of a VBench checkout.
-
-    VBench-Long weighs clip-to-clip scores only with --dev_flag, which its own scripts give.
-    """
+    """The commands to run in the root of a VBench checkout. VBench-Long weighs clip-to-clip scores only with
+    --dev_flag, which its own scripts give."""
     videos, prompts, once, long = (
         shlex.quote(str(out / name)) for name in (VIDEOS, PROMPTS, "vbench", "vbench-long")
     )

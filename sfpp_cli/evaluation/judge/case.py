@@ -98,7 +98,11 @@ class Case:
         try:
             self.info = probe(self.path)
             self.mime = _inline_type(self.path, settings)
-            self.question = QUESTION.format(shown=self._shown(), prompt=self.prompt)
+            shown = "You are watching a video."
+            if not self.mime:
+                shown = f"You are shown frames of a video of {self.info.seconds:.1f} s, evenly spaced and in "
+                shown += "order, each with its time."
+            self.question = QUESTION.format(shown=shown, prompt=self.prompt)
             self.record = self._request()
         except UserError as error:
             self.problem = str(error)
@@ -109,19 +113,9 @@ class Case:
             self.file = folder / f"{name}.json"
             self.reload()
 
-    def _shown(self) -> str:
-        if self.mime:
-            return "You are watching a video."
-        return (
-            f"You are shown frames of a video of {self.info.seconds:.1f} s, evenly spaced and in order, "
-            "each with its time."
-        )
-
     def _request(self) -> dict[str, Any]:
-        """What is kept beside the responses.
-
-        `asked` and the video's content decide whether an answer can be used again.
-        """
+        """What is kept beside the responses. `asked` and the video's content decide whether an answer can be
+        used again."""
         settings = self.settings
         frames = {"frames": settings.frames, "side": settings.side, "quality": settings.quality}
         return {
@@ -146,9 +140,8 @@ class Case:
                 responses = json.loads(self.file.read_bytes())["responses"]
                 self.record["responses"] = [{**response} for response in responses]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{self.file} is not a judge's record (damaged?): remove it to ask again"
-                ) from error
+                remedy = "remove it to ask again"
+                raise UserError(f"{self.file} is not a judge's record (damaged?): {remedy}") from error
         return self
 
     def save(self) -> None:

@@ -8,7 +8,6 @@ gives numbers of its own kind, so results name model and input.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from PIL import Image
-
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.judge.case import HIGHEST, Case, Judgement
 from sfpp_cli.evaluation.judge.service import BACK_ENDS, Clock, JudgeSettings, Media, NoAnswer, Service
+from sfpp_cli.evaluation.source import jpeg
 from sfpp_cli.progress import Advance
-from sfpp_cli.video import Frames
-from sfpp_cli.video.reader import VideoInfo, read_frames
+from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.sheet import SheetSampler
 
 _IN_A_ROW = 3
@@ -82,7 +79,7 @@ def judge(
     cases = [Case(video, settings, folder) for video in videos]
     pending = [case for case in cases if case.open]
     if pending and not yes:
-        expected = _estimate(pending, settings, None)
+        expected = _estimate(pending, None)
         raise UserError(f"judging would send {expected}; repeat with --yes (yes=True) to send that")
     service = Service(settings, clock or Clock()) if pending else None
     judgements: list[Judgement] = []
@@ -109,20 +106,15 @@ def estimate(
 ) -> Estimate:
     """What `judge` would send, without what `folder` holds; `prices` are for a million tokens (in, out)."""
     cases = [Case(video, settings, folder) for video in videos]
-    return _estimate([case for case in cases if case.open], settings, prices)
+    return _estimate([case for case in cases if case.open], prices)
 
 
 def visual_stability(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """`score`: 100 * mean rating / 5 over the videos that were rated, None without any.
-
-    `rated` and `missing` count the videos with and without a rating.
-    """
+    """`score`: 100 * mean rating / 5 over the videos that were rated, None without any. `rated` and `missing`
+    count the videos with and without a rating."""
     ratings = [judgement.rating for judgement in judgements if judgement.rating is not None]
     score = 100 * fmean(ratings) / HIGHEST if ratings else None
     return {"score": score, "rated": len(ratings), "missing": len(judgements) - len(ratings)}
-
-
-# --- asking ---------------------------------------------------------------------------------------------
 
 
 def _ask(case: Case, service: Service) -> Judgement:
@@ -147,34 +139,25 @@ def _media(case: Case) -> Media:
         return [("", case.mime, case.path.read_bytes())]
     wanted = set(SheetSampler(case.info.frames, case.settings.frames).indices)
     return [
-        (f"{index / case.info.fps:.1f} s", "image/jpeg", _jpeg(frame, case.settings))
+        (
+            f"{index / case.info.fps:.1f} s",
+            "image/jpeg",
+            jpeg(frame, case.settings.side, case.settings.quality)[0],
+        )
         for index, frame in enumerate(read_frames(case.path))
         if index in wanted
     ]
 
 
-def _jpeg(frame: Frames, settings: JudgeSettings) -> bytes:
-    """A frame [H, W, 3], shrunk if its longer side is longer than asked for."""
-    image = Image.fromarray(frame)
-    image.thumbnail((settings.side, settings.side), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=settings.quality)
-    return encoded.getvalue()
-
-
-# --- estimating -----------------------------------------------------------------------------------------
-
-
-def _estimate(cases: Sequence[Case], settings: JudgeSettings, prices: tuple[float, float] | None) -> Estimate:
+def _estimate(cases: Sequence[Case], prices: tuple[float, float] | None) -> Estimate:
     """Of open cases; the same question about the same content is asked once."""
-    distinct = list(
-        {case.file or (case.record["video"]["sha256"], case.question): case for case in cases}.values()
-    )
-    tokens_in = round(sum(_tokens_in(case, settings) for case in distinct))
+    by_question = {case.file or (case.record["video"]["sha256"], case.question): case for case in cases}
+    distinct = by_question.values()
+    tokens_in = round(sum(_tokens_in(case) for case in distinct))
     tokens_out = _TOKENS_OUT * len(distinct)
     return Estimate(
         requests=len(distinct),
-        requests_at_most=sum(settings.asks - len(case.answers) for case in distinct),
+        requests_at_most=sum(case.settings.asks - len(case.answers) for case in distinct),
         images=sum(_images(case) for case in distinct),
         whole_videos=sum(case.mime is not None for case in distinct),
         input_tokens=tokens_in,
@@ -184,18 +167,14 @@ def _estimate(cases: Sequence[Case], settings: JudgeSettings, prices: tuple[floa
 
 
 def _images(case: Case) -> int:
-    """How many pictures are sent."""
     return 0 if case.mime else min(case.settings.frames, case.info.frames)
 
 
-def _tokens_in(case: Case, settings: JudgeSettings) -> float:
+def _tokens_in(case: Case) -> float:
     question = len(case.question) / _LETTERS_A_TOKEN
     if case.mime:
         return question + _TOKENS_A_TILE * ceil(case.info.seconds)
-    return question + _images(case) * _picture_tokens(case.info, settings)
-
-
-def _picture_tokens(info: VideoInfo, settings: JudgeSettings) -> int:
-    shrink = min(1.0, settings.side / max(info.width, info.height))
-    tiles = ceil(info.width * shrink / _TILE) * ceil(info.height * shrink / _TILE)
-    return _TOKENS_A_TILE * tiles
+    width, height = case.info.width, case.info.height
+    shrink = min(1.0, case.settings.side / max(width, height))
+    tiles = ceil(width * shrink / _TILE) * ceil(height * shrink / _TILE)
+    return question + _images(case) * tiles * _TOKENS_A_TILE

@@ -59,7 +59,19 @@ class JudgeSettings:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        problems = [f"{name} must be {what}" for name, what, good in _rules(self) if not good]
+        known = self.back_end in BACK_ENDS
+        address = "an http(s) address without user, query or fragment (keys come from the environment only)"
+        positive = ("requests_per_minute", "timeout", "longest_wait")
+        rules = {
+            f"back_end must be one of {', '.join(BACK_ENDS)}": known,
+            "model must be given, for this back end has no default": not known or bool(self.judge_model),
+            f"base_url must be {address}": self.base_url is None or _is_address(self.base_url),
+            **{f"{name} must be 1 or more": getattr(self, name) >= 1 for name in ("frames", "side", "asks")},
+            **{f"{name} must be above 0": getattr(self, name) > 0 for name in positive},
+            "quality must be from 1 to 95": 1 <= self.quality <= 95,
+            "retries must be 0 or more": self.retries >= 0,
+        }
+        problems = [rule for rule, kept in rules.items() if not kept]
         if problems:
             raise UserError(f"judge: {'; '.join(problems)}")
 
@@ -93,7 +105,7 @@ class BackEnd:
     model: str
     variable: str
     path: Callable[[JudgeSettings], str]
-    header: Callable[[str], tuple[str, str]]
+    header: Callable[[str], dict[str, str]]
     body: Callable[[JudgeSettings, str, Media], dict[str, Any]]
     text: Callable[[Any], str]
 
@@ -102,13 +114,8 @@ def _chat_body(settings: JudgeSettings, question: str, media: Media) -> dict[str
     """OpenAI's chat completions: every picture as a data URL, its time before it, the question last."""
     content: list[dict[str, Any]] = []
     for label, mime, data in media:
-        content += [
-            {"type": "text", "text": label},
-            {
-                "type": "image_url",
-                "image_url": {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"},
-            },
-        ]
+        url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+        content += [{"type": "text", "text": label}, {"type": "image_url", "image_url": {"url": url}}]
     content.append({"type": "text", "text": question})
     warmth = {} if settings.temperature is None else {"temperature": settings.temperature}
     return {"model": settings.judge_model, "messages": [{"role": "user", "content": content}], **warmth}
@@ -128,10 +135,10 @@ def _gemini_body(settings: JudgeSettings, question: str, media: Media) -> dict[s
         parts += [{"text": label}] if label else []
         parts.append({"inlineData": {"mimeType": mime, "data": base64.b64encode(data).decode()}})
     parts.append({"text": question})
-    warmth = (
-        {} if settings.temperature is None else {"generationConfig": {"temperature": settings.temperature}}
-    )
-    return {"contents": [{"role": "user", "parts": parts}], **warmth}
+    body: dict[str, Any] = {"contents": [{"role": "user", "parts": parts}]}
+    if settings.temperature is not None:
+        body["generationConfig"] = {"temperature": settings.temperature}
+    return body
 
 
 def _gemini_text(body: Any) -> str:
@@ -139,18 +146,15 @@ def _gemini_text(body: Any) -> str:
         return _said("", body.get("promptFeedback", {}).get("blockReason"))
     candidate = body["candidates"][0]
     parts = candidate.get("content", {}).get("parts", [])
-    return _said(
-        "".join(part.get("text", "") for part in parts if not part.get("thought")),
-        candidate.get("finishReason"),
-    )
+    text = "".join(part.get("text", "") for part in parts if not part.get("thought"))
+    return _said(text, candidate.get("finishReason"))
 
 
 def _said(text: str, ending: object) -> str:
     if not text.strip():
         raise Unusable(f"an empty answer ({ending or 'no reason given'})")
-    return text.encode(
-        errors="replace"
-    ).decode()  # JSON can smuggle in halves of surrogate pairs, which no file takes
+    # JSON can smuggle in halves of surrogate pairs, which no file takes
+    return text.encode(errors="replace").decode()
 
 
 BACK_ENDS = {
@@ -159,7 +163,7 @@ BACK_ENDS = {
         model="",
         variable="OPENAI_API_KEY",
         path=lambda settings: "/chat/completions",
-        header=lambda key: ("Authorization", f"Bearer {key}"),
+        header=lambda key: {"Authorization": f"Bearer {key}"},
         body=_chat_body,
         text=_chat_text,
     ),
@@ -168,43 +172,19 @@ BACK_ENDS = {
         model="gemini-2.5-pro",
         variable="GEMINI_API_KEY",
         path=lambda settings: f"/models/{quote(settings.judge_model, safe='')}:generateContent",
-        header=lambda key: ("x-goog-api-key", key),
+        header=lambda key: {"x-goog-api-key": key},
         body=_gemini_body,
         text=_gemini_text,
     ),
 }
 
 
-def _rules(settings: JudgeSettings) -> list[tuple[str, str, bool]]:
-    """(field, what it takes, whether it does)."""
-    known = settings.back_end in BACK_ENDS
-    at_least_one = [(name, "1 or more", getattr(settings, name) >= 1) for name in ("frames", "side", "asks")]
-    above_zero = [
-        (name, "above 0", getattr(settings, name) > 0)
-        for name in ("requests_per_minute", "timeout", "longest_wait")
-    ]
-    return [
-        ("back_end", f"one of {', '.join(BACK_ENDS)}", known),
-        ("model", "given, for this back end has no default", not known or bool(settings.judge_model)),
-        (
-            "base_url",
-            "an http(s) address without user, query or fragment (keys come from the environment only)",
-            settings.base_url is None or _is_address(settings.base_url),
-        ),
-        *at_least_one,
-        *above_zero,
-        ("quality", "from 1 to 95", 1 <= settings.quality <= 95),
-        ("retries", "0 or more", settings.retries >= 0),
-    ]
-
-
 def _is_address(text: str) -> bool:
     try:
-        return bool(
-            re.match("https?://", text) and urlsplit(text).hostname and not re.search(r"[@?#\s]", text)
-        )
+        host = urlsplit(text).hostname
     except ValueError:  # half a pair of brackets
         return False
+    return bool(host and re.match("https?://", text) and not re.search(r"[@?#\s]", text))
 
 
 # --- the wire -------------------------------------------------------------------------------------------
@@ -235,8 +215,9 @@ class Service:
         self.address = settings.url + back_end.path(settings)
         self._key = os.environ.get(back_end.variable, "").strip()
         self._check_key(back_end.variable)
-        key_header = dict([back_end.header(self._key)]) if self._key else {}
-        self._headers = {"Content-Type": "application/json", "User-Agent": "sfpp", **key_header}
+        self._headers = {"Content-Type": "application/json", "User-Agent": "sfpp"}
+        if self._key:
+            self._headers |= back_end.header(self._key)
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._next = -float("inf")
 
@@ -246,21 +227,16 @@ class Service:
             raise UserError(f"{variable} is not set: put the key of {address.hostname} into the environment")
         if not (self._key.isascii() and self._key.isprintable()):
             raise UserError(f"{variable} holds characters that no key has: set it again")
-        if (
-            self._key
-            and address.scheme == "http"
-            and address.hostname not in ("localhost", "127.0.0.1", "::1")
-        ):
+        local = address.hostname in ("localhost", "127.0.0.1", "::1")
+        if self._key and address.scheme == "http" and not local:
             raise UserError(
                 f"the key would travel in clear to {address.hostname}: use https, "
                 f"or unset {variable} if it needs none"
             )
 
     def post(self, body: bytes, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Send until there is a response of status 200; `keep` gets each response.
-
-        NoAnswer when patience ends; UserError where the next question would fare no better.
-        """
+        """Send until there is a response of status 200; `keep` gets each response. NoAnswer when patience
+        ends; UserError where the next question would fare no better."""
         for attempt in range(self.settings.retries + 1):
             self._pace()
             response, wait = self._send(body)
@@ -295,9 +271,8 @@ class Service:
             with answer:
                 data = answer.read(_LONGEST_BODY)
             promised = answer.headers.get("Content-Length", "")
-            if promised.isdigit() and len(data) < min(
-                int(promised), _LONGEST_BODY
-            ):  # `read` with a limit does not notice
+            # `read` with a limit does not notice a connection that is closed early
+            if promised.isdigit() and len(data) < min(int(promised), _LONGEST_BODY):
                 raise http.client.IncompleteRead(data, int(promised) - len(data))
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None) or error
@@ -307,9 +282,8 @@ class Service:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             parsed = text
-        return {"status": _status(answer.status, parsed), "body": parsed}, _told_to_wait(
-            answer.headers.get("Retry-After"), text
-        )
+        wait = _told_to_wait(answer.headers.get("Retry-After"), text)
+        return {"status": _status(answer.status, parsed), "body": parsed}, wait
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
@@ -317,19 +291,14 @@ class Service:
     def _refuse(self, status: int | None, said: str) -> None:
         """UserError for what no patience mends."""
         if status in (401, 402, 403) or "API_KEY_INVALID" in said or "insufficient_quota" in said:
-            raise UserError(
-                f"{said}; check the key in {BACK_ENDS[self.settings.back_end].variable} "
-                "and what its account may spend"
-            )
+            variable = BACK_ENDS[self.settings.back_end].variable
+            raise UserError(f"{said}; check the key in {variable} and what its account may spend")
+        url = self.settings.url
         if status == 404:
-            raise UserError(
-                f"{said}; check the judge's model ({self.settings.judge_model}) "
-                f"and address ({self.settings.url})"
-            )
+            model = self.settings.judge_model
+            raise UserError(f"{said}; check the judge's model ({model}) and address ({url})")
         if status and 300 <= status < 400:
-            raise UserError(
-                f"{said}; the address {self.settings.url} leads elsewhere: give the one it leads to"
-            )
+            raise UserError(f"{said}; the address {url} leads elsewhere: give the one it leads to")
 
 
 def _status(status: int, body: Any) -> int:
@@ -342,7 +311,6 @@ def _status(status: int, body: Any) -> int:
 
 
 def _complaint(response: Mapping[str, Any]) -> str:
-    """Why a request failed, in a line."""
     if response["status"] is None:
         return str(response["error"])
     body = response["body"]

@@ -88,10 +88,8 @@ def border_frames(frames: int, first: int = 9, period: int = 12) -> NDArray[np.b
 
 def border_ratio(changes: Curve, borders: NDArray[np.bool_]) -> float | None:
     """Mean change at chunk borders over mean change inside chunks, 1 for a video without borders; None if
-    nothing changes inside.
-
-    `changes` [T] are non-negative and belong to the step from the frame before; the first is not looked at.
-    """
+    nothing changes inside. `changes` [T] are non-negative and belong to the step from the frame before; the
+    first is not looked at."""
     at = changes[1:][borders[1:]]
     inside = changes[1:][~borders[1:]]
     if not at.size or not inside.size or inside.mean() <= 0:

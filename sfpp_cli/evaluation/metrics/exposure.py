@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from sfpp_cli.video import Frames
 
@@ -26,7 +25,7 @@ def exposure(
     above and below the two limits. `saturation`: mean of (max - min) / max over RGB. All of these in 0..1.
     `sharpness`: variance of the 3 x 3 Laplacian of luma in 0..255, at the video's own size.
     """
-    share = _histogram(luma)
+    share = cv2.calcHist([luma], [0], None, [256], [0, 256]).astype(np.float64).ravel() / luma.size
     mean = float(share @ _LEVELS)
     saturation = cv2.mean(cv2.cvtColor(frame, cv2.COLOR_RGB2HSV))[1]
     _, deviation = cv2.meanStdDev(cv2.Laplacian(luma, cv2.CV_16S))
@@ -38,9 +37,3 @@ def exposure(
         "saturation": saturation / 255,
         "sharpness": float(deviation[0, 0]) ** 2,
     }
-
-
-def _histogram(luma: Frames) -> NDArray[np.float64]:
-    """Share of pixels at each of the 256 levels."""
-    counts = cv2.calcHist([luma], [0], None, [256], [0, 256])
-    return np.asarray(counts, np.float64).ravel() / luma.size

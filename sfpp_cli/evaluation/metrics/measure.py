@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,11 @@ import numpy as np
 from sfpp_cli import __version__
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.json_text import plain
-from sfpp_cli.evaluation.metrics import results
+from sfpp_cli.evaluation.metrics import repetition, results
 from sfpp_cli.evaluation.metrics.borders import find_changes
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
 from sfpp_cli.evaluation.metrics.motion import Curve, FlowMeter, windowed_variance
 from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.evaluation.metrics.repetition import (
-    Similarity,
-    best_offset,
-    distance,
-    mean_distance,
-    miniature,
-    norepeat_threshold,
-    norepeat_window,
-    rms,
-    self_similarity,
-)
 from sfpp_cli.evaluation.metrics.stability import local_stability, reference_frames
 from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
 from sfpp_cli.evaluation.source import decoding, inspect
@@ -47,7 +35,7 @@ def versions() -> dict[str, str]:
         "sfpp": __version__,
         "metrics": "2",
         "opencv": cv2.__version__,
-        "numpy": version("numpy"),
+        "numpy": np.__version__,
         "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
     }
 
@@ -88,11 +76,11 @@ class _Scan:
         self.flow = FlowMeter(self.size, info.fps, parameters.flow_short_side, parameters.clip_seconds)
         self.to_first: list[float] = []
         self._exposure: list[dict[str, float]] = []
-        self._miniatures: list[Frames] = []
+        self.miniatures: list[Frames] = []
         self._first: Frames | None = None
 
     def __len__(self) -> int:
-        return len(self._miniatures)
+        return len(self.miniatures)
 
     def update(self, frame: Frames, path: Path) -> None:
         """The next frame [H, W, 3]."""
@@ -100,16 +88,11 @@ class _Scan:
             raise UserError(f"{path} changes its size at frame {len(self)}; cut it there")
         self._first = frame if self._first is None else self._first
         luma = luma_of(frame)
-        self._exposure.append(
-            exposure(frame, luma, self.parameters.clipped_luma, self.parameters.crushed_luma)
-        )
+        limits = (self.parameters.clipped_luma, self.parameters.crushed_luma)
+        self._exposure.append(exposure(frame, luma, *limits))
         self.flow.update(luma)
-        self.to_first.append(distance(self._first, frame))
-        self._miniatures.append(miniature(frame))
-
-    @property
-    def miniatures(self) -> Frames:
-        return np.stack(self._miniatures)
+        self.to_first.append(repetition.distance(self._first, frame))
+        self.miniatures.append(repetition.miniature(frame))
 
     def curves(self) -> dict[str, Curve]:
         """Curves [T] of exposure and motion."""
@@ -123,13 +106,14 @@ class _Scan:
 def _norepeat(path: Path, scan: _Scan) -> dict[str, Any]:
     """NoRepeat as RIFLEx defines it, with the P and n it was taken at; all null if the video is too short."""
     names = ("", "_distance", "_rms", "_offset", "_position", "_halfwidth", "_threshold")
-    window = norepeat_window(len(scan), scan.fps, scan.parameters)
+    window = repetition.norepeat_window(len(scan), scan.fps, scan.parameters)
     if window is None:
         return {f"norepeat{name}": None for name in names}
-    offset = best_offset(scan.to_first, *window)
-    mean = mean_distance(_pairs(path, offset))
-    threshold = norepeat_threshold(scan.size)
-    values = (100.0 if mean > threshold else 0.0, mean, rms(mean, scan.size), offset, *window, threshold)
+    offset = repetition.best_offset(scan.to_first, *window)
+    mean = repetition.mean_distance(_pairs(path, offset))
+    threshold = repetition.norepeat_threshold(scan.size)
+    rms = repetition.rms(mean, scan.size)
+    values = (100.0 if mean > threshold else 0.0, mean, rms, offset, *window, threshold)
     return {f"norepeat{name}": value for name, value in zip(names, values, strict=True)}
 
 
@@ -146,10 +130,10 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
     parameters = scan.parameters
     fps = scan.fps
     curves = scan.curves()
-    miniatures = scan.miniatures
+    miniatures = np.stack(scan.miniatures)
     changes = find_changes(miniatures, curves["luma"], np.array(scan.flow.shift), scan.size, fps, parameters)
     curves["picture_change"] = changes.picture
-    similarity = self_similarity(miniatures, fps, parameters)
+    similarity = repetition.self_similarity(miniatures, fps, parameters)
     dynamic = scan.flow.dynamic_clips()
     reference = reference_frames(len(scan), fps, parameters.reference_seconds)
     return {
@@ -163,7 +147,7 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
         "flow_size": list(scan.flow.working_size),
         "metrics": {
             "local_stability": results.mean(curves["local_stability"][reference:]),
-            **results.means(curves),
+            **{name: results.mean(curves[name]) for name in results.MEANS},
             **results.changes_since_reference(curves, fps, parameters),
             **results.spike_metrics(curves, scan.size, fps, parameters),
             "dynamic_degree_dis": sum(dynamic) / len(dynamic),
@@ -180,7 +164,7 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
     }
 
 
-def _similarity_metrics(similarity: Similarity | None, fps: float) -> dict[str, float | None]:
+def _similarity_metrics(similarity: repetition.Similarity | None, fps: float) -> dict[str, float | None]:
     if similarity is None:
         return dict.fromkeys(("self_similarity_seconds", "self_similarity_rms", "self_similarity_share"))
     return {

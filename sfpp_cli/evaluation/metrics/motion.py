@@ -29,7 +29,6 @@ def clip_ranges(frames: int, fps: float, seconds: int = 2) -> list[tuple[int, in
 
 
 def clip_frames(fps: float, seconds: int = 2) -> int:
-    """Frames in a clip."""
     return max(1, int(fps)) * seconds
 
 
@@ -154,13 +153,7 @@ def windowed_variance(values: Curve, window: int = 8) -> Curve:
 
 def spikes(values: Curve, fps: float, ratio: float, floor: float) -> NDArray[np.bool_]:
     """Where a value is `ratio` times the median of the second around it and `floor` above; NaN never is."""
-    usual = rolling_median(np.nan_to_num(values), max(3, round(fps)) | 1)
+    window = max(3, round(fps)) | 1
+    padded = np.pad(np.nan_to_num(values), window // 2, mode="edge")
+    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
     return np.asarray(np.nan_to_num(values) > np.maximum(ratio * usual, usual + floor), np.bool_)
-
-
-def rolling_median(values: Curve, window: int) -> Curve:
-    """Median of the `window` values around each, the ends repeated."""
-    padded = np.pad(values, window // 2, mode="edge")
-    return np.asarray(
-        np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)[: len(values)], np.float64
-    )

@@ -11,10 +11,8 @@ from sfpp_cli.errors import UserError
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the numbers depend on.
-
-    Luma and differences between pictures are fractions of full scale; times are in seconds.
-    """
+    """What the numbers depend on. Luma and differences between pictures are fractions of full scale; times
+    are in seconds."""
 
     reference_seconds: float = 5.0
     """The video's own beginning, which everything later is judged against; in a short video a third of it."""
@@ -122,15 +120,8 @@ class Parameters:
     """Curves in a result are averaged into at most so many points."""
 
     def __post_init__(self) -> None:
-        positive = (
-            "reference_seconds",
-            "clip_seconds",
-            "flow_short_side",
-            "flow_window",
-            "chunk_period",
-            "curve_points",
-        )
-        for name in positive:
+        lengths = ("flow_short_side", "flow_window", "chunk_period", "curve_points")
+        for name in ("reference_seconds", "clip_seconds", *lengths):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be positive")
         if (self.norepeat_position is None) != (self.norepeat_halfwidth is None):

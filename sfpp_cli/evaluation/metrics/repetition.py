@@ -150,7 +150,6 @@ def _squared_distances(centred: Miniatures, lag: int) -> NDArray[np.float64]:
 
 
 def _share(squared: NDArray[np.float64], limit: NDArray[np.float32]) -> float:
-    """How much of what moves is the same."""
     return float((squared < limit).sum() / max(int((limit > 0).sum()), 1))
 
 
@@ -165,9 +164,7 @@ def _period(centred: Miniatures, alike: NDArray[np.float32], offset: int, share:
 
 def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDArray[np.float32]:
     """Squared distance [T] below which another picture is the same as this one; 0 where nothing moves.
-
-    Measured against what changes a quarter, a half and a whole second before and after.
-    """
+    Measured against what changes a quarter, a half and a whole second before and after."""
     count, cells = centred.shape
     total = np.zeros(count)
     pairs = np.zeros(count)
@@ -184,10 +181,8 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
 def _scan(
     centred: Miniatures, alike: NDArray[np.float32], low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For every offset from `low` to `high`: how many frames are the same, the sum of squared distances.
-
-    One band of rows of the matrix of distances at a time.
-    """
+    """For every offset from `low` to `high`: how many frames are the same, the sum of squared distances. One
+    band of rows of the matrix of distances at a time."""
     span = high - low + 1
     count = len(centred)
     matches = np.zeros(span, np.int64)

@@ -13,23 +13,9 @@ from sfpp_cli.evaluation.metrics.motion import Curve, clip_ranges, spikes
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import reference_frames
 
-MEANS = (
-    "luma",
-    "clipped",
-    "crushed",
-    "contrast",
-    "saturation",
-    "sharpness",
-    "flow_mean",
-    "flow_top5",
-    "flow_variance",
-)
+EXPOSURE = ("luma", "clipped", "crushed", "contrast", "saturation", "sharpness")
+MEANS = (*EXPOSURE, "flow_mean", "flow_top5", "flow_variance")
 """Curves whose means are metrics, of the video and of each clip."""
-
-
-def means(curves: Mapping[str, Curve]) -> dict[str, float | None]:
-    """Mean of each of `MEANS` over the video, and local stability after the reference."""
-    return {name: mean(curves[name]) for name in MEANS}
 
 
 def changes_since_reference(
@@ -37,10 +23,9 @@ def changes_since_reference(
 ) -> dict[str, float | None]:
     """`luma_drift` etc.: the mean of the last seconds minus that of the reference, of the same length."""
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
-    names = ("luma", "clipped", "crushed", "contrast", "saturation", "sharpness", "flow_mean")
     return {
         f"{name}_drift": _difference(mean(curves[name][-count:]), mean(curves[name][:count]))
-        for name in names
+        for name in (*EXPOSURE, "flow_mean")
     }
 
 
@@ -64,22 +49,18 @@ def clips(
     curves: Mapping[str, Curve], fps: float, dynamic: list[bool], parameters: Parameters
 ) -> list[dict[str, Any]]:
     """VBench-Long's clips: where each begins and ends, its means, and whether it is dynamic."""
-    rows = []
-    for (start, end), moves in zip(
-        clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds), dynamic, strict=True
-    ):
-        part = slice(start, end)
-        rows.append(
-            {
-                "start_frame": start,
-                "end_frame": end,
-                "start_seconds": start / fps,
-                "end_seconds": end / fps,
-                **{name: mean(curves[name][part]) for name in (*MEANS, "local_stability")},
-                "dynamic_degree_dis": int(moves),
-            }
-        )
-    return rows
+    ranges = clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds)
+    return [
+        {
+            "start_frame": start,
+            "end_frame": end,
+            "start_seconds": start / fps,
+            "end_seconds": end / fps,
+            **{name: mean(curves[name][start:end]) for name in (*MEANS, "local_stability")},
+            "dynamic_degree_dis": int(moves),
+        }
+        for (start, end), moves in zip(ranges, dynamic, strict=True)
+    ]
 
 
 def shorten(values: Curve, fps: float, points: int) -> dict[str, list[float | None]]:

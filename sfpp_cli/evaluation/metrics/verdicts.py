@@ -81,9 +81,6 @@ def _verdict(evidence: Evidence, onset: int | None, **numbers: Any) -> dict[str,
     }
 
 
-# --- exposure -------------------------------------------------------------------------------------------
-
-
 def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str, Any]:
     """Drift to white (or black): mean luma has gone far there, or much of the picture has lost its detail."""
     parameters = evidence.parameters
@@ -97,10 +94,8 @@ def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str,
     bad = (gone > parameters.exposure_way) | (risen > parameters.exposure_clipped)
     first = _first_run(bad, round(parameters.exposure_sustain_seconds * evidence.fps))
     if first is not None:
-        calm = np.flatnonzero(
-            (gone[:first] < parameters.exposure_calm) & (risen[:first] < parameters.exposure_clipped / 5)
-        )
-        first = int(calm[-1]) + 1 if calm.size else 0
+        calm = (gone < parameters.exposure_calm) & (risen < parameters.exposure_clipped / 5)
+        first = int(np.flatnonzero(calm[:first])[-1]) + 1 if calm[:first].any() else 0
     return _verdict(
         evidence,
         first,
@@ -124,9 +119,6 @@ def _steps(evidence: Evidence, cuts: list[Jump]) -> Curve:
     return steps
 
 
-# --- motion ---------------------------------------------------------------------------------------------
-
-
 def _stagnation(evidence: Evidence) -> dict[str, Any]:
     """Motion dies: the fastest 5 % have lost the reference's pace, or never moved. Judged only where
     something can be seen.
@@ -135,11 +127,8 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
     do not lower it.
     """
     parameters = evidence.parameters
-    pace = (
-        _rolling_quantile(evidence.curves["flow_top5"], evidence.second, 0.75)
-        * evidence.fps
-        / min(evidence.size)
-    )
+    flow = _rolling_quantile(evidence.curves["flow_top5"], evidence.second, 0.75)
+    pace = flow * evidence.fps / min(evidence.size)
     usual = float(np.median(pace[evidence.reference]))
     contrast = smooth(evidence.curves["contrast"], evidence.second)
     visible = contrast > parameters.stagnation_contrast * float(np.mean(contrast[evidence.reference]))
@@ -156,9 +145,6 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
         ratio_threshold=parameters.stagnation_ratio,
         still_seconds=float((dead & visible).sum() / evidence.fps),
     )
-
-
-# --- repetition -----------------------------------------------------------------------------------------
 
 
 def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
@@ -184,34 +170,28 @@ def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     return verdict, (steady | first_round) & fired
 
 
-# --- sudden changes -------------------------------------------------------------------------------------
-
-
 def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
     """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And
     which frames [T] are part of it."""
     parameters = evidence.parameters
     changes = evidence.changes
-    places = np.union1d([jump.start for jump in changes.jumps], np.flatnonzero(changes.reversing)).astype(
-        np.int64
-    )
+    starts = np.array([jump.start for jump in changes.jumps], np.int64)
+    places = np.union1d(starts, np.flatnonzero(changes.reversing))
     pauses = np.flatnonzero(np.diff(places) > parameters.flicker_pause_seconds * evidence.fps)
     rows = np.split(places, pauses + 1)
     long = [row for row in rows if row.size >= parameters.flicker_events]
     flickering = np.zeros(evidence.frames, np.bool_)
     for row in long:
         flickering[row[0] : row[-1] + 1] = True
-    return (
-        _verdict(
-            evidence,
-            int(long[0][0]) if long else None,
-            sudden_changes=places.size,
-            most_in_a_row=max(row.size for row in rows),
-            threshold=parameters.flicker_events,
-            period_frames=float(np.median(np.concatenate([np.diff(row) for row in long]))) if long else None,
-        ),
-        flickering,
+    verdict = _verdict(
+        evidence,
+        int(long[0][0]) if long else None,
+        sudden_changes=places.size,
+        most_in_a_row=max(row.size for row in rows),
+        threshold=parameters.flicker_events,
+        period_frames=float(np.median(np.concatenate([np.diff(row) for row in long]))) if long else None,
     )
+    return verdict, flickering
 
 
 def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
@@ -231,9 +211,6 @@ def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
     ]
 
 
-# --- runs -----------------------------------------------------------------------------------------------
-
-
 def _first_run(mask: Mask, length: int) -> int | None:
     """Where the first unbroken run of at least `length` begins."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
@@ -247,6 +224,5 @@ def _rolling_quantile(values: Curve, window: int, quantile: float) -> Curve:
     """Quantile of the `window` values around each; the first, which is NaN for flow, counts as the second."""
     filled = np.where(np.isfinite(values), values, np.nan_to_num(values[1:2]).sum())
     padded = np.pad(filled, (window // 2, window - 1 - window // 2), mode="edge")
-    return np.asarray(
-        np.quantile(np.lib.stride_tricks.sliding_window_view(padded, window), quantile, axis=1), np.float64
-    )
+    views = np.lib.stride_tricks.sliding_window_view(padded, window)
+    return np.asarray(np.quantile(views, quantile, axis=1), np.float64)

@@ -73,16 +73,15 @@ class LoadedModels:
 
 
 def load_models(folders: Mapping[str, ModelFolder], device: torch.device) -> tuple[LoadedModels, list[str]]:
-    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that cannot be loaded.
-
-    Only safetensors are read, in float32; weights that do not fill the network are refused.
-    """
+    """CLIP and DINOv2 from the folders of `find_models`, and a line for each that cannot be loaded. Only
+    safetensors are read, in float32; weights that do not fill the network are refused."""
     quiet_libraries()
+    loaders = {"clip": _load_clip, "dino": _load_dino}
     loaded: dict[str, Any] = {}
     skipped: list[str] = []
     for kind, model in folders.items():
         try:
-            loaded |= _LOADERS[kind](model, device)
+            loaded |= loaders[kind](model, device)
         except UserError as error:
             skipped.append(skip_line(kind, error))
     return LoadedModels(**loaded), skipped
@@ -97,15 +96,13 @@ def _load_clip(model_folder: ModelFolder, device: torch.device) -> dict[str, Any
     @torch.no_grad()
     def text(prompt: str) -> tuple[Tensor, bool]:
         tokens = tokenizer([prompt], truncation=True, max_length=longest, return_tensors="pt").to(device)
-        hidden = model.text_model(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
-        ).pooler_output
+        hidden = model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        vector = model.text_projection(hidden.pooler_output)[0].cpu().double()
         cut = len(tokenizer(prompt, verbose=False).input_ids) > longest
-        return normalize(model.text_projection(hidden)[0].cpu().double(), dim=-1), cut
+        return normalize(vector, dim=-1), cut
 
-    def image(pixels: Tensor) -> Tensor:
-        features: Tensor = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
-        return features
+    def image(pixels: Tensor) -> Any:
+        return model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
 
     return {"clip": Features(model_folder.name, image_processor(folder), image, device), "text": text}
 
@@ -126,18 +123,11 @@ def _load_dino(model_folder: ModelFolder, device: torch.device) -> dict[str, Any
     folder = model_folder.path
     model = _network(Dinov2Model, "dinov2", folder, device)
 
-    def image(pixels: Tensor) -> Tensor:
+    def image(pixels: Tensor) -> Any:
         """The normalised class token, what DINOv2's own model returns."""
-        features: Tensor = model(pixel_values=pixels).pooler_output
-        return features
+        return model(pixel_values=pixels).pooler_output
 
     return {"dino": Features(model_folder.name, image_processor(folder), image, device)}
-
-
-_LOADERS: dict[str, Callable[[ModelFolder, torch.device], dict[str, Any]]] = {
-    "clip": _load_clip,
-    "dino": _load_dino,
-}
 
 
 def image_processor(folder: Path) -> Callable[[Sequence[Frames]], Tensor]:
@@ -156,10 +146,9 @@ def image_processor(folder: Path) -> Callable[[Sequence[Frames]], Tensor]:
             f"({reason(error)}); fetch the whole model"
         ) from error
 
-    def prepare(frames: Sequence[Frames]) -> Tensor:
+    def prepare(frames: Sequence[Frames]) -> Any:
         images = [Image.fromarray(frame) for frame in frames]
-        pixels: Tensor = processor(images=images, return_tensors="pt").pixel_values
-        return pixels
+        return processor(images=images, return_tensors="pt").pixel_values
 
     return prepare
 
@@ -190,9 +179,6 @@ def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> 
     return model.to(device).eval()
 
 
-# --- measuring ------------------------------------------------------------------------------------------
-
-
 def model_metrics(
     path: Path,
     prompt: str | None,
@@ -209,9 +195,8 @@ def model_metrics(
     `parameters`.
     """
     chosen = [_chosen(clip, frames_a_clip) for clip in clips]
-    readers = {
-        name: features for name, features in (("clip", models.clip), ("dino", models.dino)) if features
-    }
+    there = {"clip": models.clip, "dino": models.dino}
+    readers = {name: features for name, features in there.items() if features}
     seen = _features(path, {index for clip in chosen for index in clip}, readers)
     results: dict[str, Any] = {}
     if models.text and prompt:
@@ -221,10 +206,8 @@ def model_metrics(
         if name in readers:
             results[metric] = _consistencies(seen[name], chosen)
     names = {name: features.name for name, features in readers.items()}
-    return {
-        **results,
-        "parameters": {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE},
-    }
+    parameters = {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE}
+    return results | {"parameters": parameters}
 
 
 def _chosen(clip: tuple[int, int], count: int | None) -> list[int]:
@@ -238,10 +221,9 @@ def _features(path: Path, wanted: set[int], readers: Mapping[str, Features]) -> 
     seen: dict[str, dict[int, Tensor]] = {name: {} for name in readers}
     frames = _numbered(path, wanted) if readers else iter(())
     while batch := list(islice(frames, BATCH)):
+        indices, pictures = zip(*batch, strict=True)
         for name, reader in readers.items():
-            seen[name].update(
-                zip((index for index, _ in batch), reader([frame for _, frame in batch]), strict=True)
-            )
+            seen[name].update(zip(indices, reader(pictures), strict=True))
     return seen
 
 
@@ -272,14 +254,11 @@ def _consistencies(seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -
 
 
 def consistency(features: Sequence[Tensor]) -> float | None:
-    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None
-    for fewer than two.
-
-    The rule of VBench's subject and background consistency, and of VBench-Long's first frames of clips.
-    """
+    """Of unit vectors f_0..f_n: mean over i > 0 of 1/2 [max(0, f_i . f_(i-1)) + max(0, f_i . f_0)]; None for
+    fewer than two. The rule of VBench's subject and background consistency, and of VBench-Long's first frames
+    of clips."""
     if len(features) < 2:
         return None
+    first = features[0]
     pairs = pairwise(features)
-    return fmean(
-        (max(0.0, float(now @ before)) + max(0.0, float(now @ features[0]))) / 2 for before, now in pairs
-    )
+    return fmean((max(0.0, float(now @ before)) + max(0.0, float(now @ first))) / 2 for before, now in pairs)

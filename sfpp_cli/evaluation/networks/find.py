@@ -7,7 +7,6 @@ for them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,14 +31,11 @@ class ModelFolder:
 
 
 def find_models(clip: str | None = None, dino: str | None = None) -> tuple[dict[str, ModelFolder], list[str]]:
-    """The folders of the models that are here, by "clip" and "dino", and a line for each that is not.
-
-    By default `CLIP` and `DINO` are looked for.
-    """
-    wanted: Mapping[str, str] = {"clip": clip or CLIP, "dino": dino or DINO}
+    """The folders of the models that are here, by "clip" and "dino", and a line for each that is not. By
+    default `CLIP` and `DINO` are looked for."""
     folders: dict[str, ModelFolder] = {}
     skipped: list[str] = []
-    for kind, name in wanted.items():
+    for kind, name in (("clip", clip or CLIP), ("dino", dino or DINO)):
         try:
             folders[kind] = ModelFolder(name, _find(name))
         except UserError as error:
@@ -53,7 +49,6 @@ def skip_line(kind: str, error: UserError) -> str:
 
 
 def _find(name: str) -> Path:
-    """The folder of a path or a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path

@@ -82,20 +82,20 @@ def load_raft(weights: str, device: torch.device) -> Raft:
             f"pip install the one that was built for torch {torch.__version__}"
         ) from error
     network = raft_large()
+    entry = Raft_Large_Weights.C_T_V1
     try:
-        network.load_state_dict(
-            _published(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else _of_file(Path(weights))
-        )
+        network.load_state_dict(_published(entry) if weights == PUBLISHED else _of_file(Path(weights)))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(
             f"{weights} holds other weights than those of torchvision's raft_large: give a file of its C_T_V1"
         ) from error
     parameters = {
-        "weights": str(Raft_Large_Weights.C_T_V1) if weights == PUBLISHED else weights,
+        "weights": str(entry) if weights == PUBLISHED else weights,
         "iterations": ITERATIONS,
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
     }
-    versions = {"torch": torch.__version__, "torchvision": version("torchvision")}
-    return Raft(network.to(device).eval(), device, {**parameters, **versions})
+    return Raft(network.to(device).eval(), device, parameters)
 
 
 def _published(entry: Any) -> dict[str, Tensor]:
@@ -148,9 +148,8 @@ def dynamic_clips(
     if wanted - top.keys():
         raise UserError(f"{path} ends before its clips do; it may have changed since it was measured")
     kept = [len(range(start, end, step)) for start, end in clips]
-    return [
-        is_dynamic(np.array([top[i] for i in clip]), n, size) for clip, n in zip(seconds, kept, strict=True)
-    ]
+    tops = [np.array([top[index] for index in clip]) for clip in seconds]
+    return [is_dynamic(clip, count, size) for clip, count in zip(tops, kept, strict=True)]
 
 
 def _check_size(path: Path, size: tuple[int, int]) -> None:

@@ -24,10 +24,8 @@ _LINE = 12
 
 
 def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """A panel as an `<svg>` element. `marks`: seconds with what begins there, drawn as upright lines.
-
-    The page's style sheet colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others.
-    """
+    """A panel as an `<svg>` element. `marks`: seconds with what begins there, drawn as upright lines. The
+    page's style sheet colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others."""
     bottom, top = panel.limits
     end = panel.longest
     head = _TOP + _LINE * len(marks)

@@ -94,10 +94,8 @@ def drifts(
     color: int = 0,
 ) -> list[Drift]:
     """A panel for each curve that the systems' videos have (or for those of `names`), the known ones first.
-
     All share an axis of time, as long as the longest video. `reference` is in seconds, `bins` is how many
-    points a curve has at most, and systems are numbered from `color` on.
-    """
+    points a curve has at most, and systems are numbered from `color` on."""
     everything = [video for videos in systems.values() for video in videos]
     curves = {name: None for video in everything for name in video.get("curves") or {}}
     order = [name for name in LABELS if name in curves] + [name for name in curves if name not in LABELS]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from sfpp_cli.evaluation.compare import Video
+from sfpp_cli.evaluation.source import jpeg
 from sfpp_cli.video import Frames
 from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.sheet import SheetSampler
@@ -37,10 +35,8 @@ class Still:
 
 
 def filmstrip(video: Video, frames: Sequence[Frames] | None = None) -> list[Still]:
-    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them.
-
-    UserError where they cannot be decoded.
-    """
+    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them. UserError
+    where they cannot be decoded."""
     sampler = SheetSampler(int(video.get("frames") or 0), STRIP)
     if frames is None:
         frames = _sampled(sampler, Path(str(video.get("path"))))
@@ -62,9 +58,5 @@ def _sampled(sampler: SheetSampler, path: Path) -> Sequence[Frames]:
 
 
 def _still(frame: Frames, percent: int, seconds: float) -> Still:
-    image = Image.fromarray(frame)
-    image.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    image.save(encoded, "JPEG", quality=QUALITY)
-    source = f"data:image/jpeg;base64,{b64encode(encoded.getvalue()).decode()}"
-    return Still(percent, seconds, *image.size, source)
+    data, size = jpeg(frame, THUMB, QUALITY)
+    return Still(percent, seconds, *size, f"data:image/jpeg;base64,{b64encode(data).decode()}")

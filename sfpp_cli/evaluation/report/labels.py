@@ -18,9 +18,6 @@ DASH = "\N{EN DASH}"
 """Stands where there is no value."""
 
 
-# --- names ----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Label:
     """How a metric or curve is presented."""
@@ -133,9 +130,6 @@ def verdict_state(verdict: Mapping[str, Any]) -> str:
     return "fired" if onset is None else f"from {onset:.1f} s"
 
 
-# --- numbers --------------------------------------------------------------------------------------------
-
-
 def places(values: Sequence[float]) -> int:
     """Decimals that show three digits of the largest value (100.0 counts as three); none if all are whole."""
     known = [value for value in values if math.isfinite(value)]
@@ -173,7 +167,6 @@ def ends(metric: str, holders: Iterable[Mapping[str, Any]]) -> list[float]:
 
 
 def interval(entry: Mapping[str, Any], decimals: int, *, signs: bool = False) -> str:
-    """The interval of a mean in words."""
     if entry["low"] is None:
         return "no interval"
     form = signed if signs else number

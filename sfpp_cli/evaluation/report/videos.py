@@ -41,10 +41,8 @@ def video_cards(
     reference: float,
     out: Path,
 ) -> list[dict[str, Any]]:
-    """What the page shows of each of `videos`, in order; `systems` has the same videos by system.
-
-    `reference` is in seconds, `out` is the page's folder, which links are relative to.
-    """
+    """What the page shows of each of `videos`, in order; `systems` has the same videos by system. `reference`
+    is in seconds, `out` is the page's folder, which links are relative to."""
     owners = {id(video): (name, place) for place, name in enumerate(systems) for video in systems[name]}
     cards = []
     for video, shown in zip(videos, pictures, strict=True):
@@ -79,7 +77,6 @@ def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], out: Path) 
 
 
 def _about(video: Video) -> str:
-    """System, seed, length, size, rate: what is known of them."""
     parts = [
         str(video["system"]) if video.get("system") else "",
         f"seed {video['seed']}" if video.get("seed") is not None else "",

@@ -66,7 +66,6 @@ def _title(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> s
 
 
 def _lead(result: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
-    """What was found, in two or three sentences."""
     videos: list[Video] = list(result.get("videos") or [])
     said = [_verdicts_in_short(videos, compared), *map(_first_difference, compared["pairs"][:1])]
     if result.get("failed"):
@@ -110,7 +109,6 @@ def _first_difference(pair: Mapping[str, Any]) -> str:
 
 
 def _means_note(compared: Mapping[str, Any]) -> str:
-    """How to read the table of means."""
     metrics = [entry for system in compared["systems"].values() for entry in system["metrics"].values()]
     few = ""
     if any(1 < entry["clusters"] < FEW for entry in metrics):
@@ -123,7 +121,6 @@ def _means_note(compared: Mapping[str, Any]) -> str:
 
 
 def _drift_note(panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]]) -> str:
-    """How to read the panels."""
     if not panels:
         return ""
     lengths = [float(video.get("seconds") or 0) for videos in systems.values() for video in videos]
