@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from sfpp_cli.commands.console import result
 from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
@@ -13,24 +13,19 @@ from sfpp_cli.commands.train import run_context
 
 
 def distill(
-    recipe: Annotated[
-        Path, typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/student.toml.")
-    ],
+    recipe: Annotated[Path, Argument(help="Recipe (a TOML file), such as examples/toyworld/student.toml.")],
     out: RunFolder = Path("runs/distill"),
     steps: Steps = None,
     seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", help="Change a key of the recipe, as in --set pairs.count=64.", metavar="KEY=VALUE"
-        ),
+        Option("--set", help="Change a key of the recipe, as in --set pairs.count=64.", metavar="KEY=VALUE"),
     ] = None,
     init: Annotated[
-        str | None,
-        typer.Option(help="Folder of a causal student to start from, instead of the teacher's weights."),
+        str | None, Option(help="Folder of a causal student to start from, instead of the teacher's weights.")
     ] = None,
     pairs_only: Annotated[
-        bool, typer.Option("--pairs-only", help="Make the teacher's sampling trajectories and stop.")
+        bool, Option("--pairs-only", help="Make the teacher's sampling trajectories and stop.")
     ] = False,
     resume: Resume = False,
     dry_run: DryRun = False,

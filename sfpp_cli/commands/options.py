@@ -5,24 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 RunFolder = Annotated[
-    Path, typer.Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
+    Path, Option(help="Run folder: gets checkpoints, metrics.jsonl, previews and the recipe.")
 ]
-Steps = Annotated[
-    int | None, typer.Option(help="Stop after this many steps, instead of the recipe's number.")
-]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random numbers, instead of the recipe's.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
-]
+Steps = Annotated[int | None, Option(help="Stop after this many steps, instead of the recipe's number.")]
+Seed = Annotated[int | None, Option(help="Seed of all random numbers, instead of the recipe's.")]
+Resume = Annotated[bool, Option("--resume", help="Continue the run in --out from its newest checkpoint.")]
 DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written."
-    ),
+    bool, Option("--dry-run", help="Print what a run would need (memory, disk) and stop; nothing is written.")
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
+    str | None, Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
 from sfpp_cli.commands.console import Terminal, result
 from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
@@ -16,29 +16,27 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path | None,
-        typer.Argument(help="Recipe (a TOML file), such as examples/toyworld/self-forcing-pp.toml."),
+        Path | None, Argument(help="Recipe (a TOML file), such as examples/toyworld/self-forcing-pp.toml.")
     ] = None,
     out: RunFolder = Path("runs/train"),
     steps: Steps = None,
     seed: Seed = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--set", help="Change a key of the recipe, as in --set training.lr=1e-4.", metavar="KEY=VALUE"
         ),
     ] = None,
     preview_seconds: Annotated[
-        float | None, typer.Option(help="Length of preview videos, in seconds, if the recipe makes any.")
+        float | None, Option(help="Length of preview videos, in seconds, if the recipe makes any.")
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
     plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the curves of a run folder, finished or not, and stop.", metavar="RUN"),
+        Path | None, Option(help="Draw the curves of a run folder, finished or not, and stop.", metavar="RUN")
     ] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
+        bool, Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
     ] = False,
     device: Device = None,
 ) -> None:

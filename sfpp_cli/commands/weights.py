@@ -12,18 +12,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer import Argument, Option
 
 from sfpp_cli.commands.console import Terminal, result
 
 app = typer.Typer(help="Models: list them, look at one, fetch one, convert one.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 Student = Annotated[
     str | None,
-    typer.Option(
-        help="Other weights, as a folder or a name on the hub, for the network that makes the video."
-    ),
+    Option(help="Other weights, as a folder or a name on the hub, for the network that makes the video."),
 ]
 
 
@@ -36,15 +35,13 @@ def list_(json_: Json = False) -> None:
     if json_:
         result(json.dumps([vars(model) for model in models]))
     else:
-        rows = [
-            (model.name, model.kind, readable(model.size), model.source, model.folder) for model in models
-        ]
+        rows = [(each.name, each.kind, readable(each.size), each.source, each.folder) for each in models]
         _table(("model", "kind", "size", "source", "folder"), rows)
 
 
 @app.command()
 def show(
-    model: Annotated[str, typer.Argument(help="The embedded model's name, a folder, or a fetched name.")],
+    model: Annotated[str, Argument(help="The embedded model's name, a folder, or a fetched name.")],
     student: Student = None,
     json_: Json = False,
 ) -> None:
@@ -64,10 +61,10 @@ def show(
 @app.command()
 def pull(
     model: Annotated[
-        str, typer.Argument(help="Its name on the Hugging Face hub, owner/name; in diffusers' layout.")
+        str, Argument(help="Its name on the Hugging Face hub, owner/name; in diffusers' layout.")
     ],
     student: Annotated[
-        bool, typer.Option("--student", help="Fetch only the network that makes the video, for --student.")
+        bool, Option("--student", help="Fetch only the network that makes the video, for --student.")
     ] = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub, or go on with an interrupted download; prints its folder."""
@@ -79,39 +76,35 @@ def pull(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="Weights: .pt, .pth, .bin, .safetensors, an index of shards, or a folder.")
+        Path, Argument(help="Weights: .pt, .pth, .bin, .safetensors, an index of shards, or a folder.")
     ],
-    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    target: Annotated[Path, Argument(help="Folder to write.")],
     like: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="Release whose settings to write: self-forcing, causvid, causvid-4step, causal-forcing, "
             "causal-forcing-frame, longlive, krea, rolling-forcing, reward-forcing."
         ),
     ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(help="LoRA to merge; may be repeated.", metavar="FILE[:WEIGHT]")
+        list[str] | None, Option(help="LoRA to merge; may be repeated.", metavar="FILE[:WEIGHT]")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Model whose VAE and text encoder to copy.")] = None,
-    which: Annotated[
-        str | None, typer.Option(help="Part of a checkpoint: generator, generator_ema ...")
-    ] = None,
-    num_heads: Annotated[
-        int | None, typer.Option(help="Attention heads, where widths do not tell.", min=1)
-    ] = None,
-    chunk: Annotated[int | None, typer.Option(help="How many latent frames are made at a time.")] = None,
-    context: Annotated[int | None, typer.Option(help="How many latent frames it sees at most.")] = None,
-    sink: Annotated[int | None, typer.Option(help="How many first latent frames it never forgets.")] = None,
+    base: Annotated[str | None, Option(help="Model whose VAE and text encoder to copy.")] = None,
+    which: Annotated[str | None, Option(help="Part of a checkpoint: generator, generator_ema ...")] = None,
+    num_heads: Annotated[int | None, Option(help="Attention heads, where widths do not tell.", min=1)] = None,
+    chunk: Annotated[int | None, Option(help="How many latent frames are made at a time.")] = None,
+    context: Annotated[int | None, Option(help="How many latent frames it sees at most.")] = None,
+    sink: Annotated[int | None, Option(help="How many first latent frames it never forgets.")] = None,
     shift: Annotated[
-        float | None, typer.Option(help="How far its steps lean towards strong noise; 1: not.")
+        float | None, Option(help="How far its steps lean towards strong noise; 1: not.")
     ] = None,
-    steps: Annotated[str | None, typer.Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
+    steps: Annotated[str | None, Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
     unwarped: Annotated[
-        bool, typer.Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")
+        bool, Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")
     ] = False,
-    horizon: Annotated[int | None, typer.Option(help="Longest rollout in training, latent frames.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 (default: as it is).")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion.")] = False,
+    horizon: Annotated[int | None, Option(help="Longest rollout in training, latent frames.")] = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16, float16 (default: as it is).")] = None,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace an earlier conversion.")] = False,
 ) -> None:
     """Turn a published student into a folder that every command takes, also as --student.
 

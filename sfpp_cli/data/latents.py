@@ -39,10 +39,9 @@ class LatentWindows:
                 f"no latents in {folder}: encode some first (examples/toyworld/README.md shows how)"
             )
         rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
-        shards = {name: safe_open(folder / name, framework="pt") for name in {row["shard"] for row in rows}}
-        self.videos = [
-            (shards[row["shard"]].get_slice("latents"), row["row"], row["captions"]) for row in rows
-        ]
+        files = {name: safe_open(folder / name, framework="pt") for name in {row["shard"] for row in rows}}
+        latents = {name: file.get_slice("latents") for name, file in files.items()}
+        self.videos = [(latents[row["shard"]], row["row"], row["captions"]) for row in rows]
         self.frames = frames
         self.mid_stream = mid_stream
 

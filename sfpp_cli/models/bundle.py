@@ -15,11 +15,8 @@ from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, headers, read_config, weight_files
 from sfpp_cli.models.quiet import quiet_libraries
-from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import TextEncoder
 from sfpp_cli.models.vae import channels_last
-
-__all__ = ["SETTINGS", "Bundle", "Settings", "fingerprint", "weights_digest"]
 
 _ENDS = 2**22
 

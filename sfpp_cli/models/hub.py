@@ -7,13 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import CacheNotFound, constants, scan_cache_dir, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import CacheNotFound, constants, errors, scan_cache_dir, snapshot_download
 
 from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.models.settings import SETTINGS
@@ -91,14 +85,14 @@ def _download(name: str, patterns: list[str], offline: bool) -> Path:
 def _explain(error: Exception, name: str, offline: bool) -> str:
     """Why a model cannot be fetched, and what to do."""
     match error:
-        case HFValidationError():
+        case errors.HFValidationError():
             return f"unknown model '{name}': neither a folder that exists nor a valid hub id (owner/name)"
-        case GatedRepoError():
+        case errors.GatedRepoError():
             return f"'{name}' is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
-        case RepositoryNotFoundError():
+        case errors.RepositoryNotFoundError():
             remedy = "check the spelling, or `hf auth login` if it is private"
             return f"neither a folder '{name}' nor such a model on the hub: {remedy}"
-        case LocalEntryNotFoundError():
+        case errors.LocalEntryNotFoundError():
             absent = f"'{name}' is no folder here and not (fully) in the hub's cache"
             if constants.HF_HUB_OFFLINE:
                 return f"{absent}, and HF_HUB_OFFLINE forbids to fetch it: unset that"

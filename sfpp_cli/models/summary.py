@@ -94,18 +94,15 @@ class Summary:
             one = readable(shape.cache_bytes(1, size))
             whole = readable(shape.cache_bytes(settings.context, size))
             cache.append(f"{dtype} {one} a latent frame, {whole} in all")
+        picture = f"{settings.width}x{settings.height}"
+        past = f"context {settings.context}, sink {settings.sink}"
         lines = {
             "model": f"{self.layout.name} ({self.kind}), {self.layout.folder}",
             "weights": f"{self.layout.student}",
             **{name: f"{part.parameters / 1e6:.1f} M parameters, {part.dtype}" for name, part in parts},
             "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
-            "video": (
-                f"{settings.width}x{settings.height} at {settings.fps} fps, "
-                f"{shape.tokens} tokens a latent frame"
-            ),
-            "rollout": (
-                f"chunks of {settings.chunk} latent frames, context {settings.context}, sink {settings.sink}"
-            ),
+            "video": f"{picture} at {settings.fps} fps, {shape.tokens} tokens a latent frame",
+            "rollout": f"chunks of {settings.chunk} latent frames, {past}",
             "sampling": f"shift {settings.shift:g}, steps {' '.join(map(str, settings.steps))}",
             "trained on": f"rollouts of {settings.horizon} latent frames ({self.horizon_seconds:.1f} s)",
             "KV cache": "; ".join(cache),

@@ -113,9 +113,8 @@ def image_latent(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 def normalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """(latents - mean) / std per channel, [B, F, C, h, w]."""
-    return (latents - _channels(vae.config.latents_mean, latents)) / _channels(
-        vae.config.latents_std, latents
-    )
+    mean = _channels(vae.config.latents_mean, latents)
+    return (latents - mean) / _channels(vae.config.latents_std, latents)
 
 
 def denormalise(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.text_store import StoredPrompts, store_prompts, text_origin
 from sfpp_cli.data.trajectories import TrajectoryStore
 from sfpp_cli.devices import pick_dtype
-from sfpp_cli.models.bundle import SETTINGS, Bundle
-from sfpp_cli.models.settings import Settings
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import image_latent
 from sfpp_cli.training.context import RunContext
@@ -78,7 +78,7 @@ def trajectory_regression(
         chunk=settings.chunk,
         context=settings.context,
         seed=recipe.seed,
-        save_extra=partial(_save_settings, settings),
+        save_extra=lambda folder: settings.write(folder / SETTINGS),
     )
     return Task(objective, [student], _preview(recipe, bundle, settings, student, prompts, text, run))
 
@@ -123,7 +123,7 @@ def matching_objective(
         seed=recipe.seed,
         image_latent=encode_image,
         videos=videos,
-        save_extra=partial(_save_settings, settings),
+        save_extra=lambda folder: settings.write(folder / SETTINGS),
     )
 
 
@@ -150,9 +150,8 @@ def add_adapter(student: CausalWanModel, rank: int) -> None:
 
     layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
     student.requires_grad_(False)
-    student.add_adapter(
-        LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
-    )
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
+    student.add_adapter(config)
 
 
 def _first_student(recipe: StudentRecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:
@@ -191,8 +190,3 @@ def _preview(
             return previewer(student, step, write=run.ranks.first)
 
     return preview
-
-
-def _save_settings(settings: Settings, folder: Path) -> None:
-    """Beside a student's weights: how it wants to be rolled out."""
-    settings.write(folder / SETTINGS)

@@ -209,17 +209,14 @@ def _kind_of(objective: Any, kinds: tuple[type[Any], ...], path: Path) -> Any:
     known = {_objective(kind): kind for kind in kinds}
     if isinstance(objective, str) and objective in known:
         return known[objective]
-    for kind, command in COMMANDS.items():
+    for kind, verb in COMMANDS.items():
         if objective == _objective(kind):
-            raise UserError(
-                f"{path}: 'objective' {objective!r} is for another command: sfpp {command} {path}"
-            )
+            raise UserError(f"{path}: 'objective' {objective!r} is for another command: sfpp {verb} {path}")
     names = ", ".join(f"'{name}'" for name in known)
     if objective is None:
         raise UserError(f"{path}: 'objective' is missing: it is one of {names}")
-    raise UserError(
-        f"{path}: 'objective' must be one of {names}, not {objective!r}" + suggest(str(objective), known)
-    )
+    near = suggest(str(objective), known)
+    raise UserError(f"{path}: 'objective' must be one of {names}, not {objective!r}{near}")
 
 
 def _take_removed(table: dict[str, Any]) -> list[Fault]:
