@@ -254,9 +254,9 @@ def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights
     return model.eval()
 
 
-def _first(names: Sequence[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
