@@ -99,16 +99,13 @@ def slug(prompt: str, limit: int = 60) -> str:
     tools split names there.
     """
     text = unicodedata.normalize("NFKD", prompt).casefold()
-    words = "".join(_name_part(character) for character in text).split()
-    name = "-".join(words)
+    name = "-".join("".join(map(_name_part, text)).split())
     if len(name) > limit:
         name = name[: limit + 1].rpartition("-")[0] or name[:limit]
     if not name:
         return f"prompt-{hashlib.sha256(prompt.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    return f"prompt-{name}" if _WINDOWS_DEVICE.fullmatch(name) else name
-
-
-_WINDOWS_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)\d")
+    reserved = re.fullmatch(r"con|prn|aux|nul|(com|lpt)\d", name)  # names of devices on Windows
+    return f"prompt-{name}" if reserved else name
 
 
 def _name_part(character: str) -> str:

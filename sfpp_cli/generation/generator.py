@@ -51,7 +51,7 @@ class ModelOptions:
             raise UserError(f"--tile {self.tile}: it takes 2 latent cells or more")
 
     def sampler(self, settings: Settings) -> Sampler:
-        """How the student samples: as it was trained, but for what is asked here. Or a UserError."""
+        """How the student samples: as trained, but for what is asked here. UserError if that cannot be."""
         sampler = settings.sampler(context=self.context, sink=self.sink)
         if sampler.sink < 0 or sampler.context - sampler.sink < sampler.chunk:
             raise UserError(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import normal, seeded
@@ -16,15 +14,12 @@ from sfpp_cli.core.ode import trajectory
 from sfpp_cli.data.trajectories import missing_shards, write_index, write_shard
 from sfpp_cli.models.bundle import Bundle, weights_digest
 from sfpp_cli.training.context import RunContext
+from sfpp_cli.training.objectives import EncodeText
 from sfpp_cli.training.recipes import StudentRecipe
 
 
 def make_pairs(
-    bundle: Bundle,
-    recipe: StudentRecipe,
-    prompts: list[str],
-    text: Callable[[list[str]], Tensor],
-    run: RunContext,
+    bundle: Bundle, recipe: StudentRecipe, prompts: list[str], text: EncodeText, run: RunContext
 ) -> None:
     """Generate the missing shards of the teacher's trajectories; ranks share them out, none is made twice."""
     pairs = recipe.pairs
@@ -36,9 +31,8 @@ def make_pairs(
     sizes = [min(pairs.batch, pairs.count - first) for first in range(0, pairs.count, pairs.batch)]
     missing = missing_shards(folder, sizes, origin)
     if ranks.first:
-        run.progress.say(
-            f"{pairs.count} trajectories in {folder}: {len(missing)} of {len(sizes)} shards to do"
-        )
+        todo = f"{len(missing)} of {len(sizes)} shards to do"
+        run.progress.say(f"{pairs.count} trajectories in {folder}: {todo}")
     mine = [shard for shard in missing if shard % ranks.world == ranks.rank]
     with run.progress.stage("trajectories", len(mine)) as advance:
         for done, shard in enumerate(mine, start=1):

@@ -135,7 +135,7 @@ class MatchingRecipe:
     seed: Seed = 0
 
     def settings_for(self, layout: Layout) -> Settings:
-        """The trained student's settings: context, noise and rollouts of the recipe. Or a UserError."""
+        """The trained student's settings, as the recipe has them. UserError if they do not fit together."""
         wanted = {
             "horizon": self.dmd.frames or self.dmd.horizon or layout.teacher_horizon,
             "context": self.context,

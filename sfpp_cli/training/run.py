@@ -121,16 +121,14 @@ def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:
                 run.progress.say(how_long(record["step_s"], training.steps - step))
             advance(step, {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
 
+        watch = partial(gauges, task=task, run=run)
         try:
-            trainer = Trainer(
-                task.objective, training, run.out, run.ranks, on_step, partial(gauges, task=task, run=run)
-            )
+            trainer = Trainer(task.objective, training, run.out, run.ranks, on_step, watch)
             prepare(task.networks, training)
             trainer.run()
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; the same command with --resume goes on from the last checkpoint in {run.out}"
-            ) from None
+            last = f"the last checkpoint in {run.out}"
+            raise Interrupted(f"interrupted; the same command with --resume goes on from {last}") from None
     if run.ranks.first:
         from sfpp_cli.training.curves import plot_run  # matplotlib is slow to import
 
