@@ -218,5 +218,4 @@ def _value(video: Video, metric: str) -> float | None:
 
 
 def _names(videos: Sequence[Video], part: str) -> list[str]:
-    """Keys of a part of the videos, in order of appearance."""
     return list(dict.fromkeys(name for video in videos for name in video.get(part) or {}))

@@ -82,18 +82,17 @@ def _measure_all(
     """The outcome of every file: from the cache where it is known, else measured."""
     entries: dict[int, Path] = {}
     outcomes: dict[int, Outcome] = {}
-    for index, file in enumerate(files):
-        if cache is None:
-            break
-        try:
-            entries[index] = cache / f"{_key(file, parameters)}.json"
-        except UserError as error:
-            outcomes[index] = str(error)
-            continue
-        with suppress(OSError, ValueError):
-            known = json.loads(entries[index].read_text())
-            if isinstance(known, dict):
-                outcomes[index] = known
+    if cache is not None:
+        for index, file in enumerate(files):
+            try:
+                entries[index] = cache / f"{_key(file, parameters)}.json"
+            except UserError as error:
+                outcomes[index] = str(error)
+                continue
+            with suppress(OSError, ValueError):
+                known = json.loads(entries[index].read_text())
+                if isinstance(known, dict):
+                    outcomes[index] = known
     missing = {index: file for index, file in enumerate(files) if index not in outcomes}
     count = min(workers or os.cpu_count() or 1, len(missing))
     if count > 1:
@@ -104,7 +103,7 @@ def _measure_all(
     with stage as advance:
         for index, outcome in measuring:
             outcomes[index] = outcome
-            if isinstance(outcome, dict) and cache is not None:
+            if isinstance(outcome, dict) and index in entries:
                 atomic_write(entries[index], json.dumps(outcome))
             if advance:
                 advance(len(outcomes), {})
@@ -149,7 +148,11 @@ def _in_pool(
                     )
                 yield index, outcome
         except BaseException:  # Ctrl-C, or whoever takes the outcomes has failed
-            _end(pool)
+            # without waiting for the videos that are being measured; from Python 3.14 on, `terminate_workers`
+            processes = list(pool._processes.values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
             raise
 
 
@@ -168,11 +171,3 @@ def _single_threaded() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _end(pool: ProcessPoolExecutor) -> None:
-    """Without waiting for the videos that are being measured; from Python 3.14 on, `terminate_workers`."""
-    processes = list(pool._processes.values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()

@@ -38,11 +38,13 @@ def inspect(path: Path) -> VideoInfo:
     gaps = np.diff(seconds)
     if not gaps.size:
         return info
-    if not _is_constant(gaps, tick):
-        usual = max(1, round(1 / float(np.median(gaps))))
+    usual = float(np.median(gaps))
+    # equal to within two per cent and the clock's tick, which in WebM is half a frame or so
+    if not usual or (np.abs(gaps - usual) > 1.01 * tick + 0.02 * usual).any():
+        rate = max(1, round(1 / (usual or tick)))
         raise UserError(
             f"{path} has a variable frame rate, so times and motion would be wrong; make it constant first: "
-            f"ffmpeg -i IN -vf fps={usual} OUT"
+            f"ffmpeg -i IN -vf fps={rate} OUT"
         )
     shown = 1 / float(gaps.mean())
     # the header of a short GIF claims another rate than the one at which its frames are shown
@@ -69,12 +71,6 @@ def _frame_times(path: Path) -> tuple[NDArray[np.float64], float]:
     tick = int(base[1]) / int(base[2]) if base else 1.0
     ticks = sorted(int(time) for time in re.findall(r"^0, *-?\d+, *(-?\d+),", listing, re.MULTILINE))
     return np.array(ticks, np.float64) * tick, tick
-
-
-def _is_constant(gaps: NDArray[np.float64], tick: float) -> bool:
-    """Whether all gaps are equal to within two per cent and the clock's tick (in WebM half a frame or so)."""
-    usual = float(np.median(gaps))
-    return usual > 0 and bool((np.abs(gaps - usual) <= 1.01 * tick + 0.02 * usual).all())
 
 
 def sidecar(path: Path) -> dict[str, Any]:

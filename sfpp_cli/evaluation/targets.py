@@ -53,9 +53,8 @@ def _with_prompts(targets: Sequence[Target], path: Path) -> list[Target]:
     """The targets with the prompts of a file, and with its seeds where no other is known."""
     lines = read_prompts(path)
     if len(lines) != len(targets):
-        raise UserError(
-            f"{path} has {len(lines)} prompts for {len(targets)} videos: give one for each, in their order"
-        )
+        counts = f"{len(lines)} prompts for {len(targets)} videos"
+        raise UserError(f"{path} has {counts}: give one for each, in their order")
     return [
         replace(target, prompt=line.prompt, seed=line.seed if target.seed is None else target.seed)
         for target, line in zip(targets, lines, strict=True)
@@ -70,6 +69,7 @@ def _system_names(places: Sequence[Path]) -> list[str | None]:
 
 def _manifest(path: Path) -> list[Target]:
     """What `sfpp generate --json` prints, or a list of such videos; relative paths start at the manifest."""
+    takes = "the JSON that `sfpp generate --json` prints"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         videos = content["videos"] if isinstance(content, dict) else content
@@ -78,10 +78,6 @@ def _manifest(path: Path) -> list[Target]:
             for video in videos
         ]
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({reason(error)}): give the JSON that `sfpp generate --json` prints"
-        ) from error
+        raise UserError(f"{path} cannot be read ({reason(error)}): give {takes}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path} is no manifest ({error!r}): it takes the JSON that `sfpp generate --json` prints"
-        ) from error
+        raise UserError(f"{path} is no manifest ({error!r}): it takes {takes}") from error

@@ -173,11 +173,10 @@ def _group(sudden: NDArray[np.bool_], miniatures: Frames) -> list[Jump]:
     if not places.size:
         return []
     runs = np.split(places, np.flatnonzero(np.diff(places) > _MERGED) + 1)
-    return [_jump(int(run[0]), int(run[-1]) + 1, miniatures) for run in runs if run[-1] - run[0] < _LONGEST]
-
-
-def _jump(start: int, end: int, miniatures: Frames) -> Jump:
-    before = miniatures[start - 1].astype(np.float64)
-    after = miniatures[end - 1].astype(np.float64)
-    cells = ((after - before) ** 2).reshape(-1, 3).mean(1)
-    return Jump(start, end, sqrt(float(np.median(cells))) / 255)
+    jumps = []
+    for start, last in ((int(run[0]), int(run[-1])) for run in runs):
+        if last - start < _LONGEST:
+            change = miniatures[last].astype(np.float64) - miniatures[start - 1]
+            cells = (change**2).reshape(-1, 3).mean(1)
+            jumps.append(Jump(start, last + 1, sqrt(float(np.median(cells))) / 255))
+    return jumps

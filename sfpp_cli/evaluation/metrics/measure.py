@@ -165,10 +165,7 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
 
 
 def _similarity_metrics(similarity: repetition.Similarity | None, fps: float) -> dict[str, float | None]:
+    names = ("self_similarity_seconds", "self_similarity_rms", "self_similarity_share")
     if similarity is None:
-        return dict.fromkeys(("self_similarity_seconds", "self_similarity_rms", "self_similarity_share"))
-    return {
-        "self_similarity_seconds": similarity.offset / fps,
-        "self_similarity_rms": similarity.rms,
-        "self_similarity_share": similarity.share,
-    }
+        return dict.fromkeys(names)
+    return dict(zip(names, (similarity.offset / fps, similarity.rms, similarity.share), strict=True))

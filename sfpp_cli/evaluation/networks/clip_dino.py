@@ -194,26 +194,25 @@ def model_metrics(
     and `clips`; None where there is nothing to compare), each only where its model is loaded, and always
     `parameters`.
     """
-    chosen = [_chosen(clip, frames_a_clip) for clip in clips]
+    chosen = [
+        [start + index for index in SheetSampler(end - start, frames_a_clip or end - start).indices]
+        for start, end in clips
+    ]
     there = {"clip": models.clip, "dino": models.dino}
     readers = {name: features for name, features in there.items() if features}
     seen = _features(path, {index for clip in chosen for index in clip}, readers)
     results: dict[str, Any] = {}
     if models.text and prompt:
         vector, cut = models.text(prompt)
-        results["clip_text_alignment"] = {**_alignment(vector, seen["clip"], chosen), "prompt_cut": cut}
+        values = [fmean(100 * float(vector @ seen["clip"][index]) for index in clip) for clip in chosen]
+        mean = fmean(values) if values else None
+        results["clip_text_alignment"] = {"mean": mean, "clips": values, "prompt_cut": cut}
     for name, metric in (("dino", "subject_consistency"), ("clip", "background_consistency")):
         if name in readers:
             results[metric] = _consistencies(seen[name], chosen)
     names = {name: features.name for name, features in readers.items()}
     parameters = {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE}
     return results | {"parameters": parameters}
-
-
-def _chosen(clip: tuple[int, int], count: int | None) -> list[int]:
-    """Frames of a clip to look at, its first among them."""
-    start, end = clip
-    return [start + index for index in SheetSampler(end - start, count or end - start).indices]
 
 
 def _features(path: Path, wanted: set[int], readers: Mapping[str, Features]) -> dict[str, dict[int, Tensor]]:
@@ -237,11 +236,6 @@ def _numbered(path: Path, wanted: set[int]) -> Iterator[tuple[int, Frames]]:
         raise UserError(
             f"{path} has {index + 1} frames, but its clips go on to {max(wanted) + 1}; it may be cut short"
         )
-
-
-def _alignment(prompt: Tensor, seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -> dict[str, Any]:
-    values = [fmean(100 * float(prompt @ seen[index]) for index in clip) for clip in clips]
-    return {"mean": fmean(values) if values else None, "clips": values}
 
 
 def _consistencies(seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -> dict[str, Any]:

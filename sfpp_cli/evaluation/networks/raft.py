@@ -133,7 +133,12 @@ def dynamic_clips(
     looked at once. `advance` is told the frames read. UserError for a side that RAFT cannot take, and where
     the video ends before its clips do.
     """
-    _check_size(path, size)
+    left, right, above, below = padding(*size)
+    if min(size[0] + left + right, size[1] + above + below) < SHORTEST_SIDE:
+        raise UserError(
+            f"{path} is too small for RAFT's dynamic degree: {size[0]}x{size[1]}, "
+            f"and no side may be below {SHORTEST_SIDE}"
+        )
     step = stride(fps)
     seconds = [range(start + step, end, step) for start, end in clips]
     wanted = {index for clip in seconds for index in clip}
@@ -150,12 +155,3 @@ def dynamic_clips(
     kept = [len(range(start, end, step)) for start, end in clips]
     tops = [np.array([top[index] for index in clip]) for clip in seconds]
     return [is_dynamic(clip, count, size) for clip, count in zip(tops, kept, strict=True)]
-
-
-def _check_size(path: Path, size: tuple[int, int]) -> None:
-    left, right, top, bottom = padding(*size)
-    if min(size[0] + left + right, size[1] + top + bottom) < SHORTEST_SIDE:
-        raise UserError(
-            f"{path} is too small for RAFT's dynamic degree: {size[0]}x{size[1]}, "
-            f"and no side may be below {SHORTEST_SIDE}"
-        )

@@ -38,7 +38,9 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
 
     right = WIDTH - _RIGHT
     floor = HEIGHT - _BOTTOM
-    parts = [_rect("usual", _LEFT, y(panel.usual[1]), right, y(panel.usual[0]))]
+    below, above = map(y, panel.usual)
+    size = f'width="{right - _LEFT:.1f}" height="{max(below - above, 1.0):.1f}"'
+    parts = [f'<rect class="usual" x="{_LEFT:.1f}" y="{above:.1f}" {size}/>']
     for value in ticks(bottom, top):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
@@ -53,8 +55,8 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
         style = color_class(band.color)
         seconds = [x(second) for second in panel.seconds]
         if band.videos > 1:
-            area = _area(seconds, [y(v) for v in band.low], [y(v) for v in band.high])
-            parts.append(f'<path class="band {style}" d="{area}"/>')
+            edge = [y(v) for v in [*band.low, *reversed(band.high)]]
+            parts.append(f'<path class="band {style}" d="{_line([*seconds, *reversed(seconds)], edge)}Z"/>')
         parts.append(f'<path class="line {style}" d="{_line(seconds, [y(v) for v in band.mean])}"/>')
     for row, (second, text) in enumerate(marks):
         parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
@@ -89,11 +91,6 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     return [round(place * step, 12) for place in range(first, last + 1)]
 
 
-def _rect(style: str, left: float, top: float, right: float, bottom: float) -> str:
-    size = f'width="{right - left:.1f}" height="{max(bottom - top, 1.0):.1f}"'
-    return f'<rect class="{style}" x="{left:.1f}" y="{top:.1f}" {size}/>'
-
-
 def _mark(x: float, top: float, floor: float, text: str) -> list[str]:
     """An upright line with its words on the side that has room."""
     side, anchor = (-4, "end") if x > WIDTH / 2 else (4, "start")
@@ -107,10 +104,6 @@ def _mark(x: float, top: float, floor: float, text: str) -> list[str]:
 def _line(xs: Sequence[float], ys: Sequence[float]) -> str:
     """A path through the points; NaN points are left out (they are at the ends only)."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
-
-
-def _area(xs: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> str:
-    return _line([*xs, *reversed(xs)], [*lows, *reversed(highs)]) + "Z"
 
 
 # --- PNG ------------------------------------------------------------------------------------------------

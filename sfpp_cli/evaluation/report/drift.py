@@ -67,10 +67,8 @@ class Drift:
     def ends(self) -> dict[str, tuple[str, str]]:
         """First and last figure of every system, as people read them."""
         decimals = places([end for band in self.systems.values() for end in (band.first, band.last)])
-        return {
-            name: (number(band.first, decimals), number(band.last, decimals))
-            for name, band in self.systems.items()
-        }
+        bands = self.systems.items()
+        return {name: (number(band.first, decimals), number(band.last, decimals)) for name, band in bands}
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -100,34 +98,29 @@ def drifts(
     curves = {name: None for video in everything for name in video.get("curves") or {}}
     order = [name for name in LABELS if name in curves] + [name for name in curves if name not in LABELS]
     longest = max((float(video.get("seconds") or 0) for video in everything), default=0.0)
-    panels = (
-        _drift(systems, name, reference, longest, bins, color) for name in order if not names or name in names
-    )
-    return [panel for panel in panels if panel is not None]
-
-
-def _drift(
-    systems: Mapping[str, Sequence[Video]], name: str, reference: float, longest: float, bins: int, color: int
-) -> Drift | None:
-    """None where no video has a finite value of this curve."""
-    samples = {
-        system: [curve for video in videos if (curve := _samples(video, name)) is not None]
-        for system, videos in systems.items()
-    }
-    curves = [curve for members in samples.values() for curve in members]
-    if not curves:
-        return None
-    longest = max(longest, *(float(seconds[-1]) for seconds, _ in curves), 1e-3)
-    bins = max(2, min(bins, max(len(seconds) for seconds, _ in curves)))
-    centres = (np.arange(bins) + 0.5) * longest / bins
-    bands = {
-        system: _band(members, centres, reference, color + place)
-        for place, (system, members) in enumerate(samples.items())
-        if members
-    }
-    early = np.concatenate([_end(curve, reference) for curve in curves])
-    low, high = np.percentile(early, USUAL)
-    return Drift(name, centres, bands, (float(low), float(high)), min(reference, longest / 3))
+    panels = []
+    for name in order:
+        if names and name not in names:
+            continue
+        samples = {
+            system: [curve for video in videos if (curve := _samples(video, name)) is not None]
+            for system, videos in systems.items()
+        }
+        found = [curve for members in samples.values() for curve in members]
+        if not found:
+            continue
+        end = max(longest, *(float(seconds[-1]) for seconds, _ in found), 1e-3)
+        points = max(2, min(bins, max(len(seconds) for seconds, _ in found)))
+        centres = (np.arange(points) + 0.5) * end / points
+        bands = {
+            system: _band(members, centres, reference, color + place)
+            for place, (system, members) in enumerate(samples.items())
+            if members
+        }
+        early = np.concatenate([_end(curve, reference) for curve in found])
+        low, high = np.percentile(early, USUAL)
+        panels.append(Drift(name, centres, bands, (float(low), float(high)), min(reference, end / 3)))
+    return panels
 
 
 def _samples(video: Video, name: str) -> tuple[Array, Array] | None:
