@@ -76,12 +76,13 @@ def run(
     models, raft, skipped = _load_models(options)
     for line in skipped:
         progress.say(line)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     result = evaluate(
         [target.path for target in targets],
         parameters=parameters,
         prompts=[target.prompt for target in targets],
         workers=options.workers,
-        cache=_cache_folder() if options.cache else None,
+        cache=Path(home, "sfpp", "evaluation") if options.cache else None,
         progress=progress,
     )
     result["failed"] = [*failed, *result["failed"]]
@@ -120,10 +121,6 @@ def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, opti
     if expected.requests:
         left_out = f", without the {unknown} whose prompt is unknown" if unknown else ""
         raise UserError(f"judging would send {expected}{left_out}: add --yes to send that")
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfpp" / "evaluation"
 
 
 def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | None, list[str]]:

@@ -36,18 +36,16 @@ _TOKENS_A_TILE = 258
 
 @dataclass(frozen=True)
 class Estimate:
-    """What judging will take, roughly."""
+    """What judging will take, roughly: `requests` if every first answer is usable, and at most if none is.
+    `cost` is that of `requests`, in the currency of the prices."""
 
     requests: int
-    """If every first answer is usable."""
     requests_at_most: int
-    """If none is."""
     images: int
     whole_videos: int
     input_tokens: int
     output_tokens: int
     cost: float | None = None
-    """Of `requests`, in the currency of the prices."""
 
     def __str__(self) -> str:
         counts = ((self.images, "pictures"), (self.whole_videos, "whole videos"))

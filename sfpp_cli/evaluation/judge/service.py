@@ -94,9 +94,6 @@ class Clock:
     chance: Callable[[], float] = field(default_factory=lambda: random.Random().random)
 
 
-# --- the two protocols ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class BackEnd:
     """A protocol: where it lives, how its key travels, how a question is put and where the answer stands."""
@@ -185,9 +182,6 @@ def _is_address(text: str) -> bool:
     except ValueError:  # half a pair of brackets
         return False
     return bool(host and re.match("https?://", text) and not re.search(r"[@?#\s]", text))
-
-
-# --- the wire -------------------------------------------------------------------------------------------
 
 
 class Unusable(Exception):

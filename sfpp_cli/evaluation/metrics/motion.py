@@ -153,7 +153,12 @@ def windowed_variance(values: Curve, window: int = 8) -> Curve:
 
 def spikes(values: Curve, fps: float, ratio: float, floor: float) -> NDArray[np.bool_]:
     """Where a value is `ratio` times the median of the second around it and `floor` above; NaN never is."""
-    window = max(3, round(fps)) | 1
-    padded = np.pad(np.nan_to_num(values), window // 2, mode="edge")
-    usual = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
+    usual = rolling_quantile(np.nan_to_num(values), max(3, round(fps)) | 1, 0.5)
     return np.asarray(np.nan_to_num(values) > np.maximum(ratio * usual, usual + floor), np.bool_)
+
+
+def rolling_quantile(values: Curve, window: int, quantile: float) -> Curve:
+    """Quantile of the `window` values around each, the ends repeated."""
+    padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+    views = np.lib.stride_tricks.sliding_window_view(padded, window)
+    return np.asarray(np.quantile(views, quantile, axis=1), np.float64)

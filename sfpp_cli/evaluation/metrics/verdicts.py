@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.borders import Changes, Jump
-from sfpp_cli.evaluation.metrics.motion import Curve
+from sfpp_cli.evaluation.metrics.motion import Curve, rolling_quantile
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import Similarity
 from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, reference_frames, smooth
@@ -27,15 +27,12 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What verdicts are reached from."""
+    """What verdicts are reached from: curves [T]; None for `similarity` if the video is too short; (W, H)."""
 
     curves: Mapping[str, Curve]
-    """Each [T]."""
     changes: Changes
     similarity: Similarity | None
-    """None where the video is too short."""
     size: tuple[int, int]
-    """(W, H)."""
     fps: float
     parameters: Parameters
 
@@ -127,8 +124,9 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
     do not lower it.
     """
     parameters = evidence.parameters
-    flow = _rolling_quantile(evidence.curves["flow_top5"], evidence.second, 0.75)
-    pace = flow * evidence.fps / min(evidence.size)
+    flow = evidence.curves["flow_top5"]
+    filled = np.where(np.isfinite(flow), flow, np.nan_to_num(flow[1:2]).sum())  # the first frame has no flow
+    pace = rolling_quantile(filled, evidence.second, 0.75) * evidence.fps / min(evidence.size)
     usual = float(np.median(pace[evidence.reference]))
     contrast = smooth(evidence.curves["contrast"], evidence.second)
     visible = contrast > parameters.stagnation_contrast * float(np.mean(contrast[evidence.reference]))
@@ -218,11 +216,3 @@ def _first_run(mask: Mask, length: int) -> int | None:
         if end - start >= max(1, length):
             return int(start)
     return None
-
-
-def _rolling_quantile(values: Curve, window: int, quantile: float) -> Curve:
-    """Quantile of the `window` values around each; the first, which is NaN for flow, counts as the second."""
-    filled = np.where(np.isfinite(values), values, np.nan_to_num(values[1:2]).sum())
-    padded = np.pad(filled, (window // 2, window - 1 - window // 2), mode="edge")
-    views = np.lib.stride_tricks.sliding_window_view(padded, window)
-    return np.asarray(np.quantile(views, quantile, axis=1), np.float64)

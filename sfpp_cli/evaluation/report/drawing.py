@@ -15,8 +15,6 @@ from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import label, printable
 from sfpp_cli.figures import COLORS, GRID, INK, figure_of, style_axes, write_png
 
-# --- SVG ------------------------------------------------------------------------------------------------
-
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
 _LINE = 12
@@ -104,9 +102,6 @@ def _mark(x: float, top: float, floor: float, text: str) -> list[str]:
 def _line(xs: Sequence[float], ys: Sequence[float]) -> str:
     """A path through the points; NaN points are left out (they are at the ends only)."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True) if not math.isnan(y))
-
-
-# --- PNG ------------------------------------------------------------------------------------------------
 
 
 def write_panels(panels: Sequence[Drift], path: Path) -> None:

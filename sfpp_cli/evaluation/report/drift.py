@@ -29,34 +29,31 @@ USUAL = (5, 95)
 
 @dataclass(frozen=True)
 class Band:
-    """One system on one panel. Arrays have a value for each point, NaN where no video has one."""
+    """One system on one panel: `videos` of it have the curve, `first` and `last` are the means over them of
+    their first and last reference seconds, `color` is the system's number among all.
+
+    Arrays have a value for each point, NaN where no video has one; `low` to `high` hold the middle videos.
+    """
 
     mean: Array
     low: Array
     high: Array
-    """The band that holds the middle of the videos."""
     videos: int
-    """How many videos have the curve."""
     first: float
     last: float
-    """Means over the videos of their first and last reference seconds."""
     color: int
-    """The system's number among all systems."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A panel: one curve of all systems."""
+    """A panel: one curve, at points `seconds`, of all systems that have it, with the grey band `usual` (low,
+    high) of the first `reference` seconds, which are a third of a short video."""
 
     name: str
     seconds: Array
-    """Where the points are, in seconds."""
     systems: dict[str, Band]
-    """The systems that have the curve."""
     usual: tuple[float, float]
-    """Lower and upper end of the grey band."""
     reference: float
-    """Seconds at the beginning that the rest is held against; in a short video a third of it."""
 
     @property
     def longest(self) -> float:

@@ -23,15 +23,13 @@ QUALITY = 82
 
 @dataclass(frozen=True)
 class Still:
-    """A picture of a film strip."""
+    """A picture of a film strip: how far into the video it is, its size, and itself as a data URI."""
 
     percent: int
     seconds: float
-    """How far into the video."""
     width: int
     height: int
     source: str
-    """The picture itself, as a data URI."""
 
 
 def filmstrip(video: Video, frames: Sequence[Frames] | None = None) -> list[Still]:

@@ -9,18 +9,9 @@ from typing import Any
 from urllib.parse import quote
 
 from sfpp_cli.evaluation.compare import Video, finite
+from sfpp_cli.evaluation.report import labels
 from sfpp_cli.evaluation.report.drift import Drift, drifts
 from sfpp_cli.evaluation.report.filmstrip import Still
-from sfpp_cli.evaluation.report.labels import (
-    VERDICTS,
-    fired_verdicts,
-    label,
-    ordered,
-    plural,
-    verdict_title,
-    verdicts_of,
-    written,
-)
 
 CURVES = ("luma", "sharpness", "flow_mean")
 """What is drawn for every single video, with the seconds at which its verdicts fired."""
@@ -57,8 +48,8 @@ def video_cards(
 def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], out: Path) -> dict[str, Any]:
     path = Path(str(video.get("path", "")))
     metrics = video.get("metrics") or {}
-    verdicts = verdicts_of(video)
-    evidence = {verdict_title(name): _evidence(verdict) for name, verdict in verdicts.items()}
+    verdicts = labels.verdicts_of(video)
+    evidence = {labels.verdict_title(name): _evidence(verdict) for name, verdict in verdicts.items()}
     return {
         "video": video,
         "name": path.name,
@@ -66,14 +57,19 @@ def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], out: Path) 
         "stills": [] if isinstance(pictures, str) else pictures,
         "no_pictures": pictures if isinstance(pictures, str) else "",
         "verdicts": verdicts,
-        "fired": bool(fired_verdicts(video)),
+        "fired": bool(labels.fired_verdicts(video)),
         "player": _player(path, out),
         "panels": panels,
         "marks": onset_marks(video),
-        "metrics": {label(name).title: written(metrics[name]) for name in ordered(metrics, minor=False)},
-        "minor": {label(name).title: written(metrics[name]) for name in ordered(metrics, minor=True)},
+        "metrics": _numbers(metrics, minor=False),
+        "minor": _numbers(metrics, minor=True),
         "evidence": {title: said for title, said in evidence.items() if said},
     }
+
+
+def _numbers(metrics: Mapping[str, Any], *, minor: bool) -> dict[str, str]:
+    names = labels.ordered(metrics, minor=minor)
+    return {labels.label(name).title: labels.written(metrics[name]) for name in names}
 
 
 def _about(video: Video) -> str:
@@ -83,7 +79,7 @@ def _about(video: Video) -> str:
         f"{video['seconds']:.1f} s" if video.get("seconds") is not None else "",
         f"{video['width']}\N{MULTIPLICATION SIGN}{video['height']}" if video.get("width") else "",
         f"{video['fps']:g} fps" if video.get("fps") else "",
-        plural(video["frames"], "frame") if video.get("frames") else "",
+        labels.plural(video["frames"], "frame") if video.get("frames") else "",
     ]
     return SEPARATOR.join(filter(None, parts))
 
@@ -107,16 +103,16 @@ def _player(path: Path, out: Path) -> dict[str, Any]:
 def _evidence(verdict: Mapping[str, Any]) -> str:
     """The numbers that a verdict rests on, if it has any."""
     numbers = {key: value for key, value in verdict.items() if key not in ("fired", "onset_seconds")}
-    return ", ".join(f"{key.replace('_', ' ')} {written(value)}" for key, value in numbers.items())
+    return ", ".join(f"{key.replace('_', ' ')} {labels.written(value)}" for key, value in numbers.items())
 
 
 def onset_marks(video: Video) -> dict[str, list[tuple[float, str]]]:
     """For each curve the seconds that are marked on it and what begins there, in order of time."""
     marks: dict[str, list[tuple[float, str]]] = {}
-    for name, verdict in fired_verdicts(video).items():
+    for name, verdict in labels.fired_verdicts(video).items():
         onset = finite(verdict.get("onset_seconds"))
-        if onset is not None and name in VERDICTS:
-            title, curves = VERDICTS[name]
+        if onset is not None and name in labels.VERDICTS:
+            title, curves = labels.VERDICTS[name]
             for curve in curves:
                 marks.setdefault(curve, []).append((onset, title.lower()))
     return {curve: sorted(entries) for curve, entries in marks.items()}

@@ -9,16 +9,8 @@ from typing import Any
 
 from sfpp_cli.evaluation.compare import FEW, Video
 from sfpp_cli.evaluation.json_text import plain
+from sfpp_cli.evaluation.report import labels
 from sfpp_cli.evaluation.report.drift import Drift
-from sfpp_cli.evaluation.report.labels import (
-    fired_verdicts,
-    interval,
-    places,
-    plural,
-    signed,
-    verdict_names,
-    verdict_title,
-)
 from sfpp_cli.evaluation.report.videos import onset_marks
 
 
@@ -37,7 +29,7 @@ def page_of(
         "lead": _lead(result, compared),
         "systems": summaries,
         "colors": {name: place for place, name in enumerate(systems)},
-        "verdicts": verdict_names(list(summaries.values())),
+        "verdicts": labels.verdict_names(list(summaries.values())),
         "metrics": {name for summary in summaries.values() for name in summary["metrics"]},
         "pairs": compared["pairs"],
         "level": compared["level"],
@@ -58,9 +50,9 @@ def page_of(
 def _title(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> str:
     if not videos:
         return "No video measured"
-    counted = plural(len(videos), "video")
+    counted = labels.plural(len(videos), "video")
     if len(systems) > 1:
-        return f"{counted} of {plural(len(systems), 'system')}"
+        return f"{counted} of {labels.plural(len(systems), 'system')}"
     [name] = systems
     return f"{counted} of {name}" if any(video.get("system") for video in videos) else counted
 
@@ -69,7 +61,7 @@ def _lead(result: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
     videos: list[Video] = list(result.get("videos") or [])
     said = [_verdicts_in_short(videos, compared), *map(_first_difference, compared["pairs"][:1])]
     if result.get("failed"):
-        said.append(f"{plural(len(result['failed']), 'input')} could not be measured.")
+        said.append(f"{labels.plural(len(result['failed']), 'input')} could not be measured.")
     return " ".join(filter(None, said)) or "Nothing was judged."
 
 
@@ -78,11 +70,11 @@ def _verdicts_in_short(videos: Sequence[Video], compared: Mapping[str, Any]) -> 
     judged = [video for video in videos if video.get("verdicts")]
     if not judged:
         return ""
-    silent = sum(not fired_verdicts(video) for video in judged)
+    silent = sum(not labels.fired_verdicts(video) for video in judged)
     if silent == len(judged):
         said = "No failure signature fired."
     elif silent:
-        said = f"No failure signature in {silent} of {plural(len(judged), 'video')}."
+        said = f"No failure signature in {silent} of {labels.plural(len(judged), 'video')}."
     elif len(judged) > 1:
         said = "Every video shows a failure signature."
     else:
@@ -90,9 +82,9 @@ def _verdicts_in_short(videos: Sequence[Video], compared: Mapping[str, Any]) -> 
     tallies = [system["verdicts"] for system in compared["systems"].values()]
     counts = {
         name: sum(tally[name]["fired"] for tally in tallies if name in tally)
-        for name in verdict_names(videos)
+        for name in labels.verdict_names(videos)
     }
-    fired = [f"{verdict_title(name).lower()} in {count}" for name, count in counts.items() if count]
+    fired = [f"{labels.verdict_title(name).lower()} in {count}" for name, count in counts.items() if count]
     return f"{said} Fired: {', '.join(fired)}." if fired else said
 
 
@@ -101,11 +93,11 @@ def _first_difference(pair: Mapping[str, Any]) -> str:
     change = pair["metrics"].get("local_stability")
     if not change or change["low"] is None:
         return ""
-    decimals = places([change["low"], change["high"]])
-    return (
-        f"Local stability, {pair['second']} minus {pair['first']}: {signed(change['mean'], decimals)} "
-        f"({interval(change, decimals, signs=True)}) over {plural(pair['prompts'], 'common prompt')}."
-    )
+    decimals = labels.places([change["low"], change["high"]])
+    mean = labels.signed(change["mean"], decimals)
+    interval = labels.interval(change, decimals, signs=True)
+    prompts = labels.plural(pair["prompts"], "common prompt")
+    return f"Local stability, {pair['second']} minus {pair['first']}: {mean} ({interval}) over {prompts}."
 
 
 def _means_note(compared: Mapping[str, Any]) -> str:
