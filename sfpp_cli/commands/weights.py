@@ -83,7 +83,8 @@ def convert(
         str | None,
         Option(
             help="Release whose settings to write: self-forcing, causvid, causvid-4step, causal-forcing, "
-            "causal-forcing-frame, longlive, krea, rolling-forcing, reward-forcing."
+            "causal-forcing-frame, causal-forcing-frame-2step, causal-forcing-frame-1step, longlive, krea, "
+            "rolling-forcing, reward-forcing."
         ),
     ] = None,
     lora: Annotated[
@@ -99,8 +100,11 @@ def convert(
         float | None, Option(help="How far its steps lean towards strong noise; 1: not.")
     ] = None,
     steps: Annotated[str | None, Option(help="Timesteps before the shift: 1000,750,500,250.")] = None,
+    first_steps: Annotated[
+        str | None, Option(help="Timesteps of a video's first chunk, if they are others.")
+    ] = None,
     unwarped: Annotated[
-        bool, Option("--unwarped", help="--steps are what the network gets (no warp_denoising_step).")
+        bool, Option("--unwarped", help="Steps given are what the network gets (no warp_denoising_step).")
     ] = False,
     horizon: Annotated[int | None, Option(help="Longest rollout in training, latent frames.")] = None,
     dtype: Annotated[str | None, Option(help="float32, bfloat16, float16 (default: as it is).")] = None,
@@ -116,7 +120,11 @@ def convert(
     from sfpp_cli.models.packing import parse_steps
 
     numbers = {"chunk": chunk, "context": context, "sink": sink, "shift": shift, "horizon": horizon}
-    given = {**numbers, "steps": None if steps is None else parse_steps(steps)}
+    given = {
+        **numbers,
+        "steps": None if steps is None else parse_steps(steps, "--steps"),
+        "first_steps": None if first_steps is None else parse_steps(first_steps, "--first-steps"),
+    }
     notes = write(
         source,
         target,

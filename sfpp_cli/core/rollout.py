@@ -37,6 +37,8 @@ class Sampler:
     """Frames that attention sees, the current chunk included."""
     sink: int = 0
     """How many of the first frames are never evicted from the context."""
+    first_steps: tuple[int, ...] | None = None
+    """Other steps for the chunk that begins a video (Causal-Forcing++ takes more of them there)."""
     context_noise: float = CLEAN
     """Timestep of the noise that the cached past is given, so that a student learns to bear errors in it."""
     context_noise_on: Literal["latents", "keys"] = "latents"
@@ -53,6 +55,11 @@ class Sampler:
     def timesteps(self) -> Tensor:
         """The warped steps, float32 on the CPU."""
         return self.schedule.warp(self.steps)
+
+    @property
+    def first_timesteps(self) -> Tensor:
+        """Those of the chunk that begins a video."""
+        return self.timesteps if self.first_steps is None else self.schedule.warp(self.first_steps)
 
     def rollout(
         self,
@@ -74,38 +81,45 @@ class Sampler:
         to continue): they fill the cache, are not yielded, and chunks are counted after them. `cache` is one
         to continue instead of a new one; chunks are then counted from 0.
 
-        For training: `timesteps` replace the sampler's. In the chunks that `grad_chunks` contains, the pass
-        at denoising step `grad_step` (the last if None) carries gradient, unless gradients are off, and no
-        other pass ever does; its prediction is what is yielded. Later steps are run all the same: what is
-        cached is always the last x0.
+        `first_steps` are for a chunk at frame 0, the first of `past` included: nothing may come before it.
+
+        For training: `timesteps` replace the sampler's, its first ones too. In the chunks that `grad_chunks`
+        contains, the pass at denoising step `grad_step` (the last if None) carries gradient, unless gradients
+        are off, and no other pass ever does; its prediction is what is yielded. Later steps are run all the
+        same: what is cached is always the last x0.
 
         A chunk is yielded before its context pass: the viewer waits less, and the last chunk needs none.
         """
-        timesteps = self.timesteps if timesteps is None else timesteps
-        last = len(timesteps) - 1
-        grad_step = last if grad_step is None else grad_step
+        later = self.timesteps if timesteps is None else timesteps
+        begins = cache is None or cache.frame == 0
+        first = self.first_timesteps if timesteps is None and begins else later
         ready = False
         index = 0
         waiting: Tensor | None = None
         for clean in past:
             cache = self._open(student, text, clean) if cache is None else cache
+            last = len(later if index else first) - 1
             self._cache_clean(student, clean, cache, draw, index, last)
             index += 1
         for x in noise.split(self.chunk, dim=1) if isinstance(noise, Tensor) else noise:
             if waiting is not None and cache is not None:
+                # `last` is still that chunk's: a resumed video counts its context noise by the same number.
                 self._cache_clean(student, waiting, cache, draw, index - 1, last)
+            timesteps = later if index else first
+            last = len(timesteps) - 1
             learns = index in grad_chunks
+            yielded = grad_step if learns and grad_step is not None else last
             if learns and torch.is_grad_enabled() and not ready:
                 cache = self._for_gradient(student, text, x, cache)
                 ready = True
             elif cache is None:
                 cache = self._open(student, text, x)
             for step, t in enumerate(timesteps):
-                with torch.set_grad_enabled(torch.is_grad_enabled() and learns and step == grad_step):
+                with torch.set_grad_enabled(torch.is_grad_enabled() and learns and step == yielded):
                     # In float32 whatever the latents are: bfloat16 would tell the network 936 for 937.5.
                     flow = student(x, x.new_full(x.shape[:1], t.item(), dtype=torch.float32), cache)
                     x0 = self.schedule.x0_from_flow(flow, x, t)
-                if step == (grad_step if learns else last):
+                if step == yielded:
                     prediction = x0
                 if step < last:
                     x0 = x0.detach()

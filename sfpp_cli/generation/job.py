@@ -42,6 +42,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
     settings = bundle.settings
     sampler = options.sampler(settings)
     noise = {"context_noise": sampler.context_noise, "context_noise_on": sampler.context_noise_on}
+    first = {"first_steps": sampler.first_steps}
     return {
         "chunk": settings.chunk,
         "shift": settings.shift,
@@ -49,7 +50,9 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         "horizon": settings.horizon,
         "context": sampler.context,
         "sink": sampler.sink,
-        **(noise if sampler.context_noise else {}),  # most have none, and keep the keys of before
+        # Most have neither, and keep the keys of before.
+        **(noise if sampler.context_noise else {}),
+        **(first if sampler.first_steps else {}),
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": options.device.type,
         "tile": options.tile,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sfpp_cli.models.layout import SHARED, Layout, read_config
 from sfpp_cli.models.lora import Lora, merge
 from sfpp_cli.models.original import FP8, Original, load_original, no_model
 from sfpp_cli.models.quiet import quiet_libraries
-from sfpp_cli.models.releases import RELEASES, RUNNABLE, SAMPLING, guess_release, release, unwarped
+from sfpp_cli.models.releases import RELEASES, SAMPLING, guess_release, release, unwarped
 from sfpp_cli.models.settings import SETTINGS, Settings
 
 _COPIED = (*SHARED, "scheduler", "teacher")
@@ -52,13 +52,13 @@ def convert(
     _check_target(target, overwrite)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: it takes {', '.join(DTYPES)}")
-    if unwarp and "steps" not in changes:
+    if unwarp and not changes.keys() & {"steps", "first_steps"}:
         raise UserError("--unwarped says what kind of timesteps --steps are: give --steps too")
     layout = None if base is None else Layout(base)
     known = release(like) if like else None
     original = load_original(source, which)
     told = {**_published(original), **(known.settings if known else {}), **changes}
-    settings = _settings(layout, told, unwarp)
+    settings = _settings(layout, told, changes if unwarp else ())
     student = _student(original, which, loras, num_heads, layout, dtype)
     with replacing(target) as part:
         student.save_pretrained(part / "transformer")
@@ -74,12 +74,12 @@ def convert(
     return [note for note in notes if note]
 
 
-def parse_steps(text: str) -> list[int]:
+def parse_steps(text: str, option: str) -> list[int]:
     """`1000,750,500,250` -> the list of them."""
     try:
         return [int(step) for step in text.split(",")]
     except ValueError:
-        raise UserError(f"--steps {text}: it takes timesteps such as 1000,750,500,250") from None
+        raise UserError(f"{option} {text}: it takes timesteps such as 1000,750,500,250") from None
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
@@ -117,10 +117,15 @@ def _published(original: Original) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _settings(layout: Layout | None, told: Mapping[str, Any], unwarp: bool) -> Settings:
+def _settings(layout: Layout | None, told: Mapping[str, Any], unwarp: Container[str]) -> Settings:
+    """`unwarp` names the settings that, if they are steps, are timesteps as the network gets them."""
     try:
         settings = (layout.settings if layout else Settings()).changed(told)
-        return settings.changed({"steps": unwarped(settings.steps, settings.shift)}) if unwarp else settings
+        steps = {"steps": settings.steps, "first_steps": settings.first_steps}
+        nominal = {
+            name: unwarped(given, settings.shift) for name, given in steps.items() if given and name in unwarp
+        }
+        return settings.changed(nominal)
     except ValueError as error:
         raise UserError(f"the student's settings: {error}") from None
 
@@ -130,13 +135,16 @@ def _assumptions(
 ) -> Iterator[str]:
     """What was taken for granted, and which release the files' names suggest."""
     guess = guess_release([original.path, *(lora.path for lora in loras)])
-    values = asdict(settings) | {"steps": ",".join(map(str, settings.steps))}
-    assumed = ", ".join(f"{name} {values[name]}" for name in SAMPLING if name not in told)
-    advice = f"the name suggests --like {guess}" if guess else f"--like takes {', '.join(RUNNABLE)}"
-    if guess and RELEASES[guess].refusal:
-        yield f"the name suggests {guess}, which sfpp cannot run as it was trained: {RELEASES[guess].refusal}"
-    elif assumed:
+    values = {name: getattr(settings, name) for name in SAMPLING if name not in told}
+    assumed = ", ".join(f"{name} {_shown(value)}" for name, value in values.items() if value is not None)
+    advice = f"the name suggests --like {guess}" if guess else f"--like takes {', '.join(RELEASES)}"
+    if assumed:
         yield f"assumed {assumed}, since weights do not tell how they were trained; {advice}"
+
+
+def _shown(value: object) -> str:
+    """A setting as its option takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _doubts(original: Original, which: str | None) -> Iterator[str]:

@@ -16,7 +16,7 @@ from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.errors import UserError, suggest
 from sfpp_cli.models.settings import Settings
 
-SAMPLING = ("chunk", "context", "sink", "shift", "steps", "horizon")
+SAMPLING = ("chunk", "context", "sink", "shift", "steps", "first_steps", "horizon")
 """What no weight file tells of a student, and what must be right for it to be any good."""
 
 
@@ -32,19 +32,12 @@ class Release:
     """What sfpp does otherwise than the release's own code."""
     without_lora: str = ""
     """What a student is that no LoRA was merged into, where the release has one."""
-    refusal: str = ""
-    """Why sfpp cannot run it as it was trained."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """All of `SAMPLING`."""
         return {name: getattr(Settings(), name) for name in SAMPLING} | self.differences
 
-
-_FIRST_CHUNK = (
-    "its first chunk takes the steps 1000, 750, 500, 250 and later ones {}, but sfpp.json holds one list; "
-    "use the release of 4 steps, causal-forcing-frame"
-)
 
 RELEASES = {
     # guandeh17/Self-Forcing: configs/self_forcing_dmd.yaml
@@ -56,8 +49,12 @@ RELEASES = {
     # thu-ml/Causal-Forcing: configs/causal_forcing_dmd_chunkwise.yaml, _framewise, _framewise_2step, _1step
     "causal-forcing": Release(r"causal.?forcing"),
     "causal-forcing-frame": Release(r"frame.?wise", {"chunk": 1}),
-    "causal-forcing-frame-2step": Release(r"frame.?wise.?2.?step", refusal=_FIRST_CHUNK.format("1000, 500")),
-    "causal-forcing-frame-1step": Release(r"frame.?wise.?1.?step", refusal=_FIRST_CHUNK.format("1000")),
+    "causal-forcing-frame-2step": Release(
+        r"frame.?wise.?2.?step", {"chunk": 1, "steps": (1000, 500), "first_steps": (1000, 750, 500, 250)}
+    ),
+    "causal-forcing-frame-1step": Release(
+        r"frame.?wise.?1.?step", {"chunk": 1, "steps": (1000,), "first_steps": (1000, 750, 500, 250)}
+    ),
     # NVlabs/LongLive: configs/longlive_inference.yaml, configs/longlive_train_long.yaml of v1.0
     "longlive": Release(
         r"longlive",
@@ -85,17 +82,13 @@ RELEASES = {
         "Reward Forcing's sink is a moving average of frames past the context; sfpp keeps the first frames",
     ),
 }
-RUNNABLE = [name for name, known in RELEASES.items() if not known.refusal]
 
 
 def release(name: str) -> Release:
-    """The release that `--like` names. UserError if it is unknown, or if sfpp cannot run it."""
+    """The release that `--like` names. UserError if it is unknown."""
     if name not in RELEASES:
-        raise UserError(f"--like {name}: it takes {', '.join(RUNNABLE)}{suggest(name, RELEASES)}")
-    known = RELEASES[name]
-    if known.refusal:
-        raise UserError(f"--like {name}: {known.refusal}")
-    return known
+        raise UserError(f"--like {name}: it takes {', '.join(RELEASES)}{suggest(name, RELEASES)}")
+    return RELEASES[name]
 
 
 def guess_release(files: Sequence[Path]) -> str | None:

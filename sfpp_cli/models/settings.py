@@ -39,6 +39,8 @@ class Settings:
     """How far timesteps are moved towards noise; 1 leaves them as they are."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     """Nominal timesteps of a chunk's denoising passes, before the shift."""
+    first_steps: tuple[int, ...] | None = None
+    """Those of a video's first chunk, where it takes others."""
     context_noise: Annotated[float, Field(ge=CLEAN, lt=TRAIN_STEPS)] = CLEAN
     """Timestep of the noise in the cached past, in training as at inference; 0 is none."""
     context_noise_on: Literal["latents", "keys"] = "latents"
@@ -83,6 +85,7 @@ class Settings:
             chunk=self.chunk,
             context=self.context if context is None else context,
             sink=self.sink if sink is None else sink,
+            first_steps=self.first_steps,
             context_noise=self.context_noise,
             context_noise_on=self.context_noise_on,
         )
@@ -100,9 +103,11 @@ class Settings:
             raise ValueError(f"'context' ({context}) must hold the sink ({sink}) and a chunk ({chunk})")
         return sink
 
-    @field_validator("steps")
+    @field_validator("steps", "first_steps")
     @classmethod
-    def _check_steps(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_steps(cls, steps: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if steps is None:
+            return None
         inside = all(0 < step <= TRAIN_STEPS for step in steps)
         if not steps or not inside or any(later >= step for step, later in pairwise(steps)):
             raise ValueError(f"must descend from at most {TRAIN_STEPS} to at least 1, not {list(steps)}")

@@ -89,6 +89,9 @@ class Summary:
         settings = self.layout.settings
         parts = self.parts.items()
         shape = self.shape
+        steps = " ".join(map(str, settings.steps))
+        if settings.first_steps is not None:
+            steps += f", in the first chunk {' '.join(map(str, settings.first_steps))}"
         cache = []
         for dtype, size in ELEMENT_BYTES.items():
             one = readable(shape.cache_bytes(1, size))
@@ -103,7 +106,7 @@ class Summary:
             "sizes": f"{shape.layers} layers, {shape.heads} heads of {shape.head_dim}",
             "video": f"{picture} at {settings.fps} fps, {shape.tokens} tokens a latent frame",
             "rollout": f"chunks of {settings.chunk} latent frames, {past}",
-            "sampling": f"shift {settings.shift:g}, steps {' '.join(map(str, settings.steps))}",
+            "sampling": f"shift {settings.shift:g}, steps {steps}",
             "trained on": f"rollouts of {settings.horizon} latent frames ({self.horizon_seconds:.1f} s)",
             "KV cache": "; ".join(cache),
         }

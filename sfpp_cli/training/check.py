@@ -11,7 +11,7 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.models.layout import Layout
-from sfpp_cli.training.recipes import MatchingRecipe, Recipe, StudentRecipe
+from sfpp_cli.training.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe
 
 CONFIGS = Path(__file__).parent / "configs"
 """Configuration files of models on the hub, by their id, so that their plan needs no download."""
@@ -22,6 +22,11 @@ def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
     recipe.training.check(ranks)
     layout.require_teacher()
     settings = layout.settings
+    if settings.first_steps is not None and not isinstance(recipe, TeacherRecipe):
+        raise UserError(
+            f"{layout.name}: in training all chunks take the same steps, but this student has 'first_steps' "
+            "for the first: start from one that has none, or take them out of its sfpp.json"
+        )
     if isinstance(recipe, StudentRecipe):
         student_step_indices(FlowSchedule(settings.shift), settings.steps, recipe.pairs.sampling_steps)
     if isinstance(recipe, MatchingRecipe):

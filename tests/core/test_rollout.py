@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -181,25 +181,33 @@ def test_a_video_may_be_endless(student: CausalWanModel, noise: VideoNoise) -> N
 
 
 def by_hand(
-    student: CausalWanModel, noise: VideoNoise, count: int, exit_step: int, learning: int | None = None
+    student: CausalWanModel,
+    noise: VideoNoise,
+    count: int,
+    exit_step: int,
+    learning: int | None = None,
+    first: list[float] | None = None,
 ) -> list[Tensor]:
     """The rollout from the formulas, over a cache that keeps all; `learning` has gradient at its last step.
 
-    In float64. The schedule's sigmas are float32: 3e-8 from these, for flows near 5, four times a chunk.
+    `first` are the first chunk's timesteps if they are others. In float64. The schedule's sigmas are float32:
+    3e-8 from these, for flows near 5, four times a chunk.
     """
-    timesteps = [1000.0, 937.5, 2500 / 3, 625.0]
+    later = [1000.0, 937.5, 2500 / 3, 625.0][: exit_step + 1]
     with torch.no_grad():
         text = student.embed_text(TEXT.double())
         cache: Any = NaiveCache(text, tokens=student.tokens(SIZE), context=8, sink=1)
     chunks = []
     for x in start(noise, count):
         index = len(chunks)
-        for step in range(exit_step + 1):
+        timesteps = first if first and index == 0 else later
+        last = len(timesteps) - 1
+        for step in range(last + 1):
             sigma = timesteps[step] / 1000
-            with torch.set_grad_enabled(index == learning and step == exit_step):
+            with torch.set_grad_enabled(index == learning and step == last):
                 cache.text = student.embed_text(TEXT.double())
                 x0 = x - sigma * student(x, torch.full((2,), timesteps[step]), cache)
-            if step < exit_step:
+            if step < last:
                 after = timesteps[step + 1] / 1000
                 x = (1 - after) * x0 + after * noise.draw(index, step, x0)
         chunks.append(x0)
@@ -221,6 +229,81 @@ def test_an_early_exit_yields_that_steps_prediction(
     for ours, theirs in zip(chunks, by_hand(exact, noise, 4, exit_step), strict=True):
         assert not ours.requires_grad
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_a_first_chunk_of_the_same_steps_changes_nothing(student: CausalWanModel, noise: VideoNoise) -> None:
+    same = replace(SAMPLER, first_steps=STEPS)
+    for ours, theirs in zip(
+        same.rollout(student, noise.chunks(0, 4), TEXT, noise.draw),
+        SAMPLER.rollout(student, noise.chunks(0, 4), TEXT, noise.draw),
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("first_steps", "count"), [((1000,), 4), ((1000, 500), 4), (STEPS, 1), ((1000, 750, 500, 400, 250), 2)]
+)
+def test_the_first_chunk_may_take_other_steps(
+    first_steps: tuple[int, ...], count: int, exact: CausalWanModel, noise: VideoNoise
+) -> None:
+    sampler = replace(SAMPLER, steps=STEPS[:count], first_steps=first_steps)
+    text = TEXT.double()
+    chunks = list(sampler.rollout(exact, start(noise, 5), text, noise.draw))
+    alone = replace(SAMPLER, steps=first_steps).rollout(exact, start(noise, 1), text, noise.draw)
+    assert torch.equal(chunks[0], next(alone))
+    warped = [1000 * 5 * step / (1000 + 4 * step) for step in first_steps]
+    for ours, theirs in zip(chunks, by_hand(exact, noise, 5, count - 1, first=warped), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("on", ["latents", "keys"])
+@pytest.mark.parametrize("context_noise", [0.0, 100.0])
+def test_resuming_a_video_does_not_begin_it_again(
+    context_noise: float, on: Literal["latents", "keys"], student: CausalWanModel, noise: VideoNoise
+) -> None:
+    """Its first chunk is past, whose context noise is no other than that of the video in one go."""
+    sampler = replace(
+        SAMPLER, steps=(1000,), first_steps=STEPS, context_noise=context_noise, context_noise_on=on
+    )
+    drawn: list[tuple[int, int]] = []
+
+    def draw(index: int, step: int, like: Tensor) -> Tensor:
+        drawn.append((index, step))
+        return noise.draw(index, step, like)
+
+    whole = list(sampler.rollout(student, noise.chunks(0, 4), TEXT, draw))
+    assert drawn[:3] == [(0, 0), (0, 1), (0, 2)]
+    if on == "latents":
+        assert len(drawn) == len(set(drawn)), "no noise is used twice"
+    for done in range(5):
+        past = iter(whole[:done])
+        rest = list(sampler.rollout(student, noise.chunks(done, 4), TEXT, noise.draw, past=past))
+        for ours, theirs in zip(rest, whole[done:], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_first_steps_are_for_frame_0(student: CausalWanModel, noise: VideoNoise) -> None:
+    """Not for the first chunk after a cache that holds some; nor where timesteps are given."""
+    sampler = replace(SAMPLER, steps=(1000, 500), first_steps=STEPS)
+    whole = list(sampler.rollout(student, noise.chunks(0, 3), TEXT, noise.draw))
+
+    def later(index: int, step: int, like: Tensor) -> Tensor:
+        return noise.draw(index + 1, step, like)
+
+    with torch.no_grad():
+        cache = student.new_cache(TEXT, SIZE, context=8, sink=1)
+        begun = sampler.rollout(student, noise.chunks(0, 1), TEXT, noise.draw, cache=cache)
+        assert torch.equal(next(begun), whole[0])
+        student.cache_clean(whole[0], cache)
+    rest = sampler.rollout(student, noise.chunks(1, 3), TEXT, later, cache=cache)
+    for ours, theirs in zip(rest, whole[1:], strict=True):
+        assert torch.equal(ours, theirs)
+    given = sampler.timesteps
+    plain = replace(sampler, first_steps=None).rollout(student, noise.chunks(0, 2), TEXT, noise.draw)
+    told = sampler.rollout(student, noise.chunks(0, 2), TEXT, noise.draw, timesteps=given)
+    for ours, theirs in zip(told, plain, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("exit_step", [1, 3])

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from sfpp_cli.generation.generator import ModelOptions
+from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.settings import SETTINGS
+from sfpp_cli.progress import Silent
+from sfpp_cli.video import Frames
+from sfpp_cli.video.writer import VideoWriter
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -23,6 +27,10 @@ OPTIONS = ModelOptions(device=torch.device("cpu"), dtype=torch.float32)
 @pytest.fixture
 def request_(tmp_path: Path) -> Request:
     return Request(prompt="a", seed=3, frames=9, width=64, height=48, fps=8, out=tmp_path / "v.mp4")
+
+
+def with_first_steps(bundle: Path) -> None:
+    Bundle(str(bundle)).settings.changed({"first_steps": [1000, 500]}).write(bundle / SETTINGS)
 
 
 @pytest.fixture
@@ -50,6 +58,38 @@ def test_the_model_is_described_by_how_it_runs(tiny_bundle: Path) -> None:
     model = describe_model(bundle, replace(OPTIONS, context=9, sink=2, dtype=torch.bfloat16, tile=3))
     assert (model["context"], model["sink"], model["dtype"], model["tile"]) == (9, 2, "bfloat16", 3)
     assert (model["chunk"], model["steps"]) == (bundle.settings.chunk, bundle.settings.steps)
+
+
+def test_first_steps_count_only_where_they_are_set(own_bundle: Path, model: dict[str, Any]) -> None:
+    """Videos of before there were any keep their keys."""
+    assert "first_steps" not in model
+    with_first_steps(own_bundle)
+    other = describe_model(Bundle(str(own_bundle)), OPTIONS)
+    assert other == model | {"model": other["model"], "first_steps": (1000, 500)}
+
+
+def test_a_video_with_first_steps_resumes_after_its_first_chunk(
+    own_bundle: Path, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_first_steps(own_bundle)
+    bundle = Bundle(str(own_bundle))
+    generator = Generator.load(bundle, OPTIONS, ["a"], Silent())
+    model = describe_model(bundle, OPTIONS)
+    request = replace(request_, frames=33)
+    other = replace(request, out=tmp_path / "parts" / "v.mp4")
+    other.out.parent.mkdir()
+    assert Job(request, model).run(generator, Silent(), save_latents=True)["resumed_at_chunk"] == 0
+
+    def stopped(self: VideoWriter, frames: Frames) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VideoWriter, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Job(other, model).run(generator, Silent())
+    assert Job(other, model).run(generator, Silent(), save_latents=True)["resumed_at_chunk"] == 1
+    for suffix in (".mp4", ".safetensors"):
+        assert other.out.with_suffix(suffix).read_bytes() == request.out.with_suffix(suffix).read_bytes()
 
 
 def test_a_finished_video_is_found_by_its_key(request_: Request, model: dict[str, Any]) -> None:

@@ -446,6 +446,11 @@ def test_settings_left_out_are_wans(tmp_path: Path) -> None:
         ({"steps": [500, 500]}, "'steps' must descend"),
         ({"steps": [1001, 1]}, "'steps' must descend"),
         ({"steps": [1000, 0]}, "'steps' must descend"),
+        ({"steps": None}, "'steps' must be a list, not null"),
+        ({"first_steps": 1000}, "'first_steps' must be a list, not 1000"),
+        ({"first_steps": [1000, 500.5]}, r"'first_steps\[1\]' must be a whole number, not 500.5"),
+        ({"first_steps": []}, "'first_steps' must descend"),
+        ({"first_steps": [1000, 0]}, "'first_steps' must descend"),
         ({"chunk": 0}, "'chunk' must be at least 1, not 0"),
         ({"sink": -1}, "'sink' must be at least 0, not -1"),
         ({"context": 5, "sink": 3}, r"'context' \(5\) must hold the sink \(3\) and a chunk \(3\)"),
@@ -462,6 +467,16 @@ def test_a_bad_setting_is_told(values: dict[str, Any], complaint: str, own_bundl
     edit(own_bundle / SETTINGS, **values)
     with one_line(rf"{SETTINGS}:\d*:? ?{complaint}"):
         Bundle(str(own_bundle))
+
+
+def test_the_first_chunks_steps_reach_the_sampler(own_bundle: Path) -> None:
+    """Files of before they were a setting have none, and are read as they are."""
+    values = json.loads((own_bundle / SETTINGS).read_text())
+    del values["first_steps"]
+    (own_bundle / SETTINGS).write_text(json.dumps(values))
+    assert Bundle(str(own_bundle)).settings.sampler().first_steps is None
+    edit(own_bundle / SETTINGS, first_steps=[1000, 600])
+    assert Bundle(str(own_bundle)).settings.sampler().first_steps == (1000, 600)
 
 
 def test_all_bad_settings_are_told_at_once(own_bundle: Path) -> None:

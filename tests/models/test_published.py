@@ -290,6 +290,14 @@ def test_folders_are_refused_by_name_and_reason(wan: Tensors, tmp_path: Path) ->
         ("causvid-4step", Settings(shift=8.0)),
         ("causal-forcing", Settings()),
         ("causal-forcing-frame", Settings(chunk=1)),
+        (
+            "causal-forcing-frame-2step",
+            Settings(chunk=1, steps=(1000, 500), first_steps=(1000, 750, 500, 250)),
+        ),
+        (
+            "causal-forcing-frame-1step",
+            Settings(chunk=1, steps=(1000,), first_steps=(1000, 750, 500, 250)),
+        ),
         ("longlive", Settings(context=12, sink=3, horizon=240)),
         ("krea", Settings()),
         ("rolling-forcing", Settings(sink=3, steps=(1000, 800, 600, 400, 200))),
@@ -313,15 +321,16 @@ def test_what_is_told_wins_over_the_release_and_this_over_the_base(own_bundle: P
     assert found == Settings(context=12, sink=6, horizon=240, fps=24)
 
 
-@pytest.mark.parametrize("steps", ["1", "2"])
-def test_other_steps_for_the_first_chunk_are_refused(steps: str, wan: Tensors, tmp_path: Path) -> None:
-    path = tmp_path / f"framewise-{steps}step.pt"
-    torch.save({"generator_ema": wan}, path)
-    with pytest.raises(
-        UserError, match="first chunk takes the steps 1000, 750, 500, 250 and later ones 1000"
-    ):
-        converted(path, like=f"causal-forcing-frame-{steps}step")
-    assert f"suggests causal-forcing-frame-{steps}step, which sfpp cannot run" in converted(path)[2]
+def test_a_release_of_one_list_takes_the_bases_first_steps_away(own_bundle: Path, tmp_path: Path) -> None:
+    (own_bundle / SETTINGS).unlink()
+    Settings(steps=(1000,), first_steps=(1000, 500)).write(own_bundle / SETTINGS)
+    save_file(make_student().state_dict(), tmp_path / "w.safetensors")
+    options: dict[str, Any] = {"heads": None, "base": str(own_bundle)}
+    _, found, said = converted(tmp_path / "w.safetensors", **options)
+    assert found.first_steps == (1000, 500)
+    assert "steps 1000, first_steps 1000,500, horizon 21, since" in said
+    _, found, _ = converted(tmp_path / "w.safetensors", like="self-forcing", overwrite=True, **options)
+    assert found == Settings()
 
 
 def test_an_unknown_release_is_answered_with_the_known(wan: Tensors, tmp_path: Path) -> None:
@@ -371,6 +380,15 @@ def test_timesteps_of_the_network_become_steps_to_warp(wan: Tensors, tmp_path: P
     changes = {"steps": [1000, 757, 522], "shift": 8.0}
     _, found, _ = converted(tmp_path / "w.safetensors", changes=changes, unwarp=True)
     assert found.steps == (1000, 280, 120)
+    changes = {"first_steps": [1000, 937, 833, 625], "shift": 5.0}
+    _, found, _ = converted(
+        tmp_path / "w.safetensors",
+        changes=changes,
+        like="causal-forcing-frame-1step",
+        unwarp=True,
+        overwrite=True,
+    )
+    assert (found.steps, found.first_steps) == ((1000,), (1000, 748, 499, 250))
     with pytest.raises(UserError, match="give --steps too"):
         converted(tmp_path / "w.safetensors", unwarp=True, overwrite=True)
 

@@ -29,7 +29,7 @@ from sfpp_cli.errors import UserError
 from sfpp_cli.models import hub, packing
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.convert import student_from_original
-from sfpp_cli.models.releases import RUNNABLE
+from sfpp_cli.models.releases import RELEASES
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.summary import Shape, readable, summarise
 
@@ -576,9 +576,20 @@ def test_a_release_and_its_lora_are_named_on_the_command_line(
     assert torch.equal(state[bias], load_file(fitting)[f"model.{bias}"] + 0.5 + 1)
 
 
+def test_the_first_chunks_steps_are_told_and_shown(
+    weights: Command, fitting: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "out"
+    options = ("--base", tiny_bundle, "--steps", "1000,500", "--first-steps", "1000,750,500,250")
+    assert weights("convert", fitting, target, *options).code == 0
+    assert Settings.read(target / SETTINGS).first_steps == (1000, 750, 500, 250)
+    assert "steps 1000 500, in the first chunk 1000 750 500 250\n" in weights("show", target).out
+    assert json.loads(weights("show", target, "--json").out)["first_steps"] == [1000, 750, 500, 250]
+
+
 def test_help_names_every_release(weights: Command) -> None:
     shown = " ".join(weights("convert", "--help").out.replace("│", " ").split())
-    assert f"settings to write: {', '.join(RUNNABLE)}." in shown
+    assert f"settings to write: {', '.join(RELEASES)}." in shown
 
 
 @pytest.mark.parametrize("inner", ["", "transformer"])
@@ -722,6 +733,8 @@ def _changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], 
             "a chunk (9); 'shift' must be above 0",
         ),
         (_changed(lambda state: None), ["--steps", "250,1000"], "'steps' must descend"),
+        (_changed(lambda state: None), ["--first-steps", "1000;500"], "--first-steps 1000;500: it takes"),
+        (_changed(lambda state: None), ["--first-steps", "250,1000"], "'first_steps' must descend"),
     ],
 )
 def test_what_is_wrong_is_refused_and_leaves_nothing(

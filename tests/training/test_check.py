@@ -88,6 +88,12 @@ def test_the_teachers_steps_hold_the_students() -> None:
     assert "set sampling_steps to 48" in refused(recipe)
 
 
+@pytest.mark.parametrize("stage", ["ode", "self-forcing", "self-forcing-pp"])
+def test_students_with_other_steps_in_the_first_chunk_are_not_trained(stage: str, wan: Path) -> None:
+    Settings(first_steps=(1000, 500)).write(wan / SETTINGS)
+    assert "all chunks take the same steps" in refused(read(stage, model=str(wan)))
+
+
 def test_a_context_holds_a_chunk() -> None:
     assert "must hold the sink" in refused(read("self-forcing-pp", context=2))
 
