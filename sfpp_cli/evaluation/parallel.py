@@ -59,10 +59,10 @@ def evaluate(
         if isinstance(outcome, str):
             failed.append({"path": str(file), "error": outcome})
         else:
-            known = sidecar(file)
-            origin = {"prompt": known.get("prompt", prompt), "seed": known.get("seed")}
-            origin = {"path": str(file), **origin, "system": known.get("model")}
-            videos.append(origin | outcome | origin)  # a result from the cache may be that of a copy
+            known = {"prompt": prompt, **sidecar(file)}
+            origin = {"path": str(file), "prompt": known["prompt"], "seed": known.get("seed")}
+            # a result from the cache may be that of a copy, with another path
+            videos.append(origin | {"system": known.get("model")} | outcome | origin)
     return {
         "schema": SCHEMA,
         "versions": versions(),
@@ -122,13 +122,11 @@ def _outcome(file: Path, parameters: Parameters) -> Outcome:
         return str(error)
 
 
-def _in_pool(
-    files: Mapping[int, Path], parameters: Parameters, workers: int
-) -> Iterator[tuple[int, Outcome]]:
+def _in_pool(files: Mapping[int, Path], parameters: Parameters, count: int) -> Iterator[tuple[int, Outcome]]:
     """In worker processes, as they finish. The processes start fresh, since a fork would inherit locks that
     other threads of this process hold. They ignore Ctrl-C, which reaches them too: this process ends them."""
     pool = ProcessPoolExecutor(
-        workers,
+        count,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=signal.signal,
         initargs=(signal.SIGINT, signal.SIG_IGN),

@@ -108,12 +108,11 @@ def run(
 def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:
     """UserError with what judging would send, if anything; or that there is nothing it could send."""
     prompts = [target.prompt or sidecar(target.path).get("prompt") for target in targets]
-    videos = [
-        {"path": str(target.path), "prompt": prompt} for target, prompt in zip(targets, prompts, strict=True)
-    ]
+    paths = [str(target.path) for target in targets]
+    videos = [{"path": path, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
     unknown = sum(not prompt for prompt in prompts)
     if prompts and unknown == len(prompts):
-        which = str(targets[0].path) if unknown == 1 else "any video"
+        which = paths[0] if unknown == 1 else "any video"
         raise UserError(
             f"no prompt is known of {which}, and the judge needs it: give --prompts or --manifest"
         )

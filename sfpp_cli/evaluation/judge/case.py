@@ -62,19 +62,16 @@ _RATING = re.compile(
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known of one video."""
+    """What is known of one video: a rating from 0 to `HIGHEST`, or why it is `missing`, and the file in which
+    raw responses are `kept`. `requests` were sent this time: 0 where the answer was kept already."""
 
     path: str
     prompt: str | None
     rating: int | None
-    """0 to `HIGHEST`; None where there is none."""
     reasoning: str = ""
     missing: str | None = None
-    """Why there is no rating."""
     kept: str | None = None
-    """The file of raw responses."""
     requests: int = 0
-    """How many were sent this time: 0 where the answer was kept already."""
 
 
 class Case:

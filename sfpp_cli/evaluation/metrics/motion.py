@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from itertools import pairwise
 
 import cv2
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from sfpp_cli.video import Frames
 
 Curve = NDArray[np.float64]
+Curves = Mapping[str, Curve]
 
 
 def clip_ranges(frames: int, fps: float, seconds: int = 2) -> list[tuple[int, int]]:

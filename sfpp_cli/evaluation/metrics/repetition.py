@@ -27,6 +27,8 @@ SIDE = 16
 """Cells on a side of a miniature."""
 Miniatures = NDArray[np.float32]
 """[T, 768], around their mean."""
+Limits = NDArray[np.float32]
+"""[T]: squared distances below which two pictures are the same."""
 _ROWS = 64
 """Frames in a band."""
 
@@ -132,9 +134,7 @@ def self_similarity(miniatures: Frames, fps: float, parameters: Parameters) -> S
     )
 
 
-def _at(
-    centred: Miniatures, alike: NDArray[np.float32], offset: int
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+def _at(centred: Miniatures, alike: Limits, offset: int) -> tuple[NDArray[np.float64], Limits]:
     """Squared distances at one offset, and below what they count as the same, each [T - offset]."""
     squared = _squared_distances(centred, offset)
     return squared, np.minimum(alike[offset:], alike[:-offset])
@@ -149,11 +149,11 @@ def _squared_distances(centred: Miniatures, lag: int) -> NDArray[np.float64]:
     return squares
 
 
-def _share(squared: NDArray[np.float64], limit: NDArray[np.float32]) -> float:
+def _share(squared: NDArray[np.float64], limit: Limits) -> float:
     return float((squared < limit).sum() / max(int((limit > 0).sum()), 1))
 
 
-def _period(centred: Miniatures, alike: NDArray[np.float32], offset: int, share: float, shortest: int) -> int:
+def _period(centred: Miniatures, alike: Limits, offset: int, share: float, shortest: int) -> int:
     """The shortest equal part of `offset`, of a second or more, at which as much is the same."""
     for rounds in range(offset // max(shortest, 1), 1, -1):
         part = round(offset / rounds)
@@ -162,7 +162,7 @@ def _period(centred: Miniatures, alike: NDArray[np.float32], offset: int, share:
     return offset
 
 
-def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDArray[np.float32]:
+def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> Limits:
     """Squared distance [T] below which another picture is the same as this one; 0 where nothing moves.
     Measured against what changes a quarter, a half and a whole second before and after."""
     count, cells = centred.shape
@@ -179,7 +179,7 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> NDA
 
 
 def _scan(
-    centred: Miniatures, alike: NDArray[np.float32], low: int, high: int
+    centred: Miniatures, alike: Limits, low: int, high: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For every offset from `low` to `high`: how many frames are the same, the sum of squared distances. One
     band of rows of the matrix of distances at a time."""
@@ -194,11 +194,10 @@ def _scan(
         others = slice(start + low, min(rows.stop + high, count))
         width = size + span
         square = np.full((size, width), np.inf, np.float32)
-        square[:, : others.stop - others.start] = (
-            norms[rows, None] + norms[others] - 2 * centred[rows] @ centred[others].T
-        )
+        there = others.stop - others.start
+        square[:, :there] = norms[rows, None] + norms[others] - 2 * centred[rows] @ centred[others].T
         limits = np.zeros(width, np.float32)
-        limits[: others.stop - others.start] = alike[others]
+        limits[:there] = alike[others]
         # row i shifted left by i, without a copy: each column is an offset, infinite beyond the last frame
         step = square.strides
         diagonal = np.lib.stride_tricks.as_strided(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.borders import border_frames, border_ratio
-from sfpp_cli.evaluation.metrics.motion import Curve, clip_ranges, spikes
+from sfpp_cli.evaluation.metrics.motion import Curve, Curves, clip_ranges, spikes
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import reference_frames
 
@@ -18,9 +17,7 @@ MEANS = (*EXPOSURE, "flow_mean", "flow_top5", "flow_variance")
 """Curves whose means are metrics, of the video and of each clip."""
 
 
-def changes_since_reference(
-    curves: Mapping[str, Curve], fps: float, parameters: Parameters
-) -> dict[str, float | None]:
+def changes_since_reference(curves: Curves, fps: float, parameters: Parameters) -> dict[str, float | None]:
     """`luma_drift` etc.: the mean of the last seconds minus that of the reference, of the same length."""
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
     return {
@@ -30,14 +27,14 @@ def changes_since_reference(
 
 
 def spike_metrics(
-    curves: Mapping[str, Curve], size: tuple[int, int], fps: float, parameters: Parameters
+    curves: Curves, size: tuple[int, int], fps: float, parameters: Parameters
 ) -> dict[str, Any]:
     """The largest windowed variance of the flow, and how many spikes it has."""
     where = spikes(curves["flow_mean"], fps, parameters.flow_spike, min(size) / 256)
     return {"flow_variance_max": float(np.max(curves["flow_variance"])), "flow_spikes": int(where.sum())}
 
 
-def border_metrics(curves: Mapping[str, Curve], parameters: Parameters) -> dict[str, float | None]:
+def border_metrics(curves: Curves, parameters: Parameters) -> dict[str, float | None]:
     """Changes at chunk borders over changes inside chunks, of luma, flow and picture."""
     luma = np.abs(np.diff(curves["luma"], prepend=curves["luma"][:1]))
     borders = border_frames(len(luma), parameters.chunk_first, parameters.chunk_period)
@@ -45,9 +42,7 @@ def border_metrics(curves: Mapping[str, Curve], parameters: Parameters) -> dict[
     return {f"border_{name}_ratio": border_ratio(step, borders) for name, step in steps.items()}
 
 
-def clips(
-    curves: Mapping[str, Curve], fps: float, dynamic: list[bool], parameters: Parameters
-) -> list[dict[str, Any]]:
+def clips(curves: Curves, fps: float, dynamic: list[bool], parameters: Parameters) -> list[dict[str, Any]]:
     """VBench-Long's clips: where each begins and ends, its means, and whether it is dynamic."""
     ranges = clip_ranges(len(curves["luma"]), fps, parameters.clip_seconds)
     return [

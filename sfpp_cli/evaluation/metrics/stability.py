@@ -5,11 +5,9 @@ Not Visual Stability: that name belongs to the judgement of a video LLM (Self-Fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from sfpp_cli.evaluation.metrics.motion import Curve
+from sfpp_cli.evaluation.metrics.motion import Curve, Curves
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 
 
@@ -34,7 +32,7 @@ def drift_to_white_and_black(luma: Curve, base: Curve | float) -> tuple[Curve, C
     return np.asarray(white), np.asarray(black)
 
 
-def local_stability(curves: Mapping[str, Curve], fps: float, parameters: Parameters) -> Curve:
+def local_stability(curves: Curves, fps: float, parameters: Parameters) -> Curve:
     """The score [T] of each frame: 100 x (1 - the worst departure of the second around it).
 
     Departures from the mean of the reference, each 0 up to the first of its two limits and 1 from the second

@@ -8,7 +8,6 @@ turn, is a loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.borders import Changes, Jump
-from sfpp_cli.evaluation.metrics.motion import Curve, rolling_quantile
+from sfpp_cli.evaluation.metrics.motion import Curve, Curves, rolling_quantile
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import Similarity
 from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, reference_frames, smooth
@@ -29,7 +28,7 @@ Mask = NDArray[np.bool_]
 class Evidence:
     """What verdicts are reached from: curves [T]; None for `similarity` if the video is too short; (W, H)."""
 
-    curves: Mapping[str, Curve]
+    curves: Curves
     changes: Changes
     similarity: Similarity | None
     size: tuple[int, int]

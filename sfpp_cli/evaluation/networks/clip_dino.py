@@ -124,8 +124,7 @@ def _load_dino(model_folder: ModelFolder, device: torch.device) -> dict[str, Any
     model = _network(Dinov2Model, "dinov2", folder, device)
 
     def image(pixels: Tensor) -> Any:
-        """The normalised class token, what DINOv2's own model returns."""
-        return model(pixel_values=pixels).pooler_output
+        return model(pixel_values=pixels).pooler_output  # the class token, normalised
 
     return {"dino": Features(model_folder.name, image_processor(folder), image, device)}
 

@@ -43,10 +43,8 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
     for place, second in enumerate(ticks(0, end, 5)):
-        unit = "" if place else " s"
-        parts.append(
-            f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{second:g}{unit}</text>'
-        )
+        text = f"{second:g}" if place else f"{second:g} s"
+        parts.append(f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{text}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>')
     parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
     for band in panel.systems.values():

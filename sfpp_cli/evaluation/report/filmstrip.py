@@ -33,8 +33,8 @@ class Still:
 
 
 def filmstrip(video: Video, frames: Sequence[Frames] | None = None) -> list[Still]:
-    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them. UserError
-    where they cannot be decoded."""
+    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them.
+    UserError where they cannot be decoded."""
     sampler = SheetSampler(int(video.get("frames") or 0), STRIP)
     if frames is None:
         frames = _sampled(sampler, Path(str(video.get("path"))))

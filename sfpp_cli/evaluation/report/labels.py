@@ -160,10 +160,8 @@ def signed(value: float, decimals: int) -> str:
 
 def ends(metric: str, holders: Iterable[Mapping[str, Any]]) -> list[float]:
     """The means of a metric that systems or pairs have, and the ends of their intervals."""
-    entries = [holder["metrics"][metric] for holder in holders if metric in holder["metrics"]]
-    return [
-        end for entry in entries for end in (entry["mean"], entry["low"], entry["high"]) if end is not None
-    ]
+    known = [holder["metrics"][metric] for holder in holders if metric in holder["metrics"]]
+    return [end for entry in known for end in (entry["mean"], entry["low"], entry["high"]) if end is not None]
 
 
 def interval(entry: Mapping[str, Any], decimals: int, *, signs: bool = False) -> str:
