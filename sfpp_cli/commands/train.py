@@ -32,6 +32,14 @@ def train(
     ] = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    flow_band: Annotated[
+        int | None,
+        Option(
+            help="Print what motion a GRPO recipe should reward, from N clips of its teacher, and stop.",
+            metavar="N",
+            min=2,
+        ),
+    ] = None,
     plot: Annotated[
         Path | None, Option(help="Draw the curves of a run folder, finished or not, and stop.", metavar="RUN")
     ] = None,
@@ -40,7 +48,7 @@ def train(
     ] = False,
     device: Device = None,
 ) -> None:
-    """Train a student on its own videos (Self-Forcing, Self-Forcing++), or a teacher on stored ones.
+    """Train a student on its own videos (Self-Forcing, Self-Forcing++, GRPO), or a teacher on stored ones.
 
     The recipe says which. An interrupted run continues with --resume.
     """
@@ -62,6 +70,9 @@ def train(
 
     context = run_context(out, resume, device, dry_run)
     changes = run.overrides(set_, steps, seed, preview_seconds)
+    if flow_band is not None:
+        result(run.flow_band(recipe, changes, context, flow_band))
+        return
     plan = run.train(recipe, changes, context, dry_run=dry_run)
     if plan and context.ranks.first:
         result(plan)

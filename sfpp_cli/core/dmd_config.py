@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
+from sfpp_cli.core.geometry import window_chunks
 from sfpp_cli.schema import STRICT
 
 
@@ -101,9 +102,4 @@ class DMDConfig:
         Raises ValueError if windows or rollouts are not made of whole chunks.
         """
         horizon = self.horizon or horizon
-        frames = self.frames or horizon
-        if horizon % chunk or frames % chunk or frames < horizon:
-            raise ValueError(
-                f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {chunk}"
-            )
-        return horizon // chunk, (frames - horizon) // chunk + 1
+        return window_chunks(self.frames or horizon, horizon, chunk)

@@ -32,3 +32,16 @@ def round_up(value: int, multiple: int) -> int:
 def tokens_per_frame(latent_height: int, latent_width: int, patch: tuple[int, int, int]) -> int:
     """Tokens of one latent frame: the latent grid in patches of (1, ph, pw)."""
     return (latent_height // patch[1]) * (latent_width // patch[2])
+
+
+def window_chunks(frames: int, horizon: int, chunk: int) -> tuple[int, int]:
+    """Chunks of a window, and chunks at which one may start.
+
+    Windows have `horizon` latent frames, rollouts `frames`. Raises ValueError if either are not made of
+    whole chunks.
+    """
+    if horizon % chunk or frames % chunk or frames < horizon:
+        raise ValueError(
+            f"rollouts of {frames} latent frames and windows of {horizon} must be whole chunks of {chunk}"
+        )
+    return horizon // chunk, (frames - horizon) // chunk + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -45,6 +46,15 @@ class Player:
     """Whether an exponential moving average of its weights is kept and saved."""
     save_extra: Callable[[Path], None] | None = None
     """Writes into every saved folder of its models what belongs beside their weights."""
+    prepare: Callable[[Sequence[Update]], None] | None = None
+    """Called once a step before its first update, with all the parts that this rank's loss will get."""
+
+
+def merge_metric(name: str, values: Sequence[float]) -> float:
+    """One figure of parts, updates or ranks: NAME_max is the largest, NAME_min the least, others the mean."""
+    if name.endswith("_max"):
+        return max(values)
+    return min(values) if name.endswith("_min") else fmean(values)
 
 
 class Objective(Protocol):

@@ -84,13 +84,13 @@ class Ranks:
         for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(piece.view_as(gradient))
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Mean of each figure over the ranks."""
+    def gather(self, mine: Tensor) -> Tensor:
+        """This rank's [n, ...] as [world * n, ...] in the order of the pieces that `share` gave out."""
         if self.world == 1:
-            return values
-        stacked = torch.tensor(list(values.values()), dtype=torch.float64)
-        dist.all_reduce(stacked)
-        return dict(zip(values, (stacked / self.world).tolist(), strict=True))
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(parts, mine)
+        return torch.stack(parts, dim=1).flatten(0, 1)
 
     def wait(self) -> None:
         if self.world > 1:

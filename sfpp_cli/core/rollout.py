@@ -20,6 +20,9 @@ from sfpp_cli.core.student import CausalWanModel
 Draw = Callable[[int, int, Tensor], Tensor]
 """(chunk index, denoising step, tensor to be like) -> the Gaussian noise that re-noises that step's x0."""
 
+Record = Callable[[int, int, Tensor, Tensor], None]
+"""(chunk index, denoising step, its input, its x0), told of every denoising pass."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -73,6 +76,7 @@ class Sampler:
         timesteps: Tensor | None = None,
         grad_step: int | None = None,
         grad_chunks: Container[int] = (),
+        record: Record | None = None,
     ) -> Iterator[Tensor]:
         """Continue the student's own history, chunk by chunk: yields clean latents x0 [B, chunk, C, H, W].
 
@@ -86,7 +90,7 @@ class Sampler:
         For training: `timesteps` replace the sampler's, its first ones too. In the chunks that `grad_chunks`
         contains, the pass at denoising step `grad_step` (the last if None) carries gradient, unless gradients
         are off, and no other pass ever does; its prediction is what is yielded. Later steps are run all the
-        same: what is cached is always the last x0.
+        same: what is cached is always the last x0. `record` is told of every denoising pass.
 
         A chunk is yielded before its context pass: the viewer waits less, and the last chunk needs none.
         """
@@ -94,13 +98,9 @@ class Sampler:
         begins = cache is None or cache.frame == 0
         first = self.first_timesteps if timesteps is None and begins else later
         ready = False
-        index = 0
         waiting: Tensor | None = None
-        for clean in past:
-            cache = self._open(student, text, clean) if cache is None else cache
-            last = len(later if index else first) - 1
-            self._cache_clean(student, clean, cache, draw, index, last)
-            index += 1
+        last = len(later) - 1
+        cache, index = self._fill(student, text, draw, past, cache, first, later)
         for x in noise.split(self.chunk, dim=1) if isinstance(noise, Tensor) else noise:
             if waiting is not None and cache is not None:
                 # `last` is still that chunk's: a resumed video counts its context noise by the same number.
@@ -116,9 +116,9 @@ class Sampler:
                 cache = self._open(student, text, x)
             for step, t in enumerate(timesteps):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and learns and step == yielded):
-                    # In float32 whatever the latents are: bfloat16 would tell the network 936 for 937.5.
-                    flow = student(x, x.new_full(x.shape[:1], t.item(), dtype=torch.float32), cache)
-                    x0 = self.schedule.x0_from_flow(flow, x, t)
+                    x0 = self._predict(student, x, t, cache)
+                if record is not None:
+                    record(index, step, x, x0.detach())
                 if step == yielded:
                     prediction = x0
                 if step < last:
@@ -127,6 +127,62 @@ class Sampler:
             yield prediction
             waiting = x0.detach()
             index += 1
+
+    def replay(
+        self,
+        student: CausalWanModel,
+        inputs: Sequence[Sequence[Tensor]],
+        clean: Sequence[Tensor],
+        text: Tensor,
+        draw: Draw,
+        *,
+        past: Iterable[Tensor],
+        steps: Sequence[int],
+    ) -> Iterator[list[Tensor]]:
+        """Predict again what a rollout at `timesteps` predicted: yields of each chunk its x0 at `steps`.
+
+        `inputs` are what the chunks' denoising passes were given (of each chunk at least those up to the last
+        of `steps`), `clean` the finished chunks, `past` the clean chunks before. With the weights of then,
+        the predictions are those of then bit for bit. They carry gradient, unless gradients are off.
+        """
+        timesteps = self.timesteps
+        last = len(timesteps) - 1
+        ring, index = self._fill(student, text, draw, past, None, timesteps, timesteps)
+        cache = self._for_gradient(student, text, clean[0], ring)
+        for chunk, (passes, x0) in enumerate(zip(inputs, clean, strict=True)):
+            yield [self._predict(student, passes[step], timesteps[step], cache) for step in steps]
+            if chunk < len(clean) - 1:
+                self._cache_clean(student, x0, cache, draw, index + chunk, last)
+
+    def _predict(
+        self, student: CausalWanModel, x: Tensor, t: Tensor, cache: KVCache | CacheSnapshot
+    ) -> Tensor:
+        """x0 by one denoising pass."""
+        # In float32 whatever the latents are: bfloat16 would tell the network 936 for 937.5.
+        flow = student(x, x.new_full(x.shape[:1], t.item(), dtype=torch.float32), cache)
+        return self.schedule.x0_from_flow(flow, x, t)
+
+    def _fill(
+        self,
+        student: CausalWanModel,
+        text: Tensor,
+        draw: Draw,
+        past: Iterable[Tensor],
+        cache: KVCache | CacheSnapshot | None,
+        first: Tensor,
+        later: Tensor,
+    ) -> tuple[KVCache | CacheSnapshot | None, int]:
+        """The cache after the clean chunks of `past`, and their number; None if nothing is in it.
+
+        `first` and `later` are the timesteps of the first chunk and of the others.
+        """
+        index = 0
+        for x0 in past:
+            cache = self._open(student, text, x0) if cache is None else cache
+            last = len(later if index else first) - 1
+            self._cache_clean(student, x0, cache, draw, index, last)
+            index += 1
+        return cache, index
 
     def _open(self, student: CausalWanModel, text: Tensor, like: Tensor) -> KVCache:
         """An empty ring."""

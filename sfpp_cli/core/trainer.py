@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
-from sfpp_cli.core.objective import Objective, Player, Update
+from sfpp_cli.core.objective import Objective, Player, Update, merge_metric
 from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
 from sfpp_cli.schema import STRICT
@@ -173,8 +172,12 @@ class Trainer:
         record: dict[str, float] = {}
         for number, player in enumerate(self.players):
             prefix = f"{player.name}_" if player.name else ""
+            if player.prepare is not None:
+                self._prepare(number)
             records = [self._update_player(number, repeat) for repeat in range(player.updates)]
-            record |= {prefix + name: fmean(each[name] for each in records) for name in records[0]}
+            record |= {
+                prefix + name: merge_metric(name, [each[name] for each in records]) for name in records[0]
+            }
         self.step += 1
         self._update_ema()
         return {"step": self.step, **record, "step_s": time.perf_counter() - began}
@@ -190,7 +193,7 @@ class Trainer:
         if self.training.parallel == "replicate":
             self.ranks.average(parameters)
         norm = full_tensor(nn.utils.clip_grad_norm_(parameters, self.training.clip)).item()
-        record = self.ranks.mean(metrics) | {"grad_norm": norm}
+        record = self._over_ranks(metrics) | {"grad_norm": norm}
         if not all(math.isfinite(value) for value in record.values()):
             who = f"{player.name} at " if player.name else ""
             raise UserError(
@@ -212,22 +215,42 @@ class Trainer:
     def _accumulate(self, number: int, repeat: int) -> dict[str, float]:
         """Back-propagate the loss of this rank's samples, part by part; returns it and the mean metrics."""
         player = self.players[number]
-        device = next(p.device for model in player.models.values() for p in model.parameters())
-        first = self.step * self.training.batch
-        mine = [first + i for i in self.ranks.share(self.training.batch)]
-        size = self.training.micro_batch or len(mine)
         total = 0.0
         logged = defaultdict(list)
-        for start in range(0, len(mine), size):
-            part = tuple(mine[start : start + size])
-            with self.training.autocast(device):
-                loss, metrics = player.loss(Update(self.step, number, repeat, part))
-            loss = loss * (len(part) / len(mine))
+        share = self.training.batch // self.ranks.world
+        for part in self._parts(number, repeat):
+            with self.training.autocast(self._device(player)):
+                loss, metrics = player.loss(part)
+            loss = loss * (len(part.samples) / share)
             loss.backward()
             total += loss.item()
             for name, value in metrics.items():
                 logged[name].append(value)
-        return {"loss": total, **{name: fmean(values) for name, values in logged.items()}}
+        return {"loss": total, **{name: merge_metric(name, values) for name, values in logged.items()}}
+
+    def _parts(self, number: int, repeat: int) -> list[Update]:
+        """A player's update as this rank makes it, part by part."""
+        first = self.step * self.training.batch
+        mine = [first + i for i in self.ranks.share(self.training.batch)]
+        size = self.training.micro_batch or len(mine)
+        starts = range(0, len(mine), size)
+        return [Update(self.step, number, repeat, tuple(mine[start : start + size])) for start in starts]
+
+    def _prepare(self, number: int) -> None:
+        """What a player does before the first of its updates in this step."""
+        player = self.players[number]
+        assert player.prepare is not None
+        with self.training.autocast(self._device(player)):
+            player.prepare(self._parts(number, 0))
+
+    def _device(self, player: Player) -> torch.device:
+        return next(p.device for model in player.models.values() for p in model.parameters())
+
+    def _over_ranks(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Figures of this rank merged with those of all others."""
+        rows = self.ranks.gather(torch.tensor([list(metrics.values())], dtype=torch.float64))
+        columns = rows.T.tolist()
+        return {name: merge_metric(name, column) for name, column in zip(metrics, columns, strict=True)}
 
     @torch.no_grad()
     def _update_ema(self) -> None:

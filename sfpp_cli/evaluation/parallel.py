@@ -123,17 +123,11 @@ def _outcome(file: Path, parameters: Parameters) -> Outcome:
 
 
 def _in_pool(files: Mapping[int, Path], parameters: Parameters, count: int) -> Iterator[tuple[int, Outcome]]:
-    """In worker processes, as they finish. The processes start fresh, since a fork would inherit locks that
-    other threads of this process hold. They ignore Ctrl-C, which reaches them too: this process ends them."""
-    pool = ProcessPoolExecutor(
-        count,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
+    """In worker processes, as they finish."""
+    pool = worker_pool(count)
     with pool:
         try:
-            with _single_threaded():
+            with single_threaded():
                 futures = {pool.submit(_outcome, file, parameters): index for index, file in files.items()}
             for future in as_completed(futures):
                 index = futures[future]
@@ -154,8 +148,21 @@ def _in_pool(files: Mapping[int, Path], parameters: Parameters, count: int) -> I
             raise
 
 
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that start fresh, since a fork would inherit locks that other threads of this process hold.
+
+    They ignore Ctrl-C, which reaches them too: this process ends them.
+    """
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+
+
 @contextmanager
-def _single_threaded() -> Iterator[None]:
+def single_threaded() -> Iterator[None]:
     """Processes that start in the block compute on one thread each. There is a worker for every core already,
     and numpy's own threads would take turns on them, or wait at full speed. OpenCV is told by `measure`."""
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -11,7 +11,7 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.models.layout import Layout
-from sfpp_cli.training.recipes import MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe
+from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe
 
 CONFIGS = Path(__file__).parent / "configs"
 """Configuration files of models on the hub, by their id, so that their plan needs no download."""
@@ -35,8 +35,18 @@ def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
             recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
         except ValueError as error:
             raise UserError(f"dmd: {error}") from None
-        if recipe.lora_rank and find_spec("peft") is None:
-            raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'")
+    if isinstance(recipe, GRPORecipe):
+        try:
+            recipe.grpo.chunks(layout.teacher_horizon, settings.chunk)
+        except ValueError as error:
+            raise UserError(f"grpo: {error}") from None
+        if recipe.training.batch % recipe.grpo.group:
+            raise UserError(
+                f"a batch of {recipe.training.batch} is not made of groups of {recipe.grpo.group}: "
+                "choose a multiple of grpo.group"
+            )
+    if isinstance(recipe, MatchingRecipe | GRPORecipe) and recipe.lora_rank and find_spec("peft") is None:
+        raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'")
 
 
 def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:
@@ -55,7 +65,7 @@ def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:
             raise
         assumed.append(f"{model} is not downloaded: planned from its configuration")
         model = str(CONFIGS / model)
-    student = recipe.student if isinstance(recipe, MatchingRecipe) else None
+    student = recipe.student if isinstance(recipe, MatchingRecipe | GRPORecipe) else None
     if student is not None:
         try:
             resolve(student, student=True, offline=True)

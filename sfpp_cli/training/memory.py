@@ -22,7 +22,7 @@ from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.summary import ELEMENT_BYTES, readable
 from sfpp_cli.training.networks import WEIGHT, Frozen, Network, Trained, measure, parameters_of
-from sfpp_cli.training.recipes import MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherRecipe
+from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherRecipe
 
 STORED = 2
 """Bytes of a number in a stored trajectory (float16)."""
@@ -89,6 +89,8 @@ def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
         return _flow_matching(recipe, layout, teacher, element)
     if isinstance(recipe, StudentRecipe):
         return _regression(recipe, layout, teacher, element)
+    if isinstance(recipe, GRPORecipe):
+        return _grpo(recipe, layout, element)
     return _matching(recipe, layout, teacher, element)
 
 
@@ -128,8 +130,12 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
     frozen = {"teacher": Frozen(teacher.parameters, element)}
     if recipe.preview.every or recipe.dmd.first_frame == "reencode":
         frozen["vae"] = Frozen(parameters_of(layout, "vae"))
-    window, starts = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
-    caches, activations = _matching_bytes(recipe, student, settings, window, starts, element)
+    span = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
+    rolled = recipe.dmd.method == "self-forcing++"
+    checkpointing = recipe.training.gradient_checkpointing
+    caches, activations = _window_bytes(
+        student, settings, span, element, rolled=rolled, checkpointing=checkpointing
+    )
     return Needs(
         {
             "student": Trained(student.parameters + adapters, adapters or student.parameters),
@@ -143,29 +149,64 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
     )
 
 
-def _matching_bytes(
-    recipe: MatchingRecipe, student: Network, settings: Settings, window: int, starts: int, element: int
-) -> tuple[int, int]:
-    """Of caches and activations.
+def _grpo(recipe: GRPORecipe, layout: Layout, element: int) -> Needs:
+    student = measure(layout.student, layout)
+    settings = recipe.settings_for(layout)
+    adapters = recipe.lora_rank * student.adapter
+    frozen = {"vae": Frozen(parameters_of(layout, "vae"))}
+    if recipe.grpo.kl:
+        frozen["reference"] = Frozen(student.parameters)
+    window, starts = recipe.grpo.chunks(layout.teacher_horizon, settings.chunk)
+    span = (window, starts) if recipe.grpo.credit == "window" else (window + starts - 1, 1)
+    caches, activations = _window_bytes(
+        student,
+        settings,
+        span,
+        element,
+        rolled=True,
+        checkpointing=recipe.training.gradient_checkpointing,
+        passes=1 if recipe.grpo.step_weights == "one" else len(settings.steps) - 1,
+    )
+    return Needs(
+        {"student": Trained(student.parameters + adapters, adapters or student.parameters)},
+        frozen,
+        activations,
+        caches=caches,
+        text_encoder=parameters_of(layout, "text_encoder"),
+        preview=_preview_bytes(recipe, student, settings, element),
+    )
 
-    Self-Forcing++ holds the rolling cache while a snapshot of it is taken before the window, and after that
-    the snapshot with the window's own keys and values; Self-Forcing only the latter. Without checkpointing
-    every pass keeps all the keys and values that it saw.
+
+def _window_bytes(
+    student: Network,
+    settings: Settings,
+    span: tuple[int, int],
+    element: int,
+    *,
+    rolled: bool,
+    checkpointing: bool,
+    passes: int = 1,
+) -> tuple[int, int]:
+    """Of caches and activations, for a window's chunks and starts, with `passes` that learn a chunk.
+
+    After a rollout, the rolling cache is held while a snapshot of it is taken before the window, and after
+    that the snapshot with the window's own keys and values; Self-Forcing has only the latter. Without
+    checkpointing every pass keeps all the keys and values that it saw.
     """
+    window, starts = span
     frames = window * settings.chunk
-    checkpointing = recipe.training.gradient_checkpointing
-    activations = student.activation_bytes(frames, element, window, checkpointing=checkpointing)
+    activations = student.activation_bytes(
+        passes * frames, element, passes * window, checkpointing=checkpointing
+    )
     if not checkpointing:
         seen = [min((starts + chunk) * settings.chunk, settings.context) for chunk in range(window)]
-        activations += student.shape.cache_bytes(sum(seen), element)
-    held = frames
-    if recipe.dmd.method == "self-forcing++":
-        held = settings.context + max(settings.context, frames)
+        activations += student.shape.cache_bytes(passes * sum(seen), element)
+    held = settings.context + max(settings.context, frames) if rolled else frames
     return student.shape.cache_bytes(held, element), activations
 
 
 def _preview_bytes(
-    recipe: StudentRecipe | MatchingRecipe, student: Network, settings: Settings, element: int
+    recipe: StudentRecipe | MatchingRecipe | GRPORecipe, student: Network, settings: Settings, element: int
 ) -> float:
     """The rolling caches of all videos of a preview."""
     if not recipe.preview.every:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sfpp_cli.core.dmd import DistributionMatching, Videos
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
+from sfpp_cli.core.grpo import GRPO, Decode
 from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.student import CausalWanModel
@@ -23,10 +24,10 @@ from sfpp_cli.devices import pick_dtype
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import EmbeddedPrompts
-from sfpp_cli.models.vae import image_latent
+from sfpp_cli.models.vae import StreamingDecoder, image_latent, to_uint8
 from sfpp_cli.training.context import RunContext
 from sfpp_cli.training.preview import Previewer
-from sfpp_cli.training.recipes import MatchingRecipe, StudentRecipe, TeacherRecipe
+from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, StudentRecipe, TeacherRecipe
 
 EncodeText = Callable[[list[str]], Tensor]
 """Prompts -> padded embeddings [B, L, D], float32."""
@@ -94,6 +95,47 @@ def distribution_matching(
     return Task(objective, networks, _preview(recipe, bundle, settings, student, prompts, text, run))
 
 
+def policy_optimisation(
+    recipe: GRPORecipe, bundle: Bundle, prompts: list[str], text: EncodeText, run: RunContext
+) -> Task:
+    """A student on rewards of its own rollouts."""
+    from sfpp_cli.training.rewards import Rewards  # OpenCV, which other objectives need not load
+
+    settings = recipe.settings_for(bundle)
+    student = _learner(bundle, recipe.lora_rank, run.device)
+    reference = None
+    if recipe.grpo.kl:
+        reference = bundle.load_student(torch.device("cpu"), torch.float32)
+    objective = GRPO(
+        student,
+        text,
+        prompts,
+        decode=frames_of(bundle, run.device),
+        score=Rewards(recipe.reward, settings.fps, run.device),
+        sampler=settings.sampler(),
+        horizon=bundle.teacher_horizon,
+        latent=(student.config.in_channels, *bundle.latent_size),
+        config=recipe.grpo,
+        seed=recipe.seed,
+        reference=reference,
+        ranks=run.ranks,
+        save_extra=lambda folder: settings.write(folder / SETTINGS),
+    )
+    preview = _preview(recipe, bundle, settings, student, prompts, text, run, recipe.stop_on)
+    return Task(objective, [student], preview)
+
+
+def frames_of(bundle: Bundle, device: torch.device) -> Decode:
+    """The model's decoder: chunks of latents -> of each its frames, one chunk at a time on `device`."""
+    vae = bundle.load_vae(device, torch.float32)
+
+    def decode(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        decoder = StreamingDecoder(vae)
+        return (to_uint8(decoder(chunk.to(device))).cpu() for chunk in chunks)
+
+    return decode
+
+
 def matching_objective(
     recipe: MatchingRecipe,
     bundle: Bundle,
@@ -104,9 +146,7 @@ def matching_objective(
 ) -> DistributionMatching:
     """Student, critic and teacher of a recipe, to be trained on rollouts, or on `videos` if given."""
     settings = recipe.settings_for(bundle)
-    student = bundle.load_student(device, torch.float32).train().requires_grad_(True)
-    if recipe.lora_rank:
-        add_adapter(student, recipe.lora_rank)
+    student = _learner(bundle, recipe.lora_rank, device)
     encode_image = None
     if recipe.dmd.first_frame == "reencode":
         encode_image = partial(image_latent, bundle.load_vae(device, torch.float32))
@@ -154,6 +194,14 @@ def add_adapter(student: CausalWanModel, rank: int) -> None:
     student.add_adapter(config)
 
 
+def _learner(bundle: Bundle, lora_rank: int, device: torch.device) -> CausalWanModel:
+    """The bundle's student, to be trained: all of it, or adapters."""
+    student: CausalWanModel = bundle.load_student(device, torch.float32).train().requires_grad_(True)
+    if lora_rank:
+        add_adapter(student, lora_rank)
+    return student
+
+
 def _first_student(recipe: StudentRecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:
     """The recipe's `init`, or a causal student with the teacher's weights."""
     if recipe.init is not None:
@@ -167,13 +215,14 @@ def _first_student(recipe: StudentRecipe, bundle: Bundle, device: torch.device) 
 
 
 def _preview(
-    recipe: StudentRecipe | MatchingRecipe,
+    recipe: StudentRecipe | MatchingRecipe | GRPORecipe,
     bundle: Bundle,
     settings: Settings,
     student: CausalWanModel,
     prompts: list[str],
     text: EncodeText,
     run: RunContext,
+    stop_on: Sequence[str] = (),
 ) -> Callable[[int], dict[str, float]] | None:
     """(step) -> gauges of the recipe's preview, nothing at steps without one."""
     wanted = recipe.preview
@@ -181,7 +230,9 @@ def _preview(
         return None
     embeddings = text(prompts[: wanted.count])
     folder = run.out / "previews"
-    previewer = Previewer(bundle, settings, embeddings, wanted.seconds, folder, run.device, recipe.seed)
+    previewer = Previewer(
+        bundle, settings, embeddings, wanted.seconds, folder, run.device, recipe.seed, stop_on
+    )
 
     def preview(step: int) -> dict[str, float]:
         if step % wanted.every:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from sfpp_cli.core.geometry import round_up
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
@@ -40,8 +42,13 @@ class Previewer:
         folder: Path,
         device: torch.device,
         seed: int,
+        stop_on: Sequence[str] = (),
     ) -> None:
-        """`text` [B, L, D] holds the prompts' padded embeddings; `settings` are the student's."""
+        """`text` [B, L, D] holds the prompts' padded embeddings; `settings` are the student's.
+
+        `stop_on` names verdicts of `sfpp evaluate` that no preview may have.
+        """
+        self.stop_on = stop_on
         self.settings = settings
         self.sampler = settings.sampler()
         self.folder = folder
@@ -59,14 +66,17 @@ class Previewer:
         """The gauges (see `gauges`) as `preview_NAME`, means over the prompts.
 
         Writes `folder/step-NNNNNN.png`, a row for each prompt, unless `write` is False: of several ranks
-        only the first writes.
+        only the first writes. UserError if one of `stop_on` fires.
         """
         measured: list[dict[str, float]] = []
         pictures: list[Frames] = []
         times: list[float] = []
+        fired: list[str] = []
         for latents in self._latents(student).split(1):
             frames = self._decode(latents)
             measured.append(gauges(frames))
+            if self.stop_on:
+                fired += self._fired(frames, len(measured))
             sampler = SheetSampler(self.frames, COLUMNS)
             sampler.write(frames)
             pictures += sampler.frames
@@ -74,7 +84,23 @@ class Previewer:
         if write:
             path = self.folder / f"step-{step:06d}.png"
             contact_sheet(pictures, times, path, columns=min(COLUMNS, self.frames))
+        if fired:
+            raise UserError(
+                f"stopped at step {step}, before it was saved: {', '.join(fired)} in its preview; "
+                "the last checkpoint stands"
+            )
         return {f"preview_{name}": fmean(video[name] for video in measured) for name in measured[0]}
+
+    def _fired(self, frames: Frames, number: int) -> list[str]:
+        """The verdicts that stop a run, with the video and the second at which each sets in."""
+        from sfpp_cli.evaluation.metrics.measure import judge  # OpenCV, which other objectives need not load
+
+        found = judge(frames, self.settings.fps)
+        return [
+            f"{name} from {found[name]['onset_seconds']} s on in video {number}"
+            for name in self.stop_on
+            if found[name]["fired"]
+        ]
 
     def _latents(self, student: CausalWanModel) -> Tensor:
         """Clean latents [B, F, C, h, w] of all prompts at once. The student keeps its mode."""

@@ -14,17 +14,21 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from sfpp_cli.core.dmd_config import DMDConfig
+from sfpp_cli.core.grpo_config import GRPOConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.files import atomic_write
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.schema import STRICT, Fault, Faults, Keys, line_of, validate
+from sfpp_cli.training.reward_config import RewardConfig
 
 REMOVED = {("dmd", "windows_per_rollout"): "every rollout has one window"}
 """Keys that recipes once had, and why they are gone."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of everything random.")]
+Verdict = Literal["over_exposure", "darkening", "stagnation", "repetition", "flicker", "scene_change"]
+"""What `sfpp evaluate` can find wrong with a video."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -149,8 +153,37 @@ class MatchingRecipe:
             raise UserError(f"context: {error}") from None
 
 
-Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe
-COMMANDS = {TeacherRecipe: "train", MatchingRecipe: "train", StudentRecipe: "distill"}
+@dataclass(frozen=True, config=STRICT)
+class GRPORecipe:
+    """`sfpp train` by rewards of the student's own videos: GRPO, after Self-Forcing++."""
+
+    objective: Literal["grpo"]
+    """What is trained, and by which loss."""
+    model: str
+    """The model that decodes, and encodes text: an embedded name, a folder or a hub id."""
+    prompts: str
+    """File of prompts, .txt or .jsonl."""
+    grpo: GRPOConfig
+    reward: RewardConfig
+    training: Training
+    student: str | None = None
+    """Causal weights to start from, instead of the model's own."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of adapters to train instead of all weights; 0 trains all weights."""
+    text_store: str | None = None
+    """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
+    preview: Preview = Preview()
+    stop_on: tuple[Verdict, ...] = get_args(Verdict)
+    """Verdicts of `sfpp evaluate` on a preview that stop the run."""
+    seed: Seed = 0
+
+    def settings_for(self, layout: Layout) -> Settings:
+        """The trained student's settings: as long as its rollouts were."""
+        return layout.settings.changed({"horizon": self.grpo.frames})
+
+
+Recipe = TeacherRecipe | StudentRecipe | MatchingRecipe | GRPORecipe
+COMMANDS = {TeacherRecipe: "train", MatchingRecipe: "train", GRPORecipe: "train", StudentRecipe: "distill"}
 """Which command runs which recipe."""
 
 T = TypeVar("T")

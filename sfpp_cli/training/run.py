@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import tomli_w
 from torch import nn
 
 from sfpp_cli.core import checkpoint
@@ -21,6 +22,7 @@ from sfpp_cli.training.context import RunContext
 from sfpp_cli.training.memory import plan
 from sfpp_cli.training.pairs import make_pairs
 from sfpp_cli.training.recipes import (
+    GRPORecipe,
     MatchingRecipe,
     Recipe,
     StudentRecipe,
@@ -49,7 +51,8 @@ def overrides(
 
 def train(path: Path, changes: dict[str, str], run: RunContext, *, dry_run: bool = False) -> str | None:
     """`sfpp train`: the objective that the recipe names. A dry run answers the plan and writes nothing."""
-    recipe = read_recipe(path, TeacherRecipe, MatchingRecipe, overrides=changes)
+    kinds: list[type[MatchingRecipe | GRPORecipe]] = [MatchingRecipe, GRPORecipe]
+    recipe = read_recipe(path, TeacherRecipe, *kinds, overrides=changes)
     if dry_run:
         return dry_plan(recipe, run)
     refuse_to_overwrite(run)
@@ -59,9 +62,25 @@ def train(path: Path, changes: dict[str, str], run: RunContext, *, dry_run: bool
         return None
     bundle = begin(recipe, Bundle(recipe.model, recipe.student), run)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
+    if isinstance(recipe, GRPORecipe):
+        text = objectives.embed_prompts(bundle, prompts, recipe.text_store, run)
+        fit(objectives.policy_optimisation(recipe, bundle, prompts, text, run), recipe, run)
+        return None
     text = objectives.embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, run)
     fit(objectives.distribution_matching(recipe, bundle, prompts, text, run), recipe, run)
     return None
+
+
+def flow_band(path: Path, changes: dict[str, str], run: RunContext, clips: int) -> str:
+    """`sfpp train --flow-band`: a GRPO recipe's lines of what motion is right, from clips of its teacher."""
+    from sfpp_cli.training.band import measure_band  # OpenCV, which other objectives need not load
+
+    recipe = read_recipe(path, GRPORecipe, overrides=changes)
+    bundle = Bundle(recipe.model, recipe.student)
+    check(recipe, bundle, run.ranks)
+    prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))][:clips]
+    text = objectives.embed_prompts(bundle, ["", *prompts], recipe.text_store, run)
+    return tomli_w.dumps(measure_band(recipe, bundle, prompts, text, run)).rstrip()
 
 
 def distill(

@@ -66,6 +66,20 @@ def measure(path: str | Path, parameters: Parameters | None = None) -> dict[str,
         cv2.setNumThreads(threads)
 
 
+def judge(frames: Frames, fps: float, parameters: Parameters | None = None) -> dict[str, dict[str, Any]]:
+    """The verdicts on a video in memory, uint8 [T, H, W, 3]."""
+    count, height, width, _ = frames.shape
+    scan = _Scan(VideoInfo(width, height, fps, count), parameters or Parameters())
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        for frame in frames:
+            scan.update(frame, Path("preview"))
+    finally:
+        cv2.setNumThreads(threads)
+    return verdicts(scan.evidence())
+
+
 class _Scan:
     """The first pass: what has been seen of the stream so far."""
 
@@ -102,6 +116,15 @@ class _Scan:
         curves["local_stability"] = local_stability(curves, self.fps, self.parameters)
         return curves
 
+    def evidence(self) -> Evidence:
+        """What verdicts are reached from."""
+        curves = self.curves()
+        miniatures = np.stack(self.miniatures)
+        shift = np.array(self.flow.shift)
+        changes = find_changes(miniatures, curves["luma"], shift, self.size, self.fps, self.parameters)
+        similarity = repetition.self_similarity(miniatures, self.fps, self.parameters)
+        return Evidence(curves, changes, similarity, self.size, self.fps, self.parameters)
+
 
 def _norepeat(path: Path, scan: _Scan) -> dict[str, Any]:
     """NoRepeat as RIFLEx defines it, with the P and n it was taken at; all null if the video is too short."""
@@ -129,11 +152,9 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
     """The result from what has been scanned, and from the second pass for NoRepeat."""
     parameters = scan.parameters
     fps = scan.fps
-    curves = scan.curves()
-    miniatures = np.stack(scan.miniatures)
-    changes = find_changes(miniatures, curves["luma"], np.array(scan.flow.shift), scan.size, fps, parameters)
-    curves["picture_change"] = changes.picture
-    similarity = repetition.self_similarity(miniatures, fps, parameters)
+    evidence = scan.evidence()
+    similarity = evidence.similarity
+    curves = {**evidence.curves, "picture_change": evidence.changes.picture}
     dynamic = scan.flow.dynamic_clips()
     reference = reference_frames(len(scan), fps, parameters.reference_seconds)
     return {
@@ -160,7 +181,7 @@ def _assemble(path: Path, scan: _Scan) -> dict[str, Any]:
             name: results.shorten(values, fps, parameters.curve_points) for name, values in curves.items()
         },
         "clips": results.clips(curves, fps, dynamic, parameters),
-        "verdicts": verdicts(Evidence(curves, changes, similarity, scan.size, fps, parameters)),
+        "verdicts": verdicts(evidence),
     }
 
 
