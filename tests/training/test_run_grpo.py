@@ -11,6 +11,7 @@ import torch
 from conftest import Sfpp
 from safetensors.torch import load_file
 
+import sfpp_cli
 from sfpp_cli.training.preview import Previewer
 
 GRPO = """
@@ -60,6 +61,19 @@ def test_a_run_resumes_bitwise_and_says_what_it_watches(sfpp: Sfpp, tmp_path: Pa
     assert record["reward"] == pytest.approx(record["flow"] + 0.5 * record["exposure"])
     settings = json.loads((tmp_path / "whole/step-000002/student/sfpp.json").read_text())
     assert settings["horizon"] == 12
+
+
+def test_adapters_alone_may_learn(sfpp: Sfpp, tmp_path: Path) -> None:
+    """They are folded into a student of the plain layout; what has no adapter stays as it was."""
+    options = ("--set", "lora_rank=2", "--set", "training.gradient_checkpointing=true", "--steps", "1")
+    assert sfpp("train", "grpo.toml", "--out", "run", *options)[0] == 0
+    before = weights(Path(sfpp_cli.__file__).parents[1] / "weights" / "toyworld" / "transformer")
+    after = weights(tmp_path / "run/step-000001/student")
+    assert after.keys() == before.keys()
+    changed = {key for key in before if not torch.equal(after[key].float(), before[key].float())}
+    adapted = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "proj.weight", "net.2.weight")
+    assert changed
+    assert all(key.startswith("blocks.") and key.endswith(adapted) for key in changed)
 
 
 def test_what_does_not_fit_is_refused(sfpp: Sfpp) -> None:
