@@ -31,7 +31,8 @@ from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.parallel import ALONE
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
-from sfpp_cli.models.bundle import SETTINGS, Bundle
+from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.settings import SETTINGS
 from sfpp_cli.models.vae import StreamingDecoder
 from sfpp_cli.progress import Silent
 from sfpp_cli.training.context import RunContext

@@ -65,10 +65,21 @@ class Trainer:
         if state:
             self.restore(state)
             torch.manual_seed(VAE_SEED + self.step)
+        else:
+            self.begin_from_earlier()
         self.pool = Pool(job)
         self.groups: list[Group] = []
         self.rendering = 0.0
         self.good = self.state()
+
+    def begin_from_earlier(self) -> None:
+        """Weights that a call elsewhere has left, without their optimiser: straight to the streams."""
+        folder = self.job.work / "vae"
+        if not folder.exists():
+            return
+        self.vae.load_state_dict(AutoencoderKLWan.from_pretrained(folder).state_dict())
+        self.phase = "streams"
+        self.job.say("vae: goes on from the weights of an earlier call")
 
     def new_optimizer(self) -> Muon:
         parameters = list(self.vae.parameters())
