@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something the user can fix, in one line: what is wrong, why, and what to do. Exit code 2."""
 
 
+class InUse(UserError):
+    """Another living process works on it."""
+
+
 class Interrupted(Exception):
     """Ctrl-C during work that can be continued; the line says how. Exit code 130."""
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
+import platform
 import shutil
 import stat
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sfpp_cli.errors import UserError, reason
+from sfpp_cli.errors import InUse, UserError, reason
+
+PATIENCE = 60.0
+"""Seconds to wait for another process that writes the same file."""
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -29,34 +32,93 @@ def replacing(path: Path) -> Iterator[Path]:
     the last name of `path`, in a hidden folder beside it; missing parent folders are made. UserError where
     anything in the block cannot be written.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = scratch_folder(path)
+    with writing(path), scratch(path) as part:
+        yield part
+        _open_to_readers(part)
+        put_in_place(part, path)
+
+
+@contextmanager
+def scratch(path: Path, patience: float = PATIENCE) -> Iterator[Path]:
+    """A place for what is to replace `path`, in a hidden folder beside it that goes at the end of the block.
+
+    The folder is called after a digest of the name: short, whatever the name's length, and the same for every
+    process, so that what a killed one left in it goes when the next begins.
+    """
+    folder = _scratch_folder(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with owned(folder.with_suffix(".lock"), path, patience):
         try:
-            part = scratch / path.name
-            yield part
-            _open_to_readers(part)
-            put_in_place(part, path)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder / path.name
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def scratch_folder(path: Path) -> Path:
-    """A new hidden folder beside `path`, on the same file system, for what is to replace it."""
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.part-", dir=path.parent))
+def _scratch_folder(path: Path) -> Path:
+    return path.parent / f".sfpp-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part"
 
 
 def put_in_place(part: Path, path: Path) -> None:
     """Move what is finished from its scratch folder to `path`; an older folder goes the other way."""
     if part.is_dir() and path.is_dir():  # a folder that is not empty cannot be replaced in one step
-        path.rename(part.with_name(f"{part.name}.old"))
+        path.rename(_scratch_folder(part))
     os.replace(part, path)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; a process that is killed meanwhile leaves none that looks whole."""
+    doomed = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if folder.exists():
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
     """Clear away what a killed process left of its unfinished `path`."""
-    for scratch in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
-        shutil.rmtree(scratch, ignore_errors=True)
+    folder = _scratch_folder(path)
+    if folder.exists() or folder.with_suffix(".lock").exists():
+        with suppress(InUse), scratch(path, patience=0):
+            pass  # empty now, and gone
+
+
+@contextmanager
+def owned(lock: Path, what: Path, patience: float = 0.0) -> Iterator[None]:
+    """Be the only process that works on `what`, for as long as the block runs.
+
+    The lock is on the file `lock` and goes with its process, however that ends: the file alone means nothing.
+    It holds over NFS too; where a file system knows no locks, filelock says so and goes by the file. InUse,
+    with who has it, after `patience` seconds.
+    """
+    from filelock import FileLock, Timeout  # help texts do not wait for it
+
+    guard = FileLock(lock, timeout=patience, thread_local=False)
+    with writing(what):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            guard.acquire()
+        except Timeout:
+            raise InUse(f"{what} is in use by {_owner(lock)}: wait for it, or stop it") from None
+        try:
+            lock.write_text(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}")
+        except OSError:
+            guard.release()
+            raise
+    try:
+        yield
+    finally:
+        # While it is ours: who takes it afterwards makes a file of his own.
+        lock.unlink(missing_ok=True)
+        guard.release()
+
+
+def _owner(lock: Path) -> str:
+    try:
+        return lock.read_text() or "another process"
+    except (OSError, ValueError):
+        return "another process"
 
 
 @contextmanager
@@ -80,7 +142,7 @@ def file_digest(path: Path) -> str:
 
 def _open_to_readers(part: Path) -> None:
     """Let everybody read whom the umask lets: safetensors writes files for their owner alone."""
-    probe = part.with_name(f"{part.name}.mode")
+    probe = _scratch_folder(part).with_suffix(".mode")
     probe.touch()
     usual = stat.S_IMODE(probe.stat().st_mode)
     for file in part.rglob("*") if part.is_dir() else [part]:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import signal
 import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from sfpp_cli.errors import UserError
-from sfpp_cli.files import atomic_write, file_digest, remove_leftovers, replacing
+from sfpp_cli.errors import InUse, UserError
+from sfpp_cli.files import (
+    _scratch_folder,
+    atomic_write,
+    file_digest,
+    owned,
+    remove,
+    remove_leftovers,
+    replacing,
+)
 
 
 @pytest.mark.parametrize(("content", "expected"), [("é", "é".encode()), (b"\x00", b"\x00")])
@@ -90,11 +105,110 @@ def test_who_may_read_is_for_the_umask_to_say(tmp_path: Path, umask: int, mode: 
     assert modes == {"a.safetensors": mode, "run.sh": 0o755 & ~umask}
 
 
-def test_leftovers_of_a_killed_process_go(tmp_path: Path) -> None:
-    for name in (".a[1].mp4.part-x", ".a1.mp4.part-x"):
+def killed_while_writing(path: Path) -> None:
+    """What a process that dies in the middle leaves behind."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from sfpp_cli.files import replacing
+with replacing(Path({str(path)!r})) as part:
+    part.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    assert len(list(path.parent.glob(".sfpp-*"))) == 2
+
+
+@pytest.mark.parametrize("clear", [remove_leftovers, lambda path: atomic_write(path, "whole")])
+def test_leftovers_of_a_killed_process_go(tmp_path: Path, clear: Callable[[Path], None]) -> None:
+    path = tmp_path / "a[1].mp4"
+    killed_while_writing(path)
+    clear(path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"] * path.exists()
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with replacing(path) as part:
+        part.write_text("half")
+        remove_leftovers(path)
+        part.write_text(part.read_text() + "whole")
+    assert path.read_text() == "halfwhole"
+
+
+def test_names_of_any_legal_length(tmp_path: Path) -> None:
+    for name in ("a" * 255, "圆" * 85, os.fsdecode(b"\xff" * 255)):
+        atomic_write(tmp_path / name, "x")
+        with replacing(tmp_path / "folder") as part:
+            part.mkdir()
+            (part / name).touch()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_writers_of_one_file_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+
+    def write(letter: str) -> None:
+        for _ in range(10):
+            with replacing(path) as part:
+                part.write_text(letter)
+                time.sleep(0.001)
+                part.write_text(part.read_text() + letter)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, "abcd"))
+    assert path.read_text() in {"aa", "bb", "cc", "dd"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / ".lock"
+    with owned(lock, lock.parent):
+        busy = rf"run is in use by process {os.getpid()} on .+ since \d{{4}}-.+: wait for it, or stop it"
+        with pytest.raises(InUse, match=busy), owned(lock, lock.parent):
+            pass
+    with owned(lock, lock.parent):
+        assert lock.exists()
+    assert not lock.exists()
+
+
+def test_a_dead_owner_holds_nothing(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path / "a")
+    (lock,) = tmp_path.glob("*.lock")
+    with owned(lock, tmp_path / "a"):
+        assert str(os.getpid()) in lock.read_text()
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    for name in ("precious", "folder"):
         (tmp_path / name).mkdir()
-    remove_leftovers(tmp_path / "a[1].mp4")
-    assert [folder.name for folder in tmp_path.iterdir()] == [".a1.mp4.part-x"]
+        (tmp_path / name / "a").write_text("kept")
+    folder = _scratch_folder(tmp_path / "b")
+    folder.symlink_to(tmp_path / "folder")
+    folder.with_suffix(".lock").symlink_to(tmp_path / "precious" / "a")
+    with pytest.raises(UserError, match=r"b cannot be written"):
+        atomic_write(tmp_path / "b", "x")
+    folder.with_suffix(".lock").unlink()
+    with pytest.raises(UserError, match=r"b cannot be written"):
+        atomic_write(tmp_path / "b", "x")
+    assert {path.read_text() for path in tmp_path.glob("*/a")} == {"kept"}
+
+
+def test_a_folder_goes_by_rename_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "a.old"):  # the latter of a process that was killed in the middle
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    seen = []
+
+    def look(folder: Path, **_: object) -> None:
+        seen.append((folder.name, (tmp_path / "a").exists()))
+        rmtree(folder, **_)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", look)
+    remove(tmp_path / "a")
+    assert seen == [("a.old", True), ("a.old", False)]
+    assert not list(tmp_path.iterdir())
 
 
 def test_digest(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.files import put_in_place, scratch_folder, writing
+from sfpp_cli.files import put_in_place, scratch, writing
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import EXACT, pipe, run_ffmpeg
 
@@ -96,13 +96,10 @@ class VideoWriter:
         self.size = size
         self.frames = 0
         with ExitStack() as undo, writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._scratch = scratch_folder(self.path)
-            undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
-            self._part = self._scratch / self.path.name
+            self._part = undo.enter_context(scratch(self.path))
             sink: type[_PngSink | _FfmpegSink] = _PngSink if path.suffix.lower() == ".png" else _FfmpegSink
             self._sink = sink(self._part, size, fps, _tags(metadata or {}))
-            undo.pop_all()
+            self._scratch = undo.pop_all()
 
     def write(self, frames: Frames) -> None:
         """Append [T, H, W, 3]."""
@@ -129,7 +126,7 @@ class VideoWriter:
     def abort(self) -> None:
         """Stop and leave nothing behind. Harmless after `close`."""
         self._sink.kill()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -220,7 +217,7 @@ def _insert_gif_comment(file: Path, comment: str) -> None:
     text = comment.encode("ascii")
     blocks = [text[start : start + 255] for start in range(0, len(text), 255)]
     extension = b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0"
-    whole = file.with_name(f"{file.name}.whole")
+    whole = file.with_suffix("")
     with file.open("rb") as source, whole.open("wb") as sink:
         header = source.read(13)
         flags = header[10]

@@ -122,7 +122,7 @@ def test_same_frames_same_pngs(tmp_path: Path) -> None:
 def test_abort_leaves_nothing(tmp_path: Path, extension: str) -> None:
     writer = VideoWriter(tmp_path / f"a{extension}", (64, 48), 16)
     writer.write(smooth(3))
-    assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir())
     writer.abort()
     writer.abort()
     assert list(tmp_path.iterdir()) == []
