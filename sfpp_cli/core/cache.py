@@ -49,10 +49,11 @@ class Past(Memory, Protocol):
 class KVCache:
     """Rolling cache of `context` latent frames, the current chunk included; the first `sink` always stay.
 
-    Latent frame f lives in slot f while f < sink, then in slot sink + (f - sink) mod (context - sink). A pass
-    writes its own keys and values over the slots that its frames will own, so the oldest frames vanish as the
-    window demands and nothing is moved. `commit` makes the last pass part of the past; before that, the next
-    pass overwrites it. Memory depends on the context alone.
+    Latent frame f lives in slot f while f < sink, then in slot sink + (f - origin) mod (context - sink).
+    `origin` is the first frame after the sink that the ring was given (`forget` moves it). A pass writes its
+    own keys and values over the slots that its frames will own, so the oldest frames vanish as the window
+    demands and nothing is moved. `commit` makes the last pass part of the past; before that, the next pass
+    overwrites it. Memory depends on the context alone.
     """
 
     def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
@@ -63,6 +64,7 @@ class KVCache:
         self.tokens = tokens
         self.context = context
         self.sink = sink
+        self.origin = sink
         self.frame = 0
         like = text[0][0]
         shape = (like.shape[0], like.shape[1], context * tokens, like.shape[3])
@@ -72,6 +74,11 @@ class KVCache:
     def commit(self, frames: int) -> None:
         """Keep the `frames` latent frames of the pass just run; the next pass starts after them."""
         self.frame += frames
+
+    def forget(self, frame: int) -> None:
+        """Forget all but the sink, which must be full; the next pass starts at `frame`, after the sink."""
+        self.frame = frame
+        self.origin = frame
 
     def attention(self, layer: int) -> Attend:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -93,7 +100,7 @@ class KVCache:
             there = _span(slot, length, self.tokens)
             keys[:, :, there] = key[:, :, here]
             values[:, :, there] = value[:, :, here]
-        filled = min(self.frame + frames, self.context) * self.tokens
+        filled = min(self.sink + self.frame + frames - self.origin, self.context) * self.tokens
         return keys[:, :, :filled], values[:, :, :filled]
 
     def _runs(self, frames: int) -> list[tuple[int, int, int]]:
@@ -109,7 +116,7 @@ class KVCache:
         runs = []
         offset = 0
         while offset < frames:
-            slot = _slot(self.frame + offset, self.context, self.sink)
+            slot = _slot(self.frame + offset, self.context, self.sink, self.origin)
             length = min(frames - offset, self.context - slot)
             runs.append((offset, slot, length))
             offset += length
@@ -121,11 +128,13 @@ class KVCache:
         The ring stays as it is. What it has overwritten for a pass not yet committed is not copied: those
         slots are the oldest frames', which no later pass sees.
         """
-        past = _visible(self.frame, self.frame + frames, self.context, self.sink)
+        past = _visible(self.frame, self.frame + frames, self.context, self.sink, self.origin)
         snapshot = CacheSnapshot(self.text, tokens=self.tokens, context=self.context, sink=self.sink)
         snapshot.frame = self.frame
+        snapshot.origin = self.origin
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            spans = {frame: _span(_slot(frame, self.context, self.sink), 1, self.tokens) for frame in past}
+            slots = {frame: _slot(frame, self.context, self.sink, self.origin) for frame in past}
+            spans = {frame: _span(slot, 1, self.tokens) for frame, slot in slots.items()}
             snapshot.past[layer] = {
                 f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()
             }
@@ -156,6 +165,7 @@ class CacheSnapshot:
         self.tokens = tokens
         self.context = context
         self.sink = sink
+        self.origin = sink
         self.frame = 0
         self.past: list[dict[int, KeysValues]] = [{} for _ in text]
         self.present: list[KeysValues] = [(part[0][:, :, :0], part[1][:, :, :0]) for part in text]
@@ -163,15 +173,20 @@ class CacheSnapshot:
     def attention(self, layer: int) -> Attend:
         past = self.past[layer]
         frame = self.frame
+        origin = self.origin
+
+        def slot(frame: int) -> int:
+            return _slot(frame, self.context, self.sink, origin)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Checkpointing runs this again in the backward pass. That writes the same keys and values once
             # more, where only a pass that is not yet committed would be looking: by then there is none.
             self.write(layer, key, value)
-            known = self._seen(past, frame + key.shape[2] // self.tokens) | self._by_frame(frame, key, value)
+            end = frame + key.shape[2] // self.tokens
+            known = self._seen(past, end, origin) | self._by_frame(frame, key, value)
             # In the order of the ring's slots: sums then round alike, and a chunk that learns is bit for bit
             # the chunk that the ring's rollout would have made.
-            ordered = [known[f] for f in sorted(known, key=lambda f: _slot(f, self.context, self.sink))]
+            ordered = [known[f] for f in sorted(known, key=slot)]
             keys = torch.cat([k for k, _ in ordered], dim=2)
             values = torch.cat([v for _, v in ordered], dim=2)
             return F.scaled_dot_product_attention(query, keys, values)
@@ -186,16 +201,22 @@ class CacheSnapshot:
         self.frame += frames
         for layer, (key, value) in enumerate(self.present):
             known = self.past[layer] | self._by_frame(first, key, value)
-            self.past[layer] = self._seen(known, self.frame)
+            self.past[layer] = self._seen(known, self.frame, self.origin)
+
+    def forget(self, frame: int) -> None:
+        """As `KVCache.forget`."""
+        self.frame = frame
+        self.origin = frame
+        self.past = [{f: known[f] for f in range(self.sink)} for known in self.past]
 
     def _by_frame(self, first: int, key: Tensor, value: Tensor) -> dict[int, KeysValues]:
         """A pass's keys and values by absolute latent frame; its first is `first`."""
         pieces = zip(key.split(self.tokens, 2), value.split(self.tokens, 2), strict=True)
         return dict(enumerate(pieces, start=first))
 
-    def _seen(self, past: dict[int, KeysValues], end: int) -> dict[int, KeysValues]:
+    def _seen(self, past: dict[int, KeysValues], end: int, origin: int) -> dict[int, KeysValues]:
         count = max(past, default=-1) + 1
-        return {frame: past[frame] for frame in _visible(count, end, self.context, self.sink)}
+        return {frame: past[frame] for frame in _visible(count, end, self.context, self.sink, origin)}
 
 
 class NoisyPast:
@@ -266,19 +287,20 @@ class BlockCausal:
         return torch.cat(pieces, dim=2)
 
 
-def _visible(count: int, end: int, context: int, sink: int) -> list[int]:
+def _visible(count: int, end: int, context: int, sink: int, origin: int) -> list[int]:
     """Of the first `count` latent frames, those that a pass which ends before frame `end` sees.
 
-    The sink, and as far back from `end` as the rest of the context reaches. It is counted from the end of the
-    pass, not from its beginning, since the pass's own frames take part of the context.
+    The sink, and as far back from `end` as the rest of the context reaches, but not before `origin`. It is
+    counted from the end of the pass, not from its beginning, since the pass's own frames take part of the
+    context.
     """
-    oldest = max(sink, end - (context - sink))
+    oldest = max(origin, end - (context - sink))
     return [*range(min(sink, count)), *range(min(oldest, count), count)]
 
 
-def _slot(frame: int, context: int, sink: int) -> int:
-    """Where the ring keeps a latent frame."""
-    return frame if frame < sink else sink + (frame - sink) % (context - sink)
+def _slot(frame: int, context: int, sink: int, origin: int) -> int:
+    """Where the ring keeps a latent frame; `origin` is in the first slot after the sink."""
+    return frame if frame < sink else sink + (frame - origin) % (context - sink)
 
 
 def _span(frame: int, frames: int, tokens: int) -> slice:

@@ -6,13 +6,13 @@ arXiv 2506.08009, algorithm 1; arXiv 2510.02283, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sfpp_cli.core.cache import CacheSnapshot, KVCache, NoisyPast
+from sfpp_cli.core.cache import CacheSnapshot, KeysValues, KVCache, NoisyPast
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.student import CausalWanModel
@@ -22,6 +22,27 @@ Draw = Callable[[int, int, Tensor], Tensor]
 
 Record = Callable[[int, int, Tensor, Tensor], None]
 """(chunk index, denoising step, its input, its x0), told of every denoising pass."""
+
+How = Literal["switch", "recache", "cut"]
+"""What a new prompt does to what was made before it.
+
+"switch": nothing; the context still tells of the old prompt. "recache": the context's clean latents are run
+again under the new prompt (LongLive's KV recache, arXiv 2509.22622), but for the sink, which is never
+overwritten. "cut": the context begins anew, as at the beginning of a video; noise goes on.
+"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Another prompt, from a chunk on."""
+
+    text: Tensor
+    """Its padded embeddings [B, L, D]."""
+    how: How = "recache"
+
+
+Changes = Callable[[int], Change | None]
+"""Asked once before each chunk, `past` included, by its index."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +94,7 @@ class Sampler:
         *,
         past: Iterable[Tensor] = (),
         cache: KVCache | CacheSnapshot | None = None,
+        changes: Changes | None = None,
         timesteps: Tensor | None = None,
         grad_step: int | None = None,
         grad_chunks: Container[int] = (),
@@ -85,6 +107,9 @@ class Sampler:
         to continue): they fill the cache, are not yielded, and chunks are counted after them. `cache` is one
         to continue instead of a new one; chunks are then counted from 0.
 
+        `changes` tells of new prompts. Only if it is given are clean latents of the context kept, which
+        "recache" runs again: those of `past` and of this rollout, so there can be no `cache` beside it.
+
         `first_steps` are for a chunk at frame 0, the first of `past` included: nothing may come before it.
 
         For training: `timesteps` replace the sampler's, its first ones too. In the chunks that `grad_chunks`
@@ -94,39 +119,30 @@ class Sampler:
 
         A chunk is yielded before its context pass: the viewer waits less, and the last chunk needs none.
         """
-        later = self.timesteps if timesteps is None else timesteps
-        begins = cache is None or cache.frame == 0
-        first = self.first_timesteps if timesteps is None and begins else later
-        ready = False
+        history = _History(self, student, text, draw, cache, changes, timesteps)
+        history.fill(past)
         waiting: Tensor | None = None
-        last = len(later) - 1
-        cache, index = self._fill(student, text, draw, past, cache, first, later)
         for x in noise.split(self.chunk, dim=1) if isinstance(noise, Tensor) else noise:
-            if waiting is not None and cache is not None:
-                # `last` is still that chunk's: a resumed video counts its context noise by the same number.
-                self._cache_clean(student, waiting, cache, draw, index - 1, last)
-            timesteps = later if index else first
-            last = len(timesteps) - 1
+            if waiting is not None:
+                history.add(waiting)
+            index = history.begin_chunk()
+            chunk_timesteps = history.timesteps
+            last = len(chunk_timesteps) - 1
             learns = index in grad_chunks
             yielded = grad_step if learns and grad_step is not None else last
-            if learns and torch.is_grad_enabled() and not ready:
-                cache = self._for_gradient(student, text, x, cache)
-                ready = True
-            elif cache is None:
-                cache = self._open(student, text, x)
-            for step, t in enumerate(timesteps):
+            memory = history.memory(x, with_gradient=learns and torch.is_grad_enabled())
+            for step, t in enumerate(chunk_timesteps):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and learns and step == yielded):
-                    x0 = self._predict(student, x, t, cache)
+                    x0 = self._predict(student, x, t, memory)
                 if record is not None:
                     record(index, step, x, x0.detach())
                 if step == yielded:
                     prediction = x0
                 if step < last:
                     x0 = x0.detach()
-                    x = self.schedule.add_noise(x0, draw(index, step, x0), timesteps[step + 1])
+                    x = self.schedule.add_noise(x0, draw(index, step, x0), chunk_timesteps[step + 1])
             yield prediction
             waiting = x0.detach()
-            index += 1
 
     def replay(
         self,
@@ -146,13 +162,14 @@ class Sampler:
         the predictions are those of then bit for bit. They carry gradient, unless gradients are off.
         """
         timesteps = self.timesteps
-        last = len(timesteps) - 1
-        ring, index = self._fill(student, text, draw, past, None, timesteps, timesteps)
-        cache = self._for_gradient(student, text, clean[0], ring)
+        history = _History(self, student, text, draw, None, None, timesteps)
+        history.fill(past)
         for chunk, (passes, x0) in enumerate(zip(inputs, clean, strict=True)):
-            yield [self._predict(student, passes[step], timesteps[step], cache) for step in steps]
+            history.begin_chunk()
+            memory = history.memory(x0, with_gradient=True)
+            yield [self._predict(student, passes[step], timesteps[step], memory) for step in steps]
             if chunk < len(clean) - 1:
-                self._cache_clean(student, x0, cache, draw, index + chunk, last)
+                history.add(x0)
 
     def _predict(
         self, student: CausalWanModel, x: Tensor, t: Tensor, cache: KVCache | CacheSnapshot
@@ -162,73 +179,148 @@ class Sampler:
         flow = student(x, x.new_full(x.shape[:1], t.item(), dtype=torch.float32), cache)
         return self.schedule.x0_from_flow(flow, x, t)
 
-    def _fill(
+
+class _History:
+    """What the chunks of one rollout go on from: the cache, the prompt and, if it may change, latents."""
+
+    def __init__(
         self,
+        sampler: Sampler,
         student: CausalWanModel,
         text: Tensor,
         draw: Draw,
-        past: Iterable[Tensor],
         cache: KVCache | CacheSnapshot | None,
-        first: Tensor,
-        later: Tensor,
-    ) -> tuple[KVCache | CacheSnapshot | None, int]:
-        """The cache after the clean chunks of `past`, and their number; None if nothing is in it.
+        changes: Changes | None,
+        timesteps: Tensor | None,
+    ) -> None:
+        """The arguments of `Sampler.rollout`."""
+        if cache is not None and changes is not None:
+            raise ValueError("a prompt may change after `past`, not after a cache: its latents are not known")
+        self.sampler = sampler
+        self.student = student
+        self.text = text
+        self.draw = draw
+        self.cache = cache
+        self.changes = changes
+        self.later = sampler.timesteps if timesteps is None else timesteps
+        self.first = sampler.first_timesteps if timesteps is None else timesteps
+        self.index = -1
+        """Of the chunk that is made now."""
+        self.timesteps = self.first
+        """Of that chunk."""
+        self.carries_gradient = False
+        self.clean: list[_Clean] = []
+        """The latents in the context, oldest first."""
 
-        `first` and `later` are the timesteps of the first chunk and of the others.
-        """
-        index = 0
+    def fill(self, past: Iterable[Tensor]) -> None:
+        """Go through clean chunks that were made before."""
         for x0 in past:
-            cache = self._open(student, text, x0) if cache is None else cache
-            last = len(later if index else first) - 1
-            self._cache_clean(student, x0, cache, draw, index, last)
-            index += 1
-        return cache, index
+            self.begin_chunk()
+            self.add(x0)
 
-    def _open(self, student: CausalWanModel, text: Tensor, like: Tensor) -> KVCache:
-        """An empty ring."""
-        size = (like.shape[3], like.shape[4])
-        with torch.no_grad():
-            return student.new_cache(text, size, context=self.context, sink=self.sink)
+    def begin_chunk(self) -> int:
+        """The next chunk's index; its prompt is in force from now on."""
+        self.index += 1
+        change = None if self.changes is None else self.changes(self.index)
+        if change is not None:
+            self._change(change)
+        self.timesteps = self.first if self.cache is None or self.cache.frame == 0 else self.later
+        return self.index
 
-    def _for_gradient(
-        self, student: CausalWanModel, text: Tensor, x: Tensor, cache: KVCache | CacheSnapshot | None
-    ) -> CacheSnapshot:
-        """The cache for passes with gradient, of which `x` is the first: what nothing will overwrite.
+    def memory(self, x: Tensor, *, with_gradient: bool) -> KVCache | CacheSnapshot:
+        """The cache for a chunk like x; for one that learns, and from then on, what nothing will overwrite.
 
         Text was embedded without gradient when the cache was made. Cross-attention's keys and values are its
         weights' work, so they are computed again, once for all chunks that learn.
         """
-        with torch.enable_grad():
-            embedded = student.embed_text(text)
-        if cache is None:
-            tokens = student.tokens((x.shape[3], x.shape[4]))
-            return CacheSnapshot(embedded, tokens=tokens, context=self.context, sink=self.sink)
-        snapshot = cache.snapshot(x.shape[1]) if isinstance(cache, KVCache) else cache
-        snapshot.text = embedded
-        return snapshot
+        if with_gradient and not self.carries_gradient:
+            self.carries_gradient = True
+            if isinstance(self.cache, KVCache):
+                self.cache = self.cache.snapshot(x.shape[1])
+            if self.cache is not None:
+                self.cache.text = self._embedded()
+        return self._opened(x)
 
-    def _cache_clean(
-        self,
-        student: CausalWanModel,
-        x0: Tensor,
-        cache: KVCache | CacheSnapshot,
-        draw: Draw,
-        index: int,
-        last: int,
-    ) -> None:
-        """The context pass of a finished chunk."""
-        timestep = torch.tensor(self.context_noise)
-        if self.context_noise == CLEAN:
-            student.cache_clean(x0, cache)
-        elif self.context_noise_on == "latents":
-            x0 = self.schedule.add_noise(x0, draw(index, last, x0), timestep)
-            student.cache_clean(x0, cache, self.context_noise)
+    def add(self, x0: Tensor) -> None:
+        """The context pass of the chunk that is finished."""
+        cache = self._opened(x0)
+        # Its own timesteps' number: a resumed video counts its context noise by the same.
+        clean = _Clean(x0, cache.frame, self.index, len(self.timesteps) - 1)
+        self._run(clean, cache)
+        if self.changes is not None:
+            oldest = cache.frame - self.sampler.context
+            self.clean = [part for part in (*self.clean, clean) if part.frame + part.x0.shape[1] > oldest]
+
+    def _change(self, change: Change) -> None:
+        self.text = change.text
+        if change.how == "cut":
+            self.cache = None
+            self.clean = []
+            self.carries_gradient = False
+        elif self.cache is not None:
+            self.cache.text = self._embedded()
+            if change.how == "recache":
+                self._run_again(self.cache)
+
+    def _run_again(self, cache: KVCache | CacheSnapshot) -> None:
+        """Fill the cache anew, but for the sink, with what the next chunk sees."""
+        seen = self.sampler.context - self.sampler.sink - self.sampler.chunk
+        first = max(cache.sink, cache.frame - seen)
+        if first >= cache.frame:
+            return
+        cache.forget(first)
+        for clean in self.clean:
+            x0 = clean.x0[:, max(0, first - clean.frame) :]
+            if x0.shape[1]:
+                self._run(replace(clean, x0=x0), cache)
+
+    def _opened(self, like: Tensor) -> KVCache | CacheSnapshot:
+        """The cache, an empty one if there is none yet."""
+        if self.cache is None:
+            student = self.student
+            size = (like.shape[3], like.shape[4])
+            room = {"context": self.sampler.context, "sink": self.sampler.sink}
+            if self.carries_gradient:
+                self.cache = CacheSnapshot(self._embedded(), tokens=student.tokens(size), **room)
+            else:
+                with torch.no_grad():
+                    self.cache = student.new_cache(self.text, size, **room)
+        return self.cache
+
+    def _embedded(self) -> list[KeysValues]:
+        """The prompt's keys and values for every block."""
+        with torch.set_grad_enabled(self.carries_gradient):
+            return self.student.embed_text(self.text)
+
+    def _run(self, clean: _Clean, cache: KVCache | CacheSnapshot) -> None:
+        """One context pass."""
+        sampler = self.sampler
+        x0 = clean.x0
+        timestep = torch.tensor(sampler.context_noise)
+        if sampler.context_noise == CLEAN:
+            self.student.cache_clean(x0, cache)
+        elif sampler.context_noise_on == "latents":
+            x0 = sampler.schedule.add_noise(x0, self.draw(clean.index, clean.last, x0), timestep)
+            self.student.cache_clean(x0, cache, sampler.context_noise)
         else:
 
             def noise(number: int, like: Tensor) -> Tensor:
-                return draw(index, last + 1 + number, like)  # up to `last`, draws are those of latents
+                # Up to `last`, draws are those of latents.
+                return self.draw(clean.index, clean.last + 1 + number, like)
 
-            student.cache_clean(x0, NoisyPast(cache, self.schedule.sigma(timestep).item(), noise))
+            self.student.cache_clean(x0, NoisyPast(cache, sampler.schedule.sigma(timestep).item(), noise))
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """A finished chunk, and what its context noise depends on."""
+
+    x0: Tensor
+    frame: int
+    """Absolute latent frame of its first."""
+    index: int
+    last: int
+    """Number of its last denoising step."""
 
 
 def rollout(
