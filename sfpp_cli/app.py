@@ -41,7 +41,8 @@ def options(
 
 
 def main() -> None:
-    """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 130 interrupted."""
+    """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 3 a verdict of `evaluate --fail-on`
+    fired, 130 interrupted."""
     try:
         app(prog_name="sfpp")  # also under `python -m sfpp_cli` and torchrun
     except UserError as problem:

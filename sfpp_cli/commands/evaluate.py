@@ -32,6 +32,8 @@ BY_MODELS = (
     "visual_stability",
 )
 """And these, where they were measured."""
+VERDICT_FIRED = 3
+"""Exit code where a verdict of --fail-on fired and everything could be measured."""
 _NEVER_FOLDED = 10_000
 """Characters in a line of the table where no terminal limits it."""
 
@@ -44,6 +46,13 @@ def evaluate(
     ] = None,
     prompts: Annotated[
         Path | None, _what(help="File with one prompt per video, in the same order (.txt or .jsonl).")
+    ] = None,
+    scenes: Annotated[
+        str | None,
+        _what(
+            help="Seconds at which new scenes begin, as in 20,40: changes there are no faults "
+            "(default: the scenes in the JSON beside a video)."
+        ),
     ] = None,
     compare: Annotated[
         bool, _what("--compare", help="Treat each argument as a system, and compare them.")
@@ -105,6 +114,15 @@ def evaluate(
         _output(help="Folder to lay the videos out in for VBench, with the commands to run there."),
     ] = None,
     out: Annotated[Path | None, _output(help="Folder for report.html, results.json and drift.png.")] = None,
+    csv: Annotated[Path | None, _output(help="File for a table (CSV) with a line a video.")] = None,
+    baseline: Annotated[
+        Path | None,
+        _output(help="An earlier results.json, or its folder: say what has changed since, with intervals."),
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        _output(help="Verdicts that end the command with exit code 3, as in over_exposure,darkening."),
+    ] = None,
     json_: Annotated[bool, _output("--json", help="Print the result as one JSON object.")] = False,
     workers: Annotated[
         int | None, _output(help="Videos measured at the same time (default: one per core).", min=1)
@@ -114,7 +132,8 @@ def evaluate(
     """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each fault."""
     from sfpp_cli.evaluation import Parameters
     from sfpp_cli.evaluation.judge.service import JudgeSettings
-    from sfpp_cli.evaluation.run import EvaluateOptions, run
+    from sfpp_cli.evaluation.run import EvaluateOptions, failures, run
+    from sfpp_cli.evaluation.scenes import parse_scenes
     from sfpp_cli.evaluation.targets import find_targets
 
     targets, failed = find_targets(videos or [], manifest, prompts, compare=compare)
@@ -122,7 +141,10 @@ def evaluate(
     if judge:
         settings = JudgeSettings(judge, judge_model, judge_url, judge_frames, requests_per_minute=judge_rate)
     options = EvaluateOptions(
-        metrics=tuple(metrics.split(",")) if metrics else (),
+        metrics=_names(metrics),
+        scenes=parse_scenes(scenes) if scenes else (),
+        fail_on=_names(fail_on),
+        baseline=baseline,
         clip=clip,
         dino=dino,
         raft=raft,
@@ -132,6 +154,7 @@ def evaluate(
         yes=yes,
         vbench=vbench,
         out=out,
+        csv=csv,
         workers=workers,
         cache=not no_cache,
     )
@@ -142,16 +165,24 @@ def evaluate(
         result(json.dumps(measured))
     else:
         result(measured.get("report") or as_text(measured, options.metrics))
-    for failure in measured["failed"]:
-        error(failure["error"])
-    raise typer.Exit(2 if measured["failed"] else 0)
+    fired = failures(measured, options.fail_on)
+    for line in (*(failure["error"] for failure in measured["failed"]), *fired):
+        error(line)
+    raise typer.Exit(2 if measured["failed"] else VERDICT_FIRED if fired else 0)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """`a, b` as names."""
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:
-    """A table with a row for each video, then the commands for VBench, if any.
+    """A table with a row for each video, then changes since the baseline and commands for VBench, if any.
 
     In a terminal long cells are folded to its width; in a pipe a video is always one line.
     """
+    from sfpp_cli.evaluation.baseline import baseline_lines
+
     there = {name for video in measured["videos"] for name in video["metrics"]}
     names = metrics or (*COLUMNS, *(name for name in BY_MODELS if name in there))
     table = Table(box=None, pad_edge=False)
@@ -169,6 +200,8 @@ def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:
     with console.capture() as drawn:
         console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
+    if "baseline" in measured:
+        lines += baseline_lines(measured["baseline"], names)
     return "\n".join([*lines, *measured["vbench"]])
 
 

@@ -8,7 +8,7 @@ prompt each.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from statistics import fmean
 from typing import Any, TypedDict
@@ -50,6 +50,9 @@ class Difference(Summary):
 
     same_seed: int
     """How many of the `count` are between videos that share the seed as well as the prompt."""
+    paired: bool
+    """False where no prompt is in common: then it is the difference of the two means, each of which is
+    resampled by itself, and `count` are the values of both."""
 
 
 def summarise(
@@ -70,17 +73,9 @@ def summarise(
     labels = range(data.size) if clusters is None else clusters
     if data.ndim != 1 or not data.size or not np.isfinite(data).all() or len(labels) != data.size:
         raise ValueError(f"expected finite values, each with a cluster: {data.shape}, {len(labels)} clusters")
-    numbers: dict[Hashable, int] = {}
-    member = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
-    low, high = _interval(np.bincount(member, data), np.bincount(member), level, resamples, seed)
-    note = None
-    if len(numbers) == 1:
-        note = "one value, so no interval" if data.size == 1 else "one prompt, so no interval"
-    elif len(numbers) < FEW:
-        note = f"only {len(numbers)} clusters: the interval is narrower than its level promises"
-    return Summary(
-        mean=float(data.mean()), low=low, high=high, count=int(data.size), clusters=len(numbers), note=note
-    )
+    sums, sizes = _by_cluster(data, labels)
+    means = _resampled(sums, sizes, resamples, seed) if len(sums) > 1 else None
+    return _summary(float(data.mean()), means, level, int(data.size), len(sums))
 
 
 def group(videos: Sequence[Video]) -> dict[str, list[Video]]:
@@ -97,11 +92,11 @@ def compare(systems: Mapping[str, Sequence[Video]]) -> dict[str, Any]:
     """Every system summarised, and every two of them compared, as JSON with the schema `sfpp-comparison/1`:
 
     - `level`, `resamples`, `seed`, `method`: what the intervals are;
-    - `systems[name]`: `videos` and `prompts` (counts), `metrics[metric]` (a `Summary`), and
-      `verdicts[verdict]` with `fired` of `videos` and `median_onset_seconds` (null where none fired or none
-      has an onset);
+    - `systems[name]`: `videos` and `prompts` (counts; only known prompts), `metrics[metric]` (a `Summary`),
+      and `verdicts[verdict]` with `fired` of `videos` and `median_onset_seconds` (null where none fired or
+      none has an onset);
     - `pairs[i]`: `first`, `second`, `prompts` (in common), and `metrics[metric]` (a `Difference`, second
-      minus first). A metric without a common prompt is not there.
+      minus first), of prompts in common where there are any.
 
     A metric is averaged over the videos that have it as a finite number; its `count` tells how many.
     """
@@ -113,7 +108,7 @@ def compare(systems: Mapping[str, Sequence[Video]]) -> dict[str, Any]:
         "seed": SEED,
         "systems": {name: _system(videos) for name, videos in systems.items()},
         "pairs": [
-            {"first": first, "second": second, **_pair(systems[first], systems[second])}
+            {"first": first, "second": second, **pair_of(systems[first], systems[second])}
             for first, second in combinations(systems, 2)
         ],
     }
@@ -146,41 +141,72 @@ def finite(value: object) -> float | None:
     return None
 
 
-def _interval(
-    sums: NDArray[Any], sizes: NDArray[Any], level: float, resamples: int, seed: int
-) -> tuple[float | None, float | None]:
-    """Percentiles of the means of `resamples` draws of clusters, given each cluster's sum and size."""
+def _summary(
+    mean: float, means: NDArray[np.float64] | None, level: float, count: int, clusters: int
+) -> Summary:
+    """With the percentiles of the resampled `means`, if there are any."""
+    low = high = note = None
+    if means is not None:
+        tail = (1 - level) / 2
+        low, high = (float(end) for end in np.quantile(means, [tail, 1 - tail]))
+    if clusters == 1:
+        note = "one value, so no interval" if count == 1 else "one prompt, so no interval"
+    elif clusters < FEW:
+        note = f"only {clusters} clusters: the interval is narrower than its level promises"
+    return Summary(mean=mean, low=low, high=high, count=count, clusters=clusters, note=note)
+
+
+def _by_cluster(
+    values: Sequence[float] | NDArray[np.float64], labels: Iterable[Hashable]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The sum and the size of each cluster."""
+    numbers: dict[Hashable, int] = {}
+    member = np.array([numbers.setdefault(label, len(numbers)) for label in labels])
+    return np.bincount(member, values), np.bincount(member)
+
+
+def _resampled(sums: NDArray[Any], sizes: NDArray[Any], resamples: int, seed: int) -> NDArray[np.float64]:
+    """The means of `resamples` draws of clusters, given each cluster's sum and size."""
     count = len(sums)
-    if count == 1:
-        return None, None
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     rows = max(1, _AT_ONCE // count)
     for start in range(0, resamples, rows):
         drawn = rng.integers(0, count, (min(rows, resamples - start), count))
         means[start : start + rows] = sums[drawn].sum(1) / sizes[drawn].sum(1)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return means
 
 
 def _system(videos: Sequence[Video]) -> dict[str, Any]:
-    prompts = [video.get("prompt") for video in videos]
-    # a video without a prompt stands alone
-    clusters = [(place,) if prompt is None else prompt for place, prompt in enumerate(prompts)]
     metrics = {}
     for metric in _names(videos, "metrics"):
-        values = [_value(video, metric) for video in videos]
-        known = [
-            (value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None
-        ]
-        if known:
-            metrics[metric] = summarise(*zip(*known, strict=True))
-    verdicts = {name: _tally(videos, name) for name in _names(videos, "verdicts")}
-    return {"videos": len(videos), "prompts": len(set(clusters)), "metrics": metrics, "verdicts": verdicts}
+        values, clusters = _values(videos, metric)
+        if values:
+            metrics[metric] = summarise(values, clusters)
+    prompts = {video.get("prompt") for video in videos} - {None}
+    verdicts = {name: tally(videos, name) for name in verdict_names(videos)}
+    return {"videos": len(videos), "prompts": len(prompts), "metrics": metrics, "verdicts": verdicts}
 
 
-def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
+def _values(videos: Sequence[Video], metric: str) -> tuple[list[float], list[Hashable]]:
+    """What is known of a metric, and the cluster of each value: its prompt, or itself."""
+    values = []
+    clusters: list[Hashable] = []
+    for place, video in enumerate(videos):
+        value = _value(video, metric)
+        if value is not None:
+            values.append(value)
+            clusters.append((place,) if video.get("prompt") is None else video["prompt"])
+    return values, clusters
+
+
+def verdict_names(videos: Sequence[Video]) -> list[str]:
+    """Names of the verdicts that any of them has."""
+    return _names(videos, "verdicts")
+
+
+def tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
+    """In how many videos a verdict `fired`, of how many, and its `median_onset_seconds`."""
     given = [video["verdicts"][verdict] for video in videos if verdict in (video.get("verdicts") or {})]
     fired = [entry for entry in given if entry.get("fired")]
     onsets = [onset for entry in fired if (onset := finite(entry.get("onset_seconds"))) is not None]
@@ -191,15 +217,35 @@ def _tally(videos: Sequence[Video], verdict: str) -> dict[str, Any]:
     }
 
 
-def _pair(first: Sequence[Video], second: Sequence[Video]) -> dict[str, Any]:
+def pair_of(first: Sequence[Video], second: Sequence[Video]) -> dict[str, Any]:
+    """Two systems compared: `prompts` in common, and of each metric the `Difference`, second minus first."""
+    common = {video.get("prompt") for video in first} & {video.get("prompt") for video in second} - {None}
     metrics: dict[str, Difference] = {}
     for metric in _names(first, "metrics"):
         pairs = differences(first, second, metric)
         if pairs:
             prompts, changes, same_seed = zip(*pairs, strict=True)
-            metrics[metric] = Difference(**summarise(changes, prompts), same_seed=sum(same_seed))
-    common = {video.get("prompt") for video in first} & {video.get("prompt") for video in second}
-    return {"prompts": len(common - {None}), "metrics": metrics}
+            summary = summarise(changes, prompts)
+            metrics[metric] = Difference(**summary, same_seed=sum(same_seed), paired=True)
+        elif not common and (change := _unpaired(first, second, metric)):
+            metrics[metric] = change
+    return {"prompts": len(common), "metrics": metrics}
+
+
+def _unpaired(first: Sequence[Video], second: Sequence[Video], metric: str) -> Difference | None:
+    """The difference of two means over different prompts, where both are known."""
+    known = [_values(videos, metric) for videos in (first, second)]
+    if not all(values for values, _ in known):
+        return None
+    before, after = (_by_cluster(*side) for side in known)
+    clusters = min(len(before[0]), len(after[0]))
+    means = None
+    if clusters > 1:
+        means = _resampled(*after, RESAMPLES, SEED + 1) - _resampled(*before, RESAMPLES, SEED)
+    mean_before, mean_after = (fmean(values) for values, _ in known)
+    count = sum(len(values) for values, _ in known)
+    summary = _summary(mean_after - mean_before, means, LEVEL, count, clusters)
+    return Difference(**summary, same_seed=0, paired=False)
 
 
 def _by_prompt(videos: Sequence[Video], metric: str) -> dict[str, dict[Hashable, list[float]]]:

@@ -21,6 +21,7 @@ from typing import Any
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation.metrics.measure import measure, versions
 from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.evaluation.scenes import borders_of, scenes_of
 from sfpp_cli.evaluation.source import digest, sidecar
 from sfpp_cli.files import atomic_write
 from sfpp_cli.progress import Progress
@@ -29,6 +30,8 @@ SCHEMA = "sfpp-evaluation/1"
 
 Outcome = dict[str, Any] | str
 """What `measure` returned, or the line that says why it could not measure."""
+Job = tuple[Path, Parameters, tuple[float, ...]]
+"""What `measure` is given."""
 
 
 def evaluate(
@@ -36,14 +39,17 @@ def evaluate(
     *,
     parameters: Parameters | None = None,
     prompts: Sequence[str | None] | None = None,
+    scenes: Sequence[float] = (),
     workers: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure videos. SCHEMA.md describes the result; its `videos` and `failed` are in the order of `paths`.
+    """Measure videos. results.schema.json describes the result; its `videos` and `failed` are in the order of
+    `paths`.
 
     Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one
-    for each path, fills in where that does not say. `workers` processes share the work (default: one a
+    for each path, and `scenes`, the seconds at which another scene is meant to begin in every video, fill in
+    where that does not say. `workers` processes share the work (default: one a
     core, but no more than videos); if that is one, the work is done in this process. `cache` is a folder
     that keeps results by content, parameters and versions. `progress` is told of a stage with a unit for
     each video. ValueError if `prompts` are not as many as `paths`.
@@ -52,17 +58,20 @@ def evaluate(
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
     files = [Path(path) for path in paths]
     parameters = parameters or Parameters()
-    outcomes = _measure_all(files, parameters, workers, cache, progress)
+    beside = [sidecar(file) for file in files]
+    announced = [scenes_of(known, scenes) for known in beside]
+    jobs = [(file, parameters, borders_of(parts)) for file, parts in zip(files, announced, strict=True)]
+    outcomes = _measure_all(jobs, workers, cache, progress)
     videos: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    for file, prompt, outcome in zip(files, prompts or [None] * len(files), outcomes, strict=True):
+    given = prompts or [None] * len(files)
+    for file, prompt, known, parts, outcome in zip(files, given, beside, announced, outcomes, strict=True):
         if isinstance(outcome, str):
             failed.append({"path": str(file), "error": outcome})
         else:
-            known = {"prompt": prompt, **sidecar(file)}
-            origin = {"path": str(file), "prompt": known["prompt"], "seed": known.get("seed")}
+            origin = {"path": str(file), "prompt": known.get("prompt", prompt), "seed": known.get("seed")}
             # a result from the cache may be that of a copy, with another path
-            videos.append(origin | {"system": known.get("model")} | outcome | origin)
+            videos.append(origin | {"system": known.get("model"), "scenes": parts} | outcome | origin)
     return {
         "schema": SCHEMA,
         "versions": versions(),
@@ -73,19 +82,18 @@ def evaluate(
 
 
 def _measure_all(
-    files: Sequence[Path],
-    parameters: Parameters,
+    jobs: Sequence[Job],
     workers: int | None,
     cache: Path | None,
     progress: Progress | None,
 ) -> list[Outcome]:
-    """The outcome of every file: from the cache where it is known, else measured."""
+    """The outcome of every job: from the cache where it is known, else measured."""
     entries: dict[int, Path] = {}
     outcomes: dict[int, Outcome] = {}
     if cache is not None:
-        for index, file in enumerate(files):
+        for index, job in enumerate(jobs):
             try:
-                entries[index] = cache / f"{_key(file, parameters)}.json"
+                entries[index] = cache / f"{_key(job)}.json"
             except UserError as error:
                 outcomes[index] = str(error)
                 continue
@@ -93,13 +101,13 @@ def _measure_all(
                 known = json.loads(entries[index].read_text())
                 if isinstance(known, dict):
                     outcomes[index] = known
-    missing = {index: file for index, file in enumerate(files) if index not in outcomes}
+    missing = {index: job for index, job in enumerate(jobs) if index not in outcomes}
     count = min(workers or os.cpu_count() or 1, len(missing))
     if count > 1:
-        measuring = _in_pool(missing, parameters, count)
+        measuring = _in_pool(missing, count)
     else:
-        measuring = ((index, _outcome(file, parameters)) for index, file in missing.items())
-    stage = progress.stage("measuring", len(files)) if progress and files else nullcontext()
+        measuring = ((index, _outcome(job)) for index, job in missing.items())
+    stage = progress.stage("measuring", len(jobs)) if progress and jobs else nullcontext()
     with stage as advance:
         for index, outcome in measuring:
             outcomes[index] = outcome
@@ -107,36 +115,37 @@ def _measure_all(
                 atomic_write(entries[index], json.dumps(outcome))
             if advance:
                 advance(len(outcomes), {})
-    return [outcomes[index] for index in range(len(files))]
+    return [outcomes[index] for index in range(len(jobs))]
 
 
-def _key(file: Path, parameters: Parameters) -> str:
-    identity = [digest(file), parameters.key(), versions()]
+def _key(job: Job) -> str:
+    file, parameters, borders = job
+    identity = [digest(file), parameters.key(), borders, versions()]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _outcome(file: Path, parameters: Parameters) -> Outcome:
+def _outcome(job: Job) -> Outcome:
     try:
-        return measure(file, parameters)
+        return measure(*job)
     except UserError as error:
         return str(error)
 
 
-def _in_pool(files: Mapping[int, Path], parameters: Parameters, count: int) -> Iterator[tuple[int, Outcome]]:
+def _in_pool(jobs: Mapping[int, Job], count: int) -> Iterator[tuple[int, Outcome]]:
     """In worker processes, as they finish."""
     pool = worker_pool(count)
     with pool:
         try:
             with single_threaded():
-                futures = {pool.submit(_outcome, file, parameters): index for index, file in files.items()}
+                futures = {pool.submit(_outcome, job): index for index, job in jobs.items()}
             for future in as_completed(futures):
                 index = futures[future]
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
                     outcome = (
-                        f"{files[index]} was not measured: a process was killed, perhaps for want of memory; "
-                        "try fewer with --workers"
+                        f"{jobs[index][0]} was not measured: a process was killed, perhaps for want of "
+                        "memory; try fewer with --workers"
                     )
                 yield index, outcome
         except BaseException:  # Ctrl-C, or whoever takes the outcomes has failed

@@ -1,4 +1,4 @@
-"""What `sfpp evaluate` puts together: local metrics, models and judge where asked for, the report."""
+"""What `sfpp evaluate` puts together: local metrics, models and judge where asked for, baseline, report."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sfpp_cli.errors import UserError, suggest
+from sfpp_cli.evaluation.baseline import against, read_baseline
 from sfpp_cli.evaluation.judge.case import PROTOCOL
 from sfpp_cli.evaluation.judge.judge import estimate, judge, visual_stability
 from sfpp_cli.evaluation.judge.service import JudgeSettings
 from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.evaluation.metrics.verdicts import NAMES
 from sfpp_cli.evaluation.networks.find import find_models
 from sfpp_cli.evaluation.parallel import evaluate
+from sfpp_cli.evaluation.scenes import scene_at
 from sfpp_cli.evaluation.source import sidecar
+from sfpp_cli.evaluation.table import csv_text
 from sfpp_cli.evaluation.targets import Target
 from sfpp_cli.evaluation.vbench import lay_out
+from sfpp_cli.files import atomic_write
 from sfpp_cli.progress import Progress
 
 if TYPE_CHECKING:  # these import torch, which an evaluation without models does without
@@ -32,6 +38,12 @@ class EvaluateOptions:
 
     metrics: tuple[str, ...] = ()
     """Names of the metrics to keep; all if empty."""
+    scenes: tuple[float, ...] = ()
+    """Seconds at which another scene is meant to begin, in videos whose JSON names no scenes."""
+    fail_on: tuple[str, ...] = ()
+    """Names of verdicts that `failures` looks for."""
+    baseline: Path | None = None
+    """An earlier results.json, or its folder, to compare with."""
     clip: str | None = None
     """Folder or hub id of a CLIP model; by default the one that VBench uses, if it is in the hub's cache."""
     dino: str | None = None
@@ -49,6 +61,8 @@ class EvaluateOptions:
     """Folder to lay the videos out in for VBench."""
     out: Path | None = None
     """Folder of the report."""
+    csv: Path | None = None
+    """File for a table with a line a video."""
     workers: int | None = None
     cache: bool = True
 
@@ -66,11 +80,15 @@ def run(
     progress: Progress,
     command: str,
 ) -> dict[str, Any]:
-    """Measure everything; SCHEMA.md describes the result. `failed` are entries of the result for what could
-    not even be looked at, `command` is recorded in it. UserError, before anything is measured, for what is
-    asked for and cannot be had."""
+    """Measure everything; results.schema.json describes the result. `failed` are entries of the result for
+    what could not even be looked at, `command` is recorded in it. UserError, before anything is measured, for
+    what is asked for and cannot be had."""
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
+    _refuse_unknown_verdicts(options.fail_on)
+    if options.csv is not None and options.csv.is_dir():
+        raise UserError(f"--csv {options.csv} is a folder; give the name of a file in it")
+    baseline = None if options.baseline is None else read_baseline(options.baseline)
     if options.judge is not None and not options.yes:
         _refuse_without_yes(targets, options.judge, options)
     models, raft, skipped = _load_models(options)
@@ -81,6 +99,7 @@ def run(
         [target.path for target in targets],
         parameters=parameters,
         prompts=[target.prompt for target in targets],
+        scenes=options.scenes,
         workers=options.workers,
         cache=Path(home, "sfpp", "evaluation") if options.cache else None,
         progress=progress,
@@ -98,11 +117,34 @@ def run(
         _lay_out(result, options.vbench)
     if options.metrics:
         _keep_metrics(result, options.metrics)
+    if baseline is not None:
+        result["baseline"] = against(result, baseline)
+    if options.csv is not None:
+        atomic_write(options.csv, csv_text(result["videos"]))
     if options.out is not None:
         from sfpp_cli.evaluation.report import write_report  # imports matplotlib
 
         result["report"] = str(write_report(result, options.out))
     return result
+
+
+def failures(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """A line for each verdict of these that fired: in which videos, and since when."""
+    lines = []
+    for name in names:
+        fired = [video for video in result["videos"] if video["verdicts"][name]["fired"]]
+        onsets = [f"{video['path']} from {video['verdicts'][name]['onset_seconds']:.1f} s" for video in fired]
+        if fired:
+            counted = f"{len(fired)} of {len(result['videos'])}"
+            lines.append(f"{name} in {counted}: {', '.join(onsets)}")
+    return lines
+
+
+def _refuse_unknown_verdicts(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in NAMES:
+            remedy = suggest(name, NAMES) or f"; there are {', '.join(NAMES)}"
+            raise UserError(f"--fail-on: there is no verdict '{name}'{remedy}")
 
 
 def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:
@@ -164,14 +206,17 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress
     with progress.stage("models", len(result["videos"])) as advance:
         for done, video in enumerate(result["videos"], start=1):
             path = video["path"]
-            if models.text is not None and not video["prompt"]:
+            prompts = _clip_prompts(video)
+            if models.text is not None and not any(prompts):
                 remedy = "no prompt is known, give --prompts or --manifest"
                 _skip(result, f"text alignment of {path} skipped: {remedy}", progress)
             try:
-                parts = model_metrics(Path(path), video["prompt"], _clip_ranges(video), models)
+                parts = model_metrics(Path(path), prompts, _clip_ranges(video), models)
             except UserError as error:
                 result["failed"].append({"path": path, "error": str(error)})
                 continue
+            if "clip_text_alignment" in parts:
+                parts["clip_text_alignment"]["scenes"] = _scene_means(video, parts["clip_text_alignment"])
             video["models"] = parts
             video["metrics"] |= {name: part["mean"] for name, part in parts.items() if "mean" in part}
             advance(done, {})
@@ -197,6 +242,27 @@ def _add_raft(result: dict[str, Any], raft: Raft, progress: Progress) -> None:
             degree = {"mean": mean, "clips": list(map(int, moves)), "parameters": dict(raft.parameters)}
             video.setdefault("models", {})["dynamic_degree_raft"] = degree
             video["metrics"]["dynamic_degree_raft"] = mean
+
+
+def _clip_prompts(video: Mapping[str, Any]) -> list[str | None]:
+    """For each clip the prompt of its scene, or the video's where that has none."""
+    scenes = video["scenes"]
+    return [(scenes[place]["prompt"] if scenes else None) or video["prompt"] for place in _clip_scenes(video)]
+
+
+def _clip_scenes(video: Mapping[str, Any]) -> list[int]:
+    """The number of the scene that the middle of each clip belongs to."""
+    middles = [(clip["start_seconds"] + clip["end_seconds"]) / 2 for clip in video["clips"]]
+    return [scene_at(video["scenes"], middle) for middle in middles]
+
+
+def _scene_means(video: Mapping[str, Any], metric: Mapping[str, Any]) -> list[float | None]:
+    """The mean over each scene's clips; None for one that is too short to have any."""
+    values: list[list[float]] = [[] for _ in video["scenes"] or [None]]
+    for place, value in zip(_clip_scenes(video), metric["clips"], strict=True):
+        if value is not None:
+            values[place].append(value)
+    return [fmean(members) if members else None for members in values]
 
 
 def _clip_ranges(video: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -108,6 +109,58 @@ def test_systems_are_compared_by_prompt(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp(*places, "--prompts", "prompts.txt")
     assert code == 2
     assert "1 prompts for 4 videos" in err
+
+
+def test_a_verdict_can_end_the_command_and_a_table_is_written(sfpp: Sfpp, tmp_path: Path) -> None:
+    make(tmp_path / "videos/clean.mp4", 24)
+    make(tmp_path / "videos/faded.mp4", 24, fade=0.95)
+    options = ("evaluate", "videos", "--reference-seconds", "1", "--workers", "1")
+    code, out, err = sfpp(*options, "--fail-on", "flicker, over_exposure", "--csv", "made/table.csv")
+    assert code == 3
+    assert "faded.mp4" in out
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: over_exposure in 1 of 2: videos/faded.mp4 from ")
+    rows = list(csv.DictReader((tmp_path / "made/table.csv").read_text().splitlines()))
+    assert [(row["path"], row["over_exposure_fired"]) for row in rows] == [
+        ("videos/clean.mp4", "0"),
+        ("videos/faded.mp4", "1"),
+    ]
+    assert (rows[0]["over_exposure_onset_seconds"], rows[0]["frames"], rows[0]["prompt"]) == ("", "24", "")
+    assert 0 < float(rows[1]["over_exposure_onset_seconds"]) < 3
+    assert float(rows[1]["luma"]) > float(rows[0]["luma"]) > 0
+    assert sfpp(*options, "--fail-on", "flicker")[0] == 0
+    assert sfpp("evaluate", "videos", "gone.mp4", *options[2:], "--fail-on", "over_exposure")[0] == 2
+
+
+def test_what_is_compared_with_and_failed_on_is_looked_at_first(sfpp: Sfpp, tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_text("would be an error of its own")
+    for options, told in (
+        (("--fail-on", "flickr"), "there is no verdict 'flickr'; did you mean 'flicker'?"),
+        (("--fail-on", "x"), "there is no verdict 'x'; there are over_exposure, "),
+        (("--baseline", "absent"), "absent cannot be read"),
+        (("--scenes", "soon"), "as in 20,40"),
+        (("--csv", "."), "is a folder"),
+    ):
+        code, out, err = sfpp("evaluate", "broken.mp4", *options)
+        assert (code, out) == (2, "")
+        [line] = err.strip().splitlines()
+        assert told in line
+        assert "broken.mp4" not in line
+
+
+def test_an_earlier_report_is_compared_with(sfpp: Sfpp, tmp_path: Path) -> None:
+    for number in range(2):
+        make(tmp_path / "videos" / f"{number}.mp4", 24, seed=number)
+    options = ("evaluate", "videos", "--reference-seconds", "1", "--workers", "1", "--metrics", "luma")
+    assert sfpp(*options, "--out", "report")[0] == 0
+    for number in range(2):
+        make(tmp_path / "videos" / f"{number}.mp4", 24, fade=0.95, seed=number)
+    code, out, _ = sfpp(*options, "--baseline", "report")
+    assert code == 0
+    change = out.splitlines()[3:]
+    assert change[0] == "all videos, change since report/results.json:"
+    assert change[1].startswith("  luma +0.")
+    assert "  over_exposure in 2 of 2, before in 0 of 2" in change
 
 
 def test_a_manifest_gives_prompt_and_seed(sfpp: Sfpp, tmp_path: Path) -> None:

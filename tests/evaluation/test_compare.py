@@ -168,6 +168,22 @@ def test_differences_of_one_prompt_are_clustered() -> None:
     assert (pair["metrics"]["m"]["mean"], pair["metrics"]["m"]["low"]) == (2.0, None)
 
 
+def test_without_a_prompt_in_common_means_are_compared() -> None:
+    """Two independent means: the interval of their difference follows the sum of their variances."""
+    one, two = RNG.normal(50.0, 3.0, 200), RNG.normal(60.0, 4.0, 300)
+    first = [video(f"a{i}", 0, m=value) for i, value in enumerate(one)]
+    second = [video(f"b{i}", 0, m=value) for i, value in enumerate(two)]
+    [pair] = compare({"one": first, "two": second})["pairs"]
+    change = pair["metrics"]["m"]
+    assert (pair["prompts"], change["paired"], change["count"], change["clusters"]) == (0, False, 500, 200)
+    assert change["mean"] == pytest.approx(two.mean() - one.mean())
+    assert width(change) == pytest.approx(
+        2 * 1.96 * math.hypot(one.std(), two.std() / 1.5**0.5) / 200**0.5, rel=0.05
+    )
+    lone = compare({"one": first, "two": second[:1]})["pairs"][0]["metrics"]["m"]
+    assert (lone["low"], lone["note"]) == (None, "one prompt, so no interval")
+
+
 def test_every_two_systems_are_compared() -> None:
     systems = {name: [video("x", 0, m=value)] for name, value in (("a", 1.0), ("b", 3.0), ("c", 7.0))}
     pairs = compare(systems)["pairs"]
@@ -186,7 +202,7 @@ def test_missing_values_are_left_out_and_counted() -> None:
         {"path": "bare"},
     ]
     system = compare({"s": videos})["systems"]["s"]
-    assert (system["videos"], system["prompts"]) == (4, 4)
+    assert (system["videos"], system["prompts"]) == (4, 2)
     assert {name: entry["count"] for name, entry in system["metrics"].items()} == {
         "m": 1,
         "only": 1,

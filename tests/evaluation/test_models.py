@@ -31,6 +31,7 @@ MEAN, STD = [0.48, 0.46, 0.41], [0.27, 0.26, 0.28]
 SIDE, WORDS = 16, ["a", "red", "circle", "blue"]
 CPU = torch.device("cpu")
 PROMPT = "a red circle"
+OTHER_PROMPT = "a blue circle"
 
 
 def write_preprocessing(folder: Path, **changes: Any) -> None:
@@ -176,7 +177,7 @@ def cosines(rows: np.ndarray[Any, Any]) -> float:
 
 def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Path, frames: Frames) -> None:
     clips = [(0, 4), (4, 8), (7, 11)]
-    measured = model_metrics(video, PROMPT, clips, loaded, frames_a_clip=None)
+    measured = model_metrics(video, [PROMPT] * 3, clips, loaded, frames_a_clip=None)
 
     pixels = image_processor(clip)(list(frames))
     clip_model, dino_model = CLIPModel.from_pretrained(clip).eval(), Dinov2Model.from_pretrained(dino).eval()
@@ -210,7 +211,7 @@ def test_frames_of_a_clip_are_sampled(
     loaded: LoadedModels, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfpp_cli.evaluation.networks.clip_dino.BATCH", 2)
-    few = model_metrics(video, PROMPT, [(0, 6), (5, 11)], loaded, frames_a_clip=3)
+    few = model_metrics(video, [PROMPT] * 2, [(0, 6), (5, 11)], loaded, frames_a_clip=3)
     assert loaded.clip is not None
     assert loaded.text is not None
     pictures = [np.array(Image.open(file)) for file in sorted(video.glob("*.png"))]
@@ -224,7 +225,7 @@ def test_frames_of_a_clip_are_sampled(
 
 
 def test_one_clip_of_one_frame_has_nothing_to_compare(loaded: LoadedModels, video: Path) -> None:
-    measured = model_metrics(video, PROMPT, [(0, 1)], loaded)
+    measured = model_metrics(video, [PROMPT], [(0, 1)], loaded)
     assert measured["subject_consistency"] == {
         "in_clip": None,
         "clip_to_clip": None,
@@ -235,25 +236,37 @@ def test_one_clip_of_one_frame_has_nothing_to_compare(loaded: LoadedModels, vide
 
 
 def test_without_a_prompt_there_is_no_alignment(loaded: LoadedModels, video: Path) -> None:
-    assert model_metrics(video, None, [(0, 4)], loaded).keys() == {
+    assert model_metrics(video, [None], [(0, 4)], loaded).keys() == {
         "subject_consistency",
         "background_consistency",
         "parameters",
     }
 
 
+def test_every_clip_is_held_against_its_own_prompt(loaded: LoadedModels, video: Path) -> None:
+    clips = [(0, 4), (4, 8), (7, 11)]
+    one, other = (
+        model_metrics(video, [prompt] * 3, clips, loaded)["clip_text_alignment"]
+        for prompt in (PROMPT, OTHER_PROMPT)
+    )
+    mixed = model_metrics(video, [PROMPT, None, OTHER_PROMPT], clips, loaded)["clip_text_alignment"]
+    assert one["clips"][2] != pytest.approx(other["clips"][2], abs=1e-3)
+    assert mixed["clips"] == [one["clips"][0], None, other["clips"][2]]
+    assert mixed["mean"] == pytest.approx((one["clips"][0] + other["clips"][2]) / 2)
+
+
 def test_without_models_the_video_is_not_read(tmp_path: Path) -> None:
-    assert model_metrics(tmp_path / "absent.mp4", PROMPT, [(0, 4)], LoadedModels()).keys() == {"parameters"}
+    assert model_metrics(tmp_path / "absent.mp4", [PROMPT], [(0, 4)], LoadedModels()).keys() == {"parameters"}
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_said(loaded: LoadedModels, video: Path) -> None:
-    measured = model_metrics(video, "a red circle over a blue background", [(0, 2)], loaded)
+    measured = model_metrics(video, ["a red circle over a blue background"], [(0, 2)], loaded)
     assert measured["clip_text_alignment"]["prompt_cut"] is True
 
 
 def test_clips_beyond_the_end(loaded: LoadedModels, video: Path) -> None:
     with pytest.raises(UserError, match="has 11 frames, but its clips go on to 12"):
-        model_metrics(video, PROMPT, [(0, 12)], loaded)
+        model_metrics(video, [PROMPT], [(0, 12)], loaded)
 
 
 # --- loading --------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def measure(path: str | Path, parameters: Parameters | None = None) -> dict[str, Any]:
-    """Everything that is known of one video (`videos[i]` of SCHEMA.md, without prompt, seed and system).
+def measure(
+    path: str | Path, parameters: Parameters | None = None, scenes: Sequence[float] = ()
+) -> dict[str, Any]:
+    """Everything that is known of one video: `videos[i]` of results.schema.json, without prompt, seed, system
+    and scenes.
 
-    `path` is a video file or a folder of PNG frames. Whatever the length, what is held in memory is one
+    `path` is a video file or a folder of PNG frames; `scenes` are the seconds at which a new scene is
+    announced. Whatever the length, what is held in memory is one
     picture, the small pictures of a clip for optical flow, and of every frame a miniature and a dozen
     numbers. OpenCV runs on one thread, since DIS flow differs slightly with more. UserError where the video
     cannot be measured.
@@ -54,7 +58,7 @@ def measure(path: str | Path, parameters: Parameters | None = None) -> dict[str,
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        scan = _Scan(info, parameters)
+        scan = _Scan(info, parameters, scenes)
         with decoding(path) as frames:
             for frame in frames:
                 scan.update(frame, path)
@@ -83,7 +87,8 @@ def judge(frames: Frames, fps: float, parameters: Parameters | None = None) -> d
 class _Scan:
     """The first pass: what has been seen of the stream so far."""
 
-    def __init__(self, info: VideoInfo, parameters: Parameters) -> None:
+    def __init__(self, info: VideoInfo, parameters: Parameters, scenes: Sequence[float] = ()) -> None:
+        self.scenes = scenes
         self.size = (info.width, info.height)
         self.fps = info.fps
         self.parameters = parameters
@@ -123,7 +128,7 @@ class _Scan:
         shift = np.array(self.flow.shift)
         changes = find_changes(miniatures, curves["luma"], shift, self.size, self.fps, self.parameters)
         similarity = repetition.self_similarity(miniatures, self.fps, self.parameters)
-        return Evidence(curves, changes, similarity, self.size, self.fps, self.parameters)
+        return Evidence(curves, changes, similarity, self.size, self.fps, self.parameters, self.scenes)
 
 
 def _norepeat(path: Path, scan: _Scan) -> dict[str, Any]:

@@ -105,6 +105,8 @@ class Parameters:
     """A cut stands alone: no other change of that size is this near. Quicker ones are a flash, or flicker."""
     cut_scene_seconds: float = 0.5
     """And there is a scene of this length on either side: a decoder's odd first frame is none."""
+    border_seconds: float = 1.0
+    """A cut this near to where a scene is announced is meant: a model changes scene where a chunk ends."""
 
     # --- stability: departure from the reference that costs nothing, and that costs everything
     stability_way: tuple[float, float] = (0.1, 0.6)

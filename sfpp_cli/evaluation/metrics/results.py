@@ -1,4 +1,5 @@
-"""From curves [T] to the figures of a result: numbers, shortened curves, clips. `SCHEMA.md` lists them."""
+"""From curves [T] to the figures of a result: numbers, shortened curves, clips. `results.schema.json`
+lists them."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ turn, is a loop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What verdicts are reached from: curves [T]; None for `similarity` if the video is too short; (W, H)."""
+    """What verdicts are reached from: curves [T]; None for `similarity` if the video is too short; (W, H);
+    the seconds at which a new scene is announced."""
 
     curves: Curves
     changes: Changes
@@ -34,6 +36,7 @@ class Evidence:
     size: tuple[int, int]
     fps: float
     parameters: Parameters
+    scenes: Sequence[float] = ()
 
     @property
     def frames(self) -> int:
@@ -53,6 +56,7 @@ def verdicts(evidence: Evidence) -> dict[str, dict[str, Any]]:
     repetition, repeated = _repetition(evidence)
     flicker, flickering = _flicker(evidence)
     cuts = _cuts(evidence, repeated, flickering)
+    surprises = [cut for cut in cuts if not _announced(evidence, cut)]
     return {
         "over_exposure": _exposure(evidence, cuts, white=True),
         "darkening": _exposure(evidence, cuts, white=False),
@@ -61,9 +65,9 @@ def verdicts(evidence: Evidence) -> dict[str, dict[str, Any]]:
         "flicker": flicker,
         "scene_change": _verdict(
             evidence,
-            cuts[0].start if cuts else None,
-            cuts_seconds=[round(cut.start / evidence.fps, 3) for cut in cuts],
-            largest_change=max((cut.size for cut in cuts), default=0.0),
+            surprises[0].start if surprises else None,
+            cuts_seconds=[round(cut.start / evidence.fps, 3) for cut in surprises],
+            largest_change=max((cut.size for cut in surprises), default=0.0),
             threshold=evidence.parameters.cut_picture,
         ),
     }
@@ -206,6 +210,12 @@ def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
         and not flickering[jump.start]
         and not repeated[jump.end - 1 : jump.end + evidence.second].mean() > 0.5
     ]
+
+
+def _announced(evidence: Evidence, cut: Jump) -> bool:
+    """Whether a scene is meant to begin there."""
+    near = evidence.parameters.border_seconds
+    return any(abs(cut.start / evidence.fps - second) <= near for second in evidence.scenes)
 
 
 def _first_run(mask: Mask, length: int) -> int | None:

@@ -180,18 +180,18 @@ def _network(kind: Any, model_type: str, folder: Path, device: torch.device) -> 
 
 def model_metrics(
     path: Path,
-    prompt: str | None,
+    prompts: Sequence[str | None],
     clips: Sequence[tuple[int, int]],
     models: LoadedModels,
     frames_a_clip: int | None = FRAMES_A_CLIP,
 ) -> dict[str, Any]:
-    """What the loaded models say of a video, cut into `clips` [start, end) in frames.
+    """What the loaded models say of a video, cut into `clips` [start, end) in frames, each with its prompt.
 
     Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as
     VBench does). Gives `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and
-    `clips`), `subject_consistency` and `background_consistency` (`in_clip`, `clip_to_clip`, their `mean`,
-    and `clips`; None where there is nothing to compare), each only where its model is loaded, and always
-    `parameters`.
+    `clips`, None for one without a prompt), `subject_consistency` and `background_consistency` (`in_clip`,
+    `clip_to_clip`, their `mean`, and `clips`; None where there is nothing to compare), each only where its
+    model is loaded, and always `parameters`.
     """
     chosen = [
         [start + index for index in SheetSampler(end - start, frames_a_clip or end - start).indices]
@@ -201,17 +201,29 @@ def model_metrics(
     readers = {name: features for name, features in there.items() if features}
     seen = _features(path, {index for clip in chosen for index in clip}, readers)
     results: dict[str, Any] = {}
-    if models.text and prompt:
-        vector, cut = models.text(prompt)
-        values = [fmean(100 * float(vector @ seen["clip"][index]) for index in clip) for clip in chosen]
-        mean = fmean(values) if values else None
-        results["clip_text_alignment"] = {"mean": mean, "clips": values, "prompt_cut": cut}
+    if models.text and any(prompts):
+        results["clip_text_alignment"] = _alignment(prompts, chosen, seen["clip"], models.text)
     for name, metric in (("dino", "subject_consistency"), ("clip", "background_consistency")):
         if name in readers:
             results[metric] = _consistencies(seen[name], chosen)
     names = {name: features.name for name, features in readers.items()}
     parameters = {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE}
     return results | {"parameters": parameters}
+
+
+def _alignment(
+    prompts: Sequence[str | None],
+    clips: Sequence[Sequence[int]],
+    seen: Mapping[int, Tensor],
+    text: Callable[[str], tuple[Tensor, bool]],
+) -> dict[str, Any]:
+    vectors = {prompt: text(prompt) for prompt in dict.fromkeys(prompts) if prompt}
+    values = [
+        fmean(100 * float(vectors[prompt][0] @ seen[index]) for index in clip) if prompt else None
+        for prompt, clip in zip(prompts, clips, strict=True)
+    ]
+    mean = fmean(value for value in values if value is not None)
+    return {"mean": mean, "clips": values, "prompt_cut": any(cut for _, cut in vectors.values())}
 
 
 def _features(path: Path, wanted: set[int], readers: Mapping[str, Features]) -> dict[str, dict[int, Tensor]]:

@@ -1,0 +1,91 @@
+"""An evaluation beside an earlier one: what has changed since, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.evaluation.compare import Video, group, pair_of, tally, verdict_names
+
+
+def read_baseline(place: Path) -> dict[str, Any]:
+    """An earlier result with its `path`: a results.json, or the folder of a report. UserError for another."""
+    path = place / "results.json" if place.is_dir() else place
+    takes = "--baseline takes the results.json of an earlier `sfpp evaluate --out`, or its folder"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}): {takes}") from error
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if schema != "sfpp-evaluation/1" or not isinstance(result.get("videos"), list):
+        raise UserError(f"{path} is of another kind ({schema or 'no schema'}): {takes}")
+    return {**result, "path": str(path)}
+
+
+def against(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """`baseline` of a result: this evaluation minus the earlier one, as results.schema.json describes it.
+
+    Systems are matched by name; where both results have but one, whatever it is called. Videos are matched by
+    prompt and seed, those without a prompt by file name.
+    """
+    now = group([_with_key(video) for video in result["videos"]])
+    before = group([_with_key(video) for video in baseline["videos"]])
+    if len(now) == len(before) == 1:
+        before = dict(zip(now, before.values(), strict=True))
+    systems = {name: _changes(before[name], now[name]) for name in now if name in before}
+    return {"path": baseline["path"], "notes": _notes(result, baseline, now, systems), "systems": systems}
+
+
+def _changes(before: Sequence[Video], now: Sequence[Video]) -> dict[str, Any]:
+    names = [name for name in verdict_names(now) if name in verdict_names(before)]
+    verdicts = {name: {"now": tally(now, name), "before": tally(before, name)} for name in names}
+    return {**pair_of(before, now), "verdicts": verdicts}
+
+
+def _with_key(video: Video) -> Video:
+    return {**video, "prompt": video.get("prompt") or Path(str(video["path"])).name}
+
+
+def _notes(
+    result: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    now: Mapping[str, Any],
+    systems: Mapping[str, Any],
+) -> list[str]:
+    """What may explain a difference besides the videos."""
+    notes = [f"{name} is not in the baseline" for name in now if name not in systems]
+    for part in ("versions", "parameters"):
+        old = baseline.get(part) or {}
+        new = result[part]
+        changed = [name for name in {**new, **old} if new.get(name) != old.get(name)]
+        if changed:
+            notes.append(f"the baseline was measured with other {part}: {', '.join(changed)}")
+    return notes
+
+
+def baseline_lines(baseline: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
+    """What has changed, as text: a line for each of the `metrics`, and for each verdict that fires in another
+    number of videos."""
+    lines = []
+    for system, changes in baseline["systems"].items():
+        lines.append(f"{system}, change since {baseline['path']}:")
+        for name in metrics:
+            change = changes["metrics"].get(name)
+            if change:
+                lines.append(f"  {name} {change['mean']:+.3g}{_interval(change)}")
+        for name, tallies in changes["verdicts"].items():
+            was, is_now = (
+                f"{tallies[key]['fired']} of {tallies[key]['videos']}" for key in ("before", "now")
+            )
+            if was != is_now:
+                lines.append(f"  {name} in {is_now}, before in {was}")
+    return [*lines, *(f"note: {note}" for note in baseline["notes"])]
+
+
+def _interval(change: Mapping[str, Any]) -> str:
+    if change["low"] is None:
+        return f" ({change['note']})"
+    return f" (95 % interval {change['low']:+.3g} to {change['high']:+.3g})"
