@@ -124,9 +124,15 @@ class MaskedMemory:
     frame = 0
 
     def __init__(
-        self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None
+        self,
+        text: Sequence[KeysValues],
+        *,
+        tokens: int,
+        chunk: int,
+        context: int | None = None,
+        sink: int = 0,
     ) -> None:
-        self.text, self.tokens, self.chunk, self.context = text, tokens, chunk, context
+        self.text, self.tokens, self.chunk, self.context, self.sink = text, tokens, chunk, context, sink
 
     def attention(self, layer: int) -> Attend:
         return self.attend
@@ -137,7 +143,8 @@ class MaskedMemory:
         for asking in range(frames):
             end = min(frames, (asking // self.chunk + 1) * self.chunk)
             for seen in range(frames):
-                mask[asking, seen] = seen < end and (self.context is None or seen >= end - self.context)
+                near = self.context is None or seen >= end - (self.context - self.sink)
+                mask[asking, seen] = seen < end and (near or seen < self.sink)
         mask = mask.repeat_interleave(self.tokens, 0).repeat_interleave(self.tokens, 1)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 

@@ -256,19 +256,27 @@ class NoisyPast:
 class BlockCausal:
     """Many chunks in one pass: a chunk sees itself and the chunks before it, `context` latent frames in all.
 
-    Every chunk's queries meet one slice of the keys, so no mask is built, no length needs padding and the
+    The first `sink` frames stay in sight, as in `KVCache`. Every chunk's queries meet one slice of the keys,
+    or two once frames after the sink are out of sight, so no mask is built, no length needs padding and the
     fast kernels apply.
     """
 
     frame = 0
 
     def __init__(
-        self, text: Sequence[KeysValues], *, tokens: int, chunk: int, context: int | None = None
+        self,
+        text: Sequence[KeysValues],
+        *,
+        tokens: int,
+        chunk: int,
+        context: int | None = None,
+        sink: int = 0,
     ) -> None:
         self.text = text
         self.tokens = tokens
         self.chunk = chunk
         self.context = context
+        self.sink = sink
 
     def attention(self, layer: int) -> Attend:
         return self.attend
@@ -278,13 +286,18 @@ class BlockCausal:
         pieces = []
         for start in range(0, frames, self.chunk):
             end = min(start + self.chunk, frames)
-            first = 0 if self.context is None else max(0, end - self.context)
-            seen = slice(first * self.tokens, end * self.tokens)
             asking = slice(start * self.tokens, end * self.tokens)
-            pieces.append(
-                F.scaled_dot_product_attention(query[:, :, asking], key[:, :, seen], value[:, :, seen])
-            )
+            keys, values = (self._seen(part, end) for part in (key, value))
+            pieces.append(F.scaled_dot_product_attention(query[:, :, asking], keys, values))
         return torch.cat(pieces, dim=2)
+
+    def _seen(self, part: Tensor, end: int) -> Tensor:
+        """Of a pass's keys or values, what a chunk that ends before frame `end` sees."""
+        first = 0 if self.context is None else end - (self.context - self.sink)
+        if first <= self.sink:
+            return part[:, :, : end * self.tokens]
+        recent = part[:, :, first * self.tokens : end * self.tokens]
+        return torch.cat([part[:, :, : self.sink * self.tokens], recent], dim=2) if self.sink else recent
 
 
 def _visible(count: int, end: int, context: int, sink: int, origin: int) -> list[int]:

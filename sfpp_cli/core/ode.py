@@ -97,6 +97,7 @@ class TrajectoryRegression:
         steps: Sequence[int],
         chunk: int,
         context: int,
+        sink: int = 0,
         seed: int,
         save_extra: Callable[[Path], None] | None = None,
     ) -> None:
@@ -107,6 +108,7 @@ class TrajectoryRegression:
         self.timesteps = schedule.warp(steps)
         self.chunk = chunk
         self.context = context
+        self.sink = sink
         self.seed = seed
         self.players = (Player({"student": student}, self.loss, save_extra=save_extra),)
 
@@ -123,6 +125,7 @@ class TrajectoryRegression:
             (path.shape[-2], path.shape[-1]),
             chunk=self.chunk,
             context=self.context,
+            sink=self.sink,
         )
         x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
         return F.mse_loss(x0, path[:, -1]), {}

@@ -125,12 +125,17 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         return KVCache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
 
     def block_causal(
-        self, text: Tensor, latent_size: tuple[int, int], *, chunk: int, context: int | None = None
+        self,
+        text: Tensor,
+        latent_size: tuple[int, int],
+        *,
+        chunk: int,
+        context: int | None = None,
+        sink: int = 0,
     ) -> BlockCausal:
         """The memory of one pass over all chunks of a clip (ODE training, arXiv 2510.02283, equation 4)."""
-        return BlockCausal(
-            self.embed_text(text), tokens=self.tokens(latent_size), chunk=chunk, context=context
-        )
+        tokens = self.tokens(latent_size)
+        return BlockCausal(self.embed_text(text), tokens=tokens, chunk=chunk, context=context, sink=sink)
 
     def tokens(self, latent_size: tuple[int, int]) -> int:
         return tokens_per_frame(*latent_size, self.config.patch_size)

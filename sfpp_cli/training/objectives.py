@@ -78,6 +78,7 @@ def trajectory_regression(
         steps=settings.steps,
         chunk=settings.chunk,
         context=settings.context,
+        sink=settings.sink,
         seed=recipe.seed,
         save_extra=lambda folder: settings.write(folder / SETTINGS),
     )

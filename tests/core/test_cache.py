@@ -227,12 +227,14 @@ def test_block_causal_is_a_dense_mask() -> None:
             torch.testing.assert_close(answer, expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("context", [3, 5, 6, 9, 30])
-def test_one_block_causal_pass_is_the_ring_chunk_by_chunk(context: int, draw: Drawn) -> None:
+@pytest.mark.parametrize(
+    ("context", "sink"), [(3, 0), (5, 0), (6, 0), (9, 0), (30, 0), (4, 1), (6, 3), (9, 2), (10, 4), (30, 3)]
+)
+def test_one_block_causal_pass_is_the_ring_chunk_by_chunk(context: int, sink: int, draw: Drawn) -> None:
     frames, chunk = 14, 3
     qkv = draw(frames)
-    whole = BlockCausal(TEXT, tokens=TOKENS, chunk=chunk, context=context).attention(0)(*qkv)
-    ring = KVCache(TEXT, tokens=TOKENS, context=context)
+    whole = BlockCausal(TEXT, tokens=TOKENS, chunk=chunk, context=context, sink=sink).attention(0)(*qkv)
+    ring = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
     pieces = []
     for query, key, value in zip(*(tensor.split(chunk * TOKENS, 2) for tensor in qkv), strict=True):
         pieces.append(ring.attention(0)(query, key, value))

@@ -162,9 +162,10 @@ def encode_text(texts: list[str]) -> Tensor:
     return torch.cat([prompts(1, seed=int(text.split()[-1])) for text in texts])
 
 
-@pytest.fixture(scope="module")
-def regression() -> TrajectoryRegression:
+@pytest.fixture(scope="module", params=[0, 1], ids=lambda sink: f"sink {sink}")
+def regression(request: pytest.FixtureRequest) -> TrajectoryRegression:
     settings: dict[str, Any] = {"schedule": SCHEDULE, "steps": STEPS, "chunk": 3, "context": 5, "seed": 11}
+    settings["sink"] = request.param
     return TrajectoryRegression(make_student(), encode_text, Store(), **settings)
 
 
@@ -181,9 +182,8 @@ def by_hand(regression: TrajectoryRegression, number: int) -> float:
     by_frame = [choice[frame // 3] for frame in range(7)]
     x_t = torch.stack([path[step, frame] for frame, step in enumerate(by_frame)])[None]
     timestep = torch.tensor([[[1000.0, 937.5, 2500 / 3, 625.0][step] for step in by_frame]])
-    memory = MaskedMemory(
-        student.embed_text(encode_text([prompt])), tokens=student.tokens(SIZE), chunk=3, context=5
-    )
+    text = student.embed_text(encode_text([prompt]))
+    memory = MaskedMemory(text, tokens=student.tokens(SIZE), chunk=3, context=5, sink=regression.sink)
     x0 = x_t - timestep.view(1, 7, 1, 1, 1) / 1000 * student(x_t, timestep, memory)
     return (x0 - path[-1]).square().mean().item()
 
