@@ -299,8 +299,9 @@ class Trainer:
         if checkpoint.has_ema(self.folder, self.step):
             self.ema = self._copies()
         checkpoint.load(self.folder, self.step, self._state(), self.ranks)
-        for optimizer in self.optimizers:  # a checkpoint says what suited the device that wrote it
-            optimizer.param_groups[0]["fused"] = optimizer.defaults["fused"]
+        for optimizer in self.optimizers:  # a checkpoint brings the options of the recipe that wrote it
+            for group in optimizer.param_groups:
+                group.update(optimizer.defaults)
         if self.training.offload:
             for optimizer in self.optimizers:
                 _move(optimizer, torch.device("cpu"))

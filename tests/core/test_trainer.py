@@ -271,6 +271,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     assert metrics(run) == metrics(whole)
 
 
+def test_a_resumed_run_takes_the_options_of_its_recipe(tmp_path: Path, whole: Path) -> None:
+    """Not those of the recipe that wrote the checkpoint; and they show in the weights."""
+    train(tmp_path, stop=8)
+    changed = replace(TRAINING, betas=(0.5, 0.9), weight_decay=0.5)
+    (group,) = train(tmp_path, changed).optimizers[0].param_groups
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.9), 0.5)
+    ours, theirs = (contents(run, 12)["toy"]["outer.weight"] for run in (tmp_path, whole))
+    assert (ours - theirs).abs().max() > 1e-3
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     train(tmp_path)
     before = metrics(tmp_path)
