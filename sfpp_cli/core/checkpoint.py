@@ -1,38 +1,62 @@
-"""Checkpoints: complete, written under a temporary name and renamed, refused unless complete.
+"""Checkpoints: complete, written under a temporary name and renamed, refused unless they are as written.
 
 The exact state goes through `torch.distributed.checkpoint`, so a run continues on any number of ranks. Beside
-it lie every model and its EMA as folders in the model's own format.
+it lie every model and its EMA as folders in the model's own format, and the SHA-256 of every file, as
+`sha256sum -c` reads them.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from sfpp_cli.core.parallel import Ranks, full_tensor
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import file_digest, remove
 
 STATE = "state"
+SUMS = "SHA256SUMS"
 _COMPLETE = ".metadata"
 _EMA = "average"
 """The averages' name in a checkpoint; runs of before have it, so it stays."""
 
+_ADMITTED = {
+    "pathlib": {"Path", "PosixPath", "WindowsPath"},
+    "torch": {"Size", "float32", "float64", "bfloat16", "float16", "int64", "int32", "uint8", "bool"},
+    "torch.serialization": {"_get_layout"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        *("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING", "TensorProperties"),
+        *("TensorStorageMetadata", "ChunkStorageMetadata", "BytesStorageMetadata"),
+    },
+}
+"""Names, by module, that a checkpoint's metadata are pickled with."""
+
 States = dict[str, dict[str, Tensor]]
 """State dicts by model name."""
+Export = tuple[str, str, dict[str, Tensor]]
+"""A model's name, the folder that gets its weights, and these, whole."""
 
 
 @dataclass(frozen=True)
@@ -71,51 +95,149 @@ def saved_steps(run: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match and (run / match[0] / STATE / _COMPLETE).exists())
 
 
-def save(
-    run: Path,
-    step: int,
-    state: State,
-    skeletons: Mapping[str, nn.Module],
-    ranks: Ranks,
-    *,
-    keep: int,
-    keep_every: int = 0,
-    extras: Mapping[str, Callable[[Path], None]] | None = None,
-) -> Path:
-    """Write the state and every model's folders, whose format `skeletons` (models without weights) know.
+class Saver:
+    """Writes a run's checkpoints, one at a time, in the background if asked."""
 
-    Of all checkpoints the newest `keep` stay, and those whose step is a multiple of `keep_every`. All ranks
-    take part.
+    def __init__(
+        self,
+        run: Path,
+        skeletons: Mapping[str, nn.Module],
+        ranks: Ranks,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        extras: Mapping[str, Callable[[Path], None]] | None = None,
+        background: bool = False,
+    ) -> None:
+        """`skeletons`, models without weights, know their format; `extras` write beside them.
+
+        Of all checkpoints the newest `keep` stay, and those whose step is a multiple of `keep_every`.
+        """
+        self.run = run
+        self.skeletons = skeletons
+        self.ranks = ranks
+        self.keep = max(1, keep)
+        self.keep_every = keep_every
+        self.extras = extras or {}
+        self.writer = ThreadPoolExecutor(1, "checkpoint") if background else None
+        # What is written in the background must not wait for the passes of a step, or they for it.
+        self.group = ranks.cpu_group() if background else None
+        self.pending: Future[None] | None = None
+
+    def save(self, step: int, state: State) -> None:
+        """Write the state and every model's folders; in the background, copies of them. All ranks take part.
+
+        UserError if this, or the checkpoint before, cannot be written.
+        """
+        _expect_one_rank()
+        self.finish()
+        part = self._part(step)
+        if self.ranks.first:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        self.ranks.wait()
+        where: dict[str, Any] = {"checkpoint_id": part / STATE, "no_dist": self.ranks.world == 1}
+        if self.writer is None:
+            self._write(step, self._exports(state), partial(save_distributed, state.tensors(), **where))
+            self.ranks.wait()
+            return
+        exports = list(self._exports(state, copy=True))
+        written = async_save(state.tensors(), process_group=self.group, **where)
+        assert isinstance(written, Future)
+        self.pending = self.writer.submit(self._write, step, exports, written.result)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint begun last is whole, on all ranks. UserError if it cannot be written."""
+        if self.pending is not None:
+            self.settle()
+            self.ranks.wait()
+
+    def settle(self) -> None:
+        """Wait for this rank's part of the checkpoint begun last."""
+        pending = self.pending
+        self.pending = None
+        if pending is not None:
+            pending.result()
+
+    def _part(self, step: int) -> Path:
+        return self.run / f".{path_of(self.run, step).name}.part"
+
+    def _exports(self, state: State, *, copy: bool = False) -> Iterator[Export]:
+        """Of every model its weights and their EMA, whole, on the first rank. All ranks gather."""
+        for name, model in state.models.items():
+            versions = {name: model.state_dict()}
+            if state.ema and name in state.ema:
+                versions[f"{name}-ema"] = state.ema[name]
+            for folder, weights in versions.items():
+                whole = {key: full_tensor(value).detach() for key, value in weights.items()}
+                if self.ranks.first:
+                    yield name, folder, {key: value.to("cpu", copy=copy) for key, value in whole.items()}
+
+    def _write(self, step: int, exports: Iterable[Export], write_state: Callable[[], object]) -> None:
+        """Everything under a temporary name, then the name."""
+        part = self._part(step)
+        try:
+            for name, folder, weights in exports:
+                self._export(name, part / folder, weights)
+            write_state()
+            if self.ranks.first:
+                _sum_up(part)
+                self._put_in_place(step)
+        except (OSError, SafetensorError, CheckpointException) as error:
+            if self.ranks.first:
+                shutil.rmtree(part, ignore_errors=True)
+            whole = saved_steps(self.run)
+            kept = f"the last one is {path_of(self.run, whole[-1])}" if whole else "there is none yet"
+            raise UserError(
+                f"the checkpoint {path_of(self.run, step)} cannot be written ({_reason(error)}), {kept}: "
+                "see to free space and permissions, then go on with --resume"
+            ) from error
+
+    def _export(self, name: str, folder: Path, weights: dict[str, Tensor]) -> None:
+        """Weights in the format of their model."""
+        skeleton = self.skeletons[name]
+        skeleton.load_state_dict(weights, assign=True)
+        skeleton.save_pretrained(folder)  # type: ignore[operator]
+        skeleton.to("meta")
+        if name in self.extras:
+            self.extras[name](folder)
+
+    def _put_in_place(self, step: int) -> None:
+        """Rename what is complete, and remove what need not be kept any more."""
+        final = path_of(self.run, step)
+        remove(final)
+        self._part(step).rename(final)
+        for old in saved_steps(self.run)[: -self.keep]:
+            if not (self.keep_every and old % self.keep_every == 0):
+                remove(path_of(self.run, old))
+
+
+def remove_unfinished(run: Path) -> None:
+    """Clear away what a killed process was writing or deleting."""
+    for folder in (*run.glob(".step-*.part"), *run.glob("step-*.old")):
+        shutil.rmtree(folder)
+
+
+def newest(run: Path, ranks: Ranks, warn: Callable[[str], None]) -> int | None:
+    """The last step whose checkpoint is as it was written; None where nothing was saved.
+
+    `warn` is told of damaged ones. UserError if there are no others. All ranks take part.
     """
-    final = path_of(run, step)
-    temporary = final.with_name(f".{final.name}.part")
-    if ranks.first:
-        for unfinished in run.glob(".step-*.part"):
-            shutil.rmtree(unfinished)
-        temporary.mkdir(parents=True)
-    ranks.wait()
-    for name, model in state.models.items():
-        weights = {name: model.state_dict()}
-        if state.ema and name in state.ema:
-            weights[f"{name}-ema"] = state.ema[name]
-        for folder, values in weights.items():
-            _export(values, skeletons[name], temporary / folder, ranks)
-            if ranks.first and extras and name in extras:
-                extras[name](temporary / folder)
-    with _one_rank_is_meant():
-        save_distributed(state.tensors(), checkpoint_id=temporary / STATE, no_dist=ranks.world == 1)
-    if ranks.first:
-        for file in temporary.rglob("*.safetensors"):
-            file.chmod(
-                stat.S_IMODE((temporary / STATE / _COMPLETE).stat().st_mode)
-            )  # safetensors writes for the owner's eyes only
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in saved_steps(run)[: -max(1, keep)]:
-            if not (keep_every and old % keep_every == 0):
-                shutil.rmtree(path_of(run, old))
-    ranks.wait()
-    return final
+    steps = saved_steps(run)
+    damaged: list[str] = []
+    for step in reversed(steps):
+        file = _damaged_file(path_of(run, step), ranks)
+        if file is None:
+            if damaged:
+                warn(f"damaged: {', '.join(damaged)}; going on from {path_of(run, step)}")
+            return step
+        damaged.append(str(file))
+    if damaged:
+        raise UserError(
+            f"damaged: {', '.join(damaged)}; no older checkpoint is whole: "
+            "delete these step-* folders to start anew, or choose another --out"
+        )
+    return None
 
 
 def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
@@ -123,6 +245,7 @@ def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
 
     UserError unless it is whole and of these very models.
     """
+    _expect_one_rank()
     folder = path_of(run, step)
     tensors = state.tensors()
     saved = _metadata(run, step)
@@ -138,8 +261,9 @@ def load(run: Path, step: int, state: State, ranks: Ranks) -> None:
             "resume with the recipe that wrote it, or choose another --out"
         )
     try:
-        with _one_rank_is_meant():
-            load_distributed(tensors, checkpoint_id=folder / STATE, no_dist=ranks.world == 1)
+        load_distributed(
+            tensors, checkpoint_id=folder / STATE, planner=_PlainPlanner(), no_dist=ranks.world == 1
+        )
     except (Exception, CheckpointException) as error:  # a damaged file can fail in any way there is
         raise UserError(
             f"{folder} cannot be resumed ({_reason(error)}); delete it to fall back to an older one"
@@ -152,30 +276,68 @@ def has_ema(run: Path, step: int) -> bool:
     return any(key.startswith(f"{_EMA}.") for key in _metadata(run, step))
 
 
+class _PlainUnpickler(pickle.Unpickler):
+    """Admits what a checkpoint's metadata are made of, and no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in _ADMITTED.get(module, ()):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, and code is never executed")
+        return super().find_class(module, name)
+
+
+class _PlainPlanner(DefaultLoadPlanner):
+    """Reads what is no tensor (an optimiser's options) without executing anything."""
+
+    def load_bytes(self, read_item: ReadItem, value: BytesIO) -> None:
+        torch.load(value, weights_only=True)  # raises where the next line would execute
+        value.seek(0)
+        super().load_bytes(read_item, value)
+
+
 def _metadata(run: Path, step: int) -> dict[str, Any]:
     """What the checkpoint holds, by name."""
+    folder = path_of(run, step)
     try:
-        return dict(FileSystemReader(path_of(run, step) / STATE).read_metadata().state_dict_metadata)
-    except (Exception, CheckpointException) as error:  # as above
-        raise UserError(
-            f"{path_of(run, step)} cannot be resumed ({_reason(error)}); delete it to fall back"
-        ) from error
+        with (folder / STATE / _COMPLETE).open("rb") as file:
+            return dict(_PlainUnpickler(file).load().state_dict_metadata)
+    except Exception as error:  # as above
+        raise UserError(f"{folder} cannot be resumed ({_reason(error)}); delete it to fall back") from error
 
 
-def _export(weights: Mapping[str, Tensor], skeleton: nn.Module, folder: Path, ranks: Ranks) -> None:
-    """Weights in the format of their model. All ranks gather, the first writes."""
-    gathered = {key: full_tensor(value).cpu() for key, value in weights.items()}
-    if ranks.first:
-        skeleton.load_state_dict(gathered, assign=True)
-        skeleton.save_pretrained(folder)  # type: ignore[operator]
-        skeleton.to("meta")
+def _sum_up(folder: Path) -> None:
+    """Write the digests of all files in a folder, which everybody may read whom the umask lets."""
+    mode = stat.S_IMODE((folder / STATE / _COMPLETE).stat().st_mode)
+    lines = []
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        file.chmod(mode)  # safetensors writes for the owner's eyes only
+        lines.append(f"{file_digest(file)}  {file.relative_to(folder).as_posix()}\n")
+    (folder / SUMS).write_text("".join(lines))
 
 
-@contextmanager
-def _one_rank_is_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _damaged_file(folder: Path, ranks: Ranks) -> Path | None:
+    """The first file that is not as it was written, or None. Ranks share out the reading."""
+    sums = folder / SUMS
+    if not sums.exists():  # of a run of before
+        return None
+    pairs = [line.partition("  ")[::2] for line in sums.read_text(errors="replace").splitlines()]
+    if f"{STATE}/{_COMPLETE}" not in [name for _, name in pairs]:
+        return sums
+    mine = [pairs[i] for i in ranks.share(len(pairs))]
+    faults = [name for digest, name in mine if not _is_as_written(folder / name, digest)]
+    first = next((i for i, (_, name) in enumerate(pairs) if name in faults), len(pairs))
+    found = int(ranks.gather(torch.tensor([first])).min())
+    return folder / pairs[found][1] if found < len(pairs) else None
+
+
+def _is_as_written(file: Path, digest: str) -> bool:
+    try:
+        return file_digest(file) == digest
+    except (OSError, ValueError):
+        return False
+
+
+def _expect_one_rank() -> None:
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _reason(error: BaseException) -> str:

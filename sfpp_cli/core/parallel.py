@@ -92,6 +92,10 @@ class Ranks:
         dist.all_gather(parts, mine)
         return torch.stack(parts, dim=1).flatten(0, 1)
 
+    def cpu_group(self) -> dist.ProcessGroup | None:
+        """A process group of its own for what a thread exchanges beside the others; None for one process."""
+        return dist.new_group(backend="gloo") if self.world > 1 else None
+
     def wait(self) -> None:
         if self.world > 1:
             dist.barrier()

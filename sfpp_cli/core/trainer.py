@@ -9,8 +9,10 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +25,7 @@ from sfpp_cli.core import checkpoint
 from sfpp_cli.core.objective import Objective, Player, Update, merge_metric
 from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import atomic_write
 from sfpp_cli.schema import STRICT
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
@@ -70,6 +73,11 @@ class Training:
     """Keep the moving average, and the optimiser's moments between its updates, in main memory."""
     save_every: Count = 500
     """Steps between two checkpoints."""
+    saving: Literal["auto", "background", "waiting"] = "auto"
+    """Write checkpoints while training goes on, from a copy in main memory, or let training wait.
+
+    auto is background on CUDA.
+    """
     keep: Count = 2
     """How many of the newest checkpoints to keep."""
     keep_every: Annotated[int, Field(ge=0)] = 0
@@ -90,6 +98,10 @@ class Training:
         """The precision of arithmetic on `device`."""
         lower = device.type == "cuda" if self.precision == "auto" else self.precision == "bfloat16"
         return torch.bfloat16 if lower else torch.float32
+
+    def saves_in_background(self, device: torch.device) -> bool:
+        """Whether steps on `device` go on while a checkpoint is written."""
+        return device.type == "cuda" if self.saving == "auto" else self.saving == "background"
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of arithmetic on `device`.
@@ -124,11 +136,13 @@ class Trainer:
         ranks: Ranks = ALONE,
         on_step: Callable[[dict[str, float]], None] = lambda record: None,
         gauges: Callable[[dict[str, float]], dict[str, float]] = lambda record: {},
+        warn: Callable[[str], None] = warnings.warn,
     ) -> None:
         """Checkpoints and metrics go to the folder `run`.
 
         After every step `gauges`, on every rank, is given its record and answers what to add to it before it
-        is logged; it may run the models. `on_step` is given the whole record once the step is saved.
+        is logged; it may run the models. `on_step` is given the whole record once the step is saved, or
+        being saved in the background. `warn` hears of damaged files that are passed over.
 
         Models are copied and sharded here, so compile them, or enable checkpointing, afterwards: a compiled
         block's functions are bound to that block, and its copy would go on using the original's.
@@ -141,6 +155,7 @@ class Trainer:
         self.players = objective.players
         self.on_step = on_step
         self.gauges = gauges
+        self.warn = warn
         self.step = 0
         """Finished steps."""
         self.models = {name: model for player in self.players for name, model in player.models.items()}
@@ -150,21 +165,34 @@ class Trainer:
                 ranks.shard(model)
         self.optimizers = [self._optimizer(player) for player in self.players]
         self.ema: checkpoint.States | None = None
+        self.saver = self._saver()
 
     def run(self) -> None:
+        """Train. A checkpoint that is being written when something goes wrong is finished all the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         if self.ranks.first:
+            checkpoint.remove_unfinished(self.folder)
             self._forget_records()
-        while self.step < self.training.steps:
-            record = self.update()
-            record |= self.gauges(record)
-            if self.ranks.first:
-                with self._metrics.open("a") as log:
-                    log.write(json.dumps(record) + "\n")
-            if self.step % self.training.save_every == 0 or self.step == self.training.steps:
-                self.save()
-            self.on_step(record)
+        try:
+            while self.step < self.training.steps:
+                self._step_and_save()
+        except BaseException:
+            with suppress(UserError):  # of what went wrong first, the reader should hear
+                self.saver.settle()
+            raise
+        self.saver.finish()
+
+    def _step_and_save(self) -> None:
+        """A step, its record, and a checkpoint where one is due."""
+        record = self.update()
+        record |= self.gauges(record)
+        if self.ranks.first:
+            with self._metrics.open("a") as log:
+                log.write(json.dumps(record) + "\n")
+        if self.step % self.training.save_every == 0 or self.step == self.training.steps:
+            self.saver.save(self.step, self._state())
+        self.on_step(record)
 
     def update(self) -> dict[str, float]:
         """One step: all updates of every player, in order. Returns its record."""
@@ -273,29 +301,16 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of everything, with the models and their EMA as folders of their own format."""
-        t = self.training
-        return checkpoint.save(
-            self.folder,
-            self.step,
-            self._state(),
-            self.skeletons,
-            self.ranks,
-            keep=t.keep,
-            keep_every=t.keep_every,
-            extras={
-                name: player.save_extra
-                for player in self.players
-                if player.save_extra is not None
-                for name in player.models
-            },
-        )
+        self.saver.save(self.step, self._state())
+        self.saver.finish()
+        return checkpoint.path_of(self.folder, self.step)
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint, or start at step 0."""
-        steps = checkpoint.saved_steps(self.folder)
-        if not steps:
+        """Continue from the newest checkpoint that is whole, or start at step 0."""
+        step = checkpoint.newest(self.folder, self.ranks, self.warn)
+        if step is None:
             return
-        self.step = steps[-1]
+        self.step = step
         if checkpoint.has_ema(self.folder, self.step):
             self.ema = self._copies()
         checkpoint.load(self.folder, self.step, self._state(), self.ranks)
@@ -305,6 +320,25 @@ class Trainer:
         if self.training.offload:
             for optimizer in self.optimizers:
                 _move(optimizer, torch.device("cpu"))
+
+    def _saver(self) -> checkpoint.Saver:
+        t = self.training
+        extras = {
+            name: player.save_extra
+            for player in self.players
+            if player.save_extra is not None
+            for name in player.models
+        }
+        device = self._device(self.players[0])
+        return checkpoint.Saver(
+            self.folder,
+            self.skeletons,
+            self.ranks,
+            keep=t.keep,
+            keep_every=t.keep_every,
+            extras=extras,
+            background=t.saves_in_background(device),
+        )
 
     def _state(self) -> checkpoint.State:
         learners = [
@@ -330,17 +364,29 @@ class Trainer:
         return copied.cpu() if self.training.offload else copied
 
     def _forget_records(self) -> None:
-        """Drop the records of steps after the checkpoint: their updates are lost, and will be made again."""
-        lines = self._metrics.read_text().splitlines(keepends=True) if self._metrics.exists() else []
-        whole_lines = [line for line in lines if line.endswith("\n")]
-        self._metrics.write_text(
-            "".join(line for line in whole_lines if json.loads(line)["step"] <= self.step)
-        )
+        """Drop the records of steps after the checkpoint: their updates are lost, and will be made again.
+
+        So are lines that are no record: a killed process, or a damaged disk, left them.
+        """
+        lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        known = [line for line in lines if (_step_of(line) or math.inf) <= self.step]
+        atomic_write(self._metrics, b"".join(known))
 
     @property
     def _metrics(self) -> Path:
         """One JSON object a step."""
         return self.folder / "metrics.jsonl"
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a whole record, or None."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:

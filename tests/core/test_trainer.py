@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -253,18 +255,20 @@ def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
+@pytest.mark.parametrize("saving", ["waiting", "background"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_resumed_run_is_the_uninterrupted_one(
-    device: str, stops: list[int], tmp_path: Path, whole: Path
+    device: str, saving: Literal["waiting", "background"], stops: list[int], tmp_path: Path, whole: Path
 ) -> None:
     """Stopped at a checkpoint, between two, before the first, and again and again."""
     if device != "cpu":
         whole = tmp_path / "whole"
         train(whole, device=device)
     run = tmp_path / "run"
+    training = replace(TRAINING, saving=saving)
     for stop in stops:
-        train(run, stop=stop, device=device)
-    train(run, device=device)
+        train(run, training, stop=stop, device=device)
+    train(run, training, device=device)
     assert checkpoint.saved_steps(run) == checkpoint.saved_steps(whole) == [8, 12]
     for step in (8, 12):
         assert_equal(contents(run, step), contents(whole, step))
@@ -464,12 +468,89 @@ def test_what_is_not_a_checkpoint_is_not_taken_for_one(tmp_path: Path, whole: Pa
     assert_equal(contents(tmp_path, 12), contents(whole, 12))
 
 
-def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "file", ["state/__0_0.distcp", "state/.metadata", "toy/toy.pt", "toy-ema/toy.pt", "SHA256SUMS"]
+)
+def test_a_damaged_checkpoint_is_passed_over(file: str, tmp_path: Path, whole: Path) -> None:
+    """A flipped bit anywhere in it: the run goes on from the one before and ends as if nothing had been."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    flip(checkpoint.path_of(run, 12) / file)
+    told: list[str] = []
+    trainer = Trainer(Regression(), TRAINING, run, warn=told.append)
+    trainer.run()
+    assert trainer.objective.asked == list(range(32, 48))  # type: ignore[attr-defined]
+    assert_equal(contents(run, 12), contents(whole, 12))
+    assert metrics(run) == metrics(whole)
+    (line,) = told
+    assert "step-000012" in line.partition(";")[0]
+    assert line.endswith("going on from " + str(checkpoint.path_of(run, 8)))
+    checkpoint.path_of(run, 8).rename(run / "aside")
+    flip(checkpoint.path_of(run, 12) / file)
+    with pytest.raises(UserError, match=r"step-000012.* no older checkpoint is whole"):
+        train(run)
+
+
+def flip(file: Path) -> None:
+    """Change a bit in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_truncated_state_without_digests_is_refused(tmp_path: Path) -> None:
+    """Checkpoints of before have none."""
     train(tmp_path, stop=4)
+    (checkpoint.path_of(tmp_path, 4) / checkpoint.SUMS).unlink()
     state = next(checkpoint.path_of(tmp_path, 4).rglob("*.distcp"))
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"step-000004 cannot be resumed .* delete it"):
         train(tmp_path)
+
+
+class Malice:
+    """Executes when it is unpickled."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.witness,)
+
+
+@pytest.mark.parametrize("place", ["metadata", "options"])
+def test_a_checkpoint_executes_nothing(place: str, tmp_path: Path) -> None:
+    """Neither from its metadata nor from what it holds besides tensors."""
+    train(tmp_path, stop=4)
+    folder = checkpoint.path_of(tmp_path, 4)
+    (folder / checkpoint.SUMS).unlink()
+    malice = Malice(tmp_path / "executed")
+    if place == "metadata":
+        (folder / "state/.metadata").write_bytes(pickle.dumps(malice))
+    else:
+        objective = Regression()
+        trainer = Trainer(objective, TRAINING, tmp_path)
+        (options,) = trainer._state().tensors()["optimizers"].values()
+        state = trainer._state().tensors()
+        for name in options["param_groups"][0]:
+            if name != "params":
+                options["param_groups"][0][name] = malice
+        state["optimizers"] = {"toy": options}
+        shutil.rmtree(folder / "state")
+        checkpoint.save_distributed(state, checkpoint_id=folder / "state", no_dist=True)
+    with pytest.raises(UserError, match="cannot be resumed"):
+        train(tmp_path)
+    assert not malice.witness.exists()
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"step": 3, "lo', b"\xff\xfe", b"[" * 100_000, b'"step"', b'{"step": "3"}']
+)
+def test_records_that_are_none_are_dropped(line: bytes, tmp_path: Path, whole: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    log = run / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b"\n", b"\n" + line + b"\n", 1))
+    train(run)
+    assert metrics(run) == metrics(whole)
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
