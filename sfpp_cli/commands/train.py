@@ -87,7 +87,7 @@ def run_context(out: Path, resume: bool, device: str | None, dry_run: bool) -> R
     from sfpp_cli.devices import pick_device
     from sfpp_cli.training.context import RunContext
 
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(launched=not dry_run)
     return RunContext(
         out=out,
         resume=resume,

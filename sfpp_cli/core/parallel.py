@@ -7,9 +7,12 @@ they do not know.
 from __future__ import annotations
 
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,9 +21,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from sfpp_cli.errors import UserError, reason
+
 _FORWARD_METHODS = ("cache_clean", "cache_keys_values", "embed_text", "text_keys_values")
 """Methods besides `forward` that use a module's parameters."""
 _VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+_GONE = r"gloo|nccl|connection (closed|reset)|timed out|broken pipe"
+"""What backends say of ranks that do not answer."""
+_NOTICE = 5.0
+"""Seconds for the other ranks to notice the same."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +42,69 @@ class Ranks:
     """The rank within its machine, which is the index of its GPU."""
 
     @classmethod
-    def from_environment(cls) -> Ranks:
-        """Read what `torchrun` sets without joining a process group: enough to share out independent work."""
-        rank, world, local = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    def from_environment(cls, *, launched: bool = True) -> Ranks:
+        """Read what `torchrun` sets without joining a process group: enough to share out independent work.
+
+        UserError if it makes no sense. So is it if there should be several processes, as clusters say of
+        their own accord, but no launcher tells where they meet; for a plan they need not be `launched`.
+        """
+        rank, world, local = (_whole(name, default) for name, default in _VARIABLES)
+        if not (rank < world and local < world):
+            raise UserError(
+                f"the environment says rank {rank} (local {local}) of {world}: "
+                "unset RANK, LOCAL_RANK and WORLD_SIZE, or start with torchrun"
+            )
+        if (
+            launched
+            and world > 1
+            and not all(os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT"))
+        ):
+            raise UserError(
+                f"the environment says rank {rank} of {world}, but nothing started {world} processes "
+                "(no MASTER_ADDR and MASTER_PORT): unset WORLD_SIZE, or start with torchrun"
+            )
         return cls(rank, world, local)
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
-    def join(self, device: torch.device) -> None:
-        """Open the process group (NCCL between GPUs, gloo between CPUs) if there are several processes."""
+    def join(self, device: torch.device, timeout: float = 30.0) -> None:
+        """Open the process group (NCCL between GPUs, gloo between CPUs) if there are several processes.
+
+        They wait for one another for `timeout` minutes. UserError if they do not meet.
+        """
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            try:
+                dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
+            except (dist.DistError, ValueError) as error:
+                raise UserError(
+                    f"rank {self.rank} of {self.world} does not meet the others ({reason(error)}): "
+                    "see that all were started, and that MASTER_ADDR and MASTER_PORT are theirs"
+                ) from error
+
+    def missing(self, error: BaseException) -> str | None:
+        """If `error` says that other ranks have gone, or stopped answering, which: in words, where known.
+
+        Whoever notices says so in the store they met in, and looks for those who do not.
+        """
+        if self.world == 1 or not re.search(_GONE, str(error), re.IGNORECASE):
+            return None
+        others = set(range(self.world)) - {self.rank}
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"noticed/{self.rank}", "")
+            deadline = time.monotonic() + _NOTICE
+            while others and time.monotonic() < deadline:
+                others = {rank for rank in others if not store.check([f"noticed/{rank}"])}
+                time.sleep(0.1)
+        except (dist.DistError, RuntimeError):
+            return "the first rank"  # whose process keeps the store
+        names = ", ".join(map(str, sorted(others)))
+        return f"rank {names}" if names else "another rank"
 
     def share(self, count: int) -> range:
         """This rank's part of `count` equal pieces of work: every world-th, none twice."""
@@ -107,3 +164,13 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 ALONE = Ranks()
+
+
+def _whole(name: str, default: int) -> int:
+    """A whole number from the environment, where an empty text is none."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name} in the environment is {text[:40]!r}, which is no whole number: unset it")
+    return int(text)

@@ -139,6 +139,8 @@ def test_ranks_share_a_batch_and_none_is_made_twice(
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", "29500")
         code, out, _ = sfpp("generate", "--prompts", "p.txt", "--frames", "5", "--out-dir", "v")
         assert code == 0
         made.append(out.split())

@@ -589,6 +589,42 @@ def test_work_is_shared_out_evenly_or_not_at_all(tmp_path: Path) -> None:
         Trainer(Regression(), TRAINING, tmp_path, Ranks(0, 3))
 
 
+@pytest.mark.parametrize(
+    ("variables", "fault"),
+    [
+        ({"RANK": "abc"}, "RANK in the environment is 'abc'"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE in the environment is '2.0'"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE in the environment is '9999"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK in the environment is '-1'"),
+        ({"WORLD_SIZE": "0"}, "rank 0 .* of 0"),
+        ({"RANK": "1"}, r"rank 1 \(local 0\) of 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "rank 2 .* of 2"),
+        ({"LOCAL_RANK": "3"}, r"\(local 3\) of 1"),
+        ({"WORLD_SIZE": "2"}, "nothing started 2 processes"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1"}, "nothing started 2 processes"),
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_refused(
+    variables: dict[str, str], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=fault):
+        Ranks.from_environment()
+
+
+def test_ranks_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty texts are as if they were not there; a plan is made for ranks that nobody started."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+    assert Ranks.from_environment() == Ranks(0, 1, 0)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert Ranks.from_environment(launched=False) == Ranks(0, 8, 0)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert Ranks.from_environment() == Ranks(0, 8, 0)
+
+
 def shard_beside_a_gpu(ranks: Ranks, folder: Path) -> None:
     """What `torch.accelerator` says on a machine with a GPU, of a model that is not on it."""
     torch._C._get_accelerator = lambda check=False: torch.device("cuda")  # type: ignore[assignment]
