@@ -34,6 +34,7 @@ def load(
     *,
     student: str | None = None,
     device: str | None = None,
+    decoder_device: str | None = None,
     dtype: str | None = None,
     context: int | None = None,
     sink: int | None = None,
@@ -44,11 +45,12 @@ def load(
     """A model ready to make videos: the embedded one, a folder, or a name on the hub.
 
     The arguments are the flags of `sfpp generate`. `student`: causal weights to use instead of the model's
-    own. `device`: cpu, cuda or cuda:N; the GPU if there is one. `dtype`: float32, bfloat16 or float16.
-    `context`, `sink`: how many latent frames the student sees, and how many of the first it never forgets; as
-    trained if not given. `offload`: what becomes of the text encoder between prompts ("text" frees it, "none"
-    keeps it, "sequential" never has more than a layer of it on the device). `tile`: decode in tiles of so
-    many latent cells, which saves memory. `compile`: torch.compile the student.
+    own. `device`: cpu, cuda or cuda:N; the GPU if there is one. `decoder_device`: where latents become
+    pictures, if elsewhere. `dtype`: float32, bfloat16 or float16. `context`, `sink`: how many latent frames
+    the student sees, and how many of the first it never forgets; as trained if not given. `offload`: what
+    becomes of the text encoder between prompts ("text" frees it, "none" keeps it, "sequential" never has more
+    than a layer of it on the device). `tile`: decode in tiles of so many latent cells, which saves memory.
+    `compile`: torch.compile the student.
     """
     from sfpp_cli.generation.model import Model
 
@@ -56,6 +58,7 @@ def load(
         model,
         student,
         device=device,
+        decoder_device=decoder_device,
         dtype=dtype,
         context=context,
         sink=sink,

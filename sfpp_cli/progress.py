@@ -17,6 +17,9 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """A line of information."""
 
+    def detail(self, text: str) -> None:
+        """A line for those who asked for all of it."""
+
     def warn(self, text: str) -> None:
         """A line that deserves attention."""
 
@@ -28,6 +31,9 @@ class Silent:
     """Nobody at a terminal: the package is used from Python. Warnings go Python's way."""
 
     def say(self, text: str) -> None:
+        """Nothing."""
+
+    def detail(self, text: str) -> None:
         """Nothing."""
 
     def warn(self, text: str) -> None:

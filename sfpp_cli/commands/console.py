@@ -17,14 +17,19 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Terminal:
-    """Progress on stderr: no bar without a terminal, and with `quiet` nothing but warnings."""
+    """Progress on stderr: no bar without a terminal, details if `verbose`, only warnings if `quiet`."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet
+        self.verbose = verbose
 
     def say(self, text: str) -> None:
         if not self.quiet:
             err.print(escape(text))
+
+    def detail(self, text: str) -> None:
+        if self.verbose:
+            self.say(text)
 
     def warn(self, text: str) -> None:
         err.print(f"[yellow]warning:[/] {escape(text)}")

@@ -74,6 +74,10 @@ def generate(
             help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one."
         ),
     ] = None,
+    decoder_device: Annotated[
+        str | None,
+        _run(help="Where to turn latents into pictures, such as cuda:1. Default: on --device, too."),
+    ] = None,
     dtype: Annotated[
         str | None,
         _run(
@@ -127,6 +131,7 @@ def generate(
         bool,
         _output("--resume", help="Continue videos that were interrupted, and skip those that are finished."),
     ] = False,
+    verbose: Annotated[bool, _run("--verbose", "-v", help="Also say how it is run.")] = False,
 ) -> None:
     """Make a video of any length from a prompt.
 
@@ -145,6 +150,7 @@ def generate(
     model_options = ModelOptions(
         device=where,
         dtype=pick_dtype(dtype, where),
+        decoder_device=pick_device(decoder_device or str(where), ranks.local, flag="--decoder-device"),
         context=context,
         sink=sink,
         offload=offload,
@@ -167,6 +173,6 @@ def generate(
         overwrite=overwrite,
         resume=resume,
     )
-    progress = Terminal(quiet=not ranks.first)
+    progress = Terminal(quiet=not ranks.first, verbose=verbose)
     videos = make_all(options, Bundle(model, student), model_options, ranks, progress)
     result(json.dumps({"videos": videos}) if json_ else "\n".join(video["path"] for video in videos))

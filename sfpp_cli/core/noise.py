@@ -42,15 +42,31 @@ class VideoNoise:
         self.seeds = tuple(seeds)
         self.shape = tuple(shape)
         self.device = torch.device(device)
+        self._drawn: dict[tuple[int, int], Tensor] = {}
 
     def chunks(self, first: int, last: int) -> Iterator[Tensor]:
         """The starting noise [B, chunk, C, H, W] of chunks first..last-1."""
         return (self._draw(index, 0, self.shape) for index in range(first, last))
 
+    def drawn(self, first: int, last: int, steps: int) -> Iterator[Tensor]:
+        """`chunks`, with the noise of each chunk's first `steps` denoising steps drawn along with it.
+
+        For a thread that runs ahead of the rollout, so that a GPU need not wait for the CPU to draw.
+        """
+        for index in range(first, last):
+            for step in range(steps):
+                self._drawn[index, step] = self._draw(index, step + 1, self.shape)
+            yield self._draw(index, 0, self.shape)
+
     def draw(self, chunk: int, step: int, like: Tensor) -> Tensor:
         """Noise like `like` [B, ...], for `Sampler.rollout`: what re-noises the x0 of a denoising step."""
-        return self._draw(chunk, step + 1, like.shape[1:]).to(like)
+        noise = self._drawn.pop((chunk, step), None)
+        if noise is None:
+            noise = self._draw(chunk, step + 1, like.shape[1:])
+        return noise.to(like)
 
     def _draw(self, chunk: int, use: int, shape: Sequence[int]) -> Tensor:
-        noise = [normal(shape, seeded(seed, chunk, use)) for seed in self.seeds]
-        return torch.stack(noise).to(self.device)
+        noise = torch.stack([normal(shape, seeded(seed, chunk, use)) for seed in self.seeds])
+        if self.device.type == "cuda":
+            noise = noise.pin_memory()  # from where a copy does not make the CPU wait for the GPU
+        return noise.to(self.device, non_blocking=True)

@@ -50,6 +50,7 @@ def make(job: Job, generator: Generator, options: GenerateOptions, progress: Pro
     """Make one video, or with `options.resume` what is missing of it; returns its description."""
     if not options.resume:
         job.discard()
+    progress.detail(f"CPU threads for an operation of each stage: {generator.threads(job.request)}")
     description = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
     speed = description["speed"]
     progress.say(

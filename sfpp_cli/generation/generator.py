@@ -14,8 +14,9 @@ from sfpp_cli.core.geometry import Compression
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.devices import release_memory
+from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, threads_for
 from sfpp_cli.errors import UserError
+from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import Settings
@@ -33,6 +34,8 @@ class ModelOptions:
 
     device: torch.device
     dtype: torch.dtype
+    decoder_device: torch.device | None = None
+    """Where the VAE is, if not on `device`."""
     context: int | None = None
     """Latent frames that the student sees at once; as trained if not given."""
     sink: int | None = None
@@ -61,6 +64,22 @@ class ModelOptions:
         return sampler
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A chunk's frames; of a video's first chunk, the first picture comes as a piece of its own."""
+
+    made: Made
+    chunk: int
+    """Counted from 0."""
+    is_last: bool
+    """Whether it ends the chunk."""
+
+    def frames(self) -> Frames:
+        """uint8 [T, H, W, 3]; waits for them."""
+        frames: Frames = self.made.cpu().numpy()
+        return frames
+
+
 class Generator:
     """A loaded student and VAE, and the embeddings of prompts."""
 
@@ -80,7 +99,7 @@ class Generator:
         self.sampler = sampler
         self.compression = compression
         self.tile = tile
-        self.device = vae.device
+        self.device = student.device
 
     @classmethod
     def load(
@@ -91,45 +110,86 @@ class Generator:
         student = bundle.load_student(options.device, options.dtype)
         text = PromptEmbeddings(bundle, options, progress)
         text.add(prompts)
-        vae = bundle.load_vae(options.device, options.dtype)
+        vae = bundle.load_vae(options.decoder_device or options.device, options.dtype)
         if options.compile:
             student.compile_blocks()
         return cls(student, text, vae, sampler, bundle.compression, options.tile)
 
     def frames(self, request: Request) -> Iterator[Frames]:
-        """The video, a chunk at a time: uint8 [T, H, W, 3]."""
-        decode = self.decoder()
+        """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3]."""
         missing = request.frames
-        for chunk in self.latents(request):
-            frames = decode(chunk)[:missing]
-            missing -= len(frames)
-            yield frames
+        with self.pipeline(request) as stages:
+            made = stages.ahead(self.made(self.latents(request, stages=stages)))
+            for piece in stages.ahead(self.decoded(chunk.cpu() for chunk in made)):
+                frames = piece.frames()[:missing]
+                missing -= len(frames)
+                if len(frames):
+                    yield frames
 
-    def latents(self, request: Request, past: Iterable[Tensor] = (), done: int = 0) -> Iterator[Tensor]:
-        """Clean latents, a chunk [1, chunk, C, h, w] at a time, from after the `done` chunks of `past`."""
+    def pipeline(self, request: Request) -> Pipeline:
+        """For the stages of a video: student, decoder, and whoever reads."""
+        return Pipeline(threads=self.threads(request))
+
+    def threads(self, request: Request) -> int:
+        """How many CPU threads an operation gets in each stage."""
+        height, width = self.chunk_shape(request)[3:]
+        tokens = self.sampler.chunk * self.student.tokens((height, width))
+        return threads_for(2 * tokens * sum(weight.numel() for weight in self.student.blocks.parameters()))
+
+    def latents(
+        self,
+        request: Request,
+        past: Iterable[Tensor] = (),
+        done: int = 0,
+        stages: Pipeline | None = None,
+    ) -> Iterator[Tensor]:
+        """Clean latents, a chunk [1, chunk, C, h, w] at a time, from after the `done` chunks of `past`.
+
+        With `stages`, noise for a GPU is drawn by one.
+        """
         noise = VideoNoise([request.seed], self.chunk_shape(request)[1:], self.device)
+        chunks = noise.chunks(done, self.chunks(request))
+        if stages is not None and self.device.type == "cuda":
+            chunks = stages.ahead(noise.drawn(done, self.chunks(request), len(self.sampler.steps) - 1))
         return self.sampler.rollout(
             self.student,
-            noise.chunks(done, self.chunks(request)),
+            chunks,
             self.text([request.prompt]).to(self.device),
             noise.draw,
             past=(chunk.to(self.device) for chunk in past),
         )
 
-    def decoder(self) -> Callable[[Tensor], Frames]:
-        """A function for the chunks of one video in order: latents -> frames, uint8 [T, H, W, 3]."""
+    def made(self, latents: Iterable[Tensor]) -> Iterator[Made]:
+        """The student's stage: `latents`, timed and on their way to the CPU."""
+        began = Moment(self.device)
+        for chunk in latents:
+            yield Made(chunk, began)
+            began = Moment(self.device)
+
+    def decoded(self, chunks: Iterable[Tensor]) -> Iterator[Piece]:
+        """The decoder's stage: all chunks of one video from its beginning, from the CPU's memory."""
+        device = self.vae.device
         stream = StreamingDecoder(self.vae) if self.tile is None else TiledDecoder(self.vae, self.tile)
-
-        @torch.no_grad()
-        def decode(chunk: Tensor) -> Frames:
-            frames: Frames = to_uint8(stream(chunk.to(self.device, self.vae.dtype)))[0].cpu().numpy()
-            return frames
-
-        return decode
+        with own_stream(device), torch.no_grad():
+            for number, chunk in enumerate(chunks):
+                began = Moment(device)
+                latents = chunk.to(device, non_blocking=True).to(self.vae.dtype)
+                count = latents.shape[1]
+                # The first picture is one latent frame, which needs none of the others.
+                parts = latents.split([1, count - 1], dim=1) if number == 0 and count > 1 else [latents]
+                for part in parts:
+                    pictures = to_uint8(stream(part))[0]
+                    yield Piece(Made(pictures, began), number, is_last=part is parts[-1])
 
     def chunks(self, request: Request) -> int:
         """How many chunks hold the video's frames; the last may hold more than are wanted."""
         return math.ceil(self.compression.latent_frames(request.frames) / self.sampler.chunk)
+
+    def chunk_frames(self, index: int) -> int:
+        """How many video frames chunk `index` of a video holds: the first latent frame is one picture."""
+        frames = self.compression.video_frames
+        chunk = self.sampler.chunk
+        return frames(chunk) if index == 0 else frames((index + 1) * chunk) - frames(index * chunk)
 
     def chunk_shape(self, request: Request) -> tuple[int, int, int, int, int]:
         """[1, chunk, C, h, w] of the video's latents."""
@@ -171,7 +231,9 @@ class PromptEmbeddings:
         encoder = self._encoder or self.bundle.load_text(
             options.device, options.dtype, layerwise=options.offload == "sequential"
         )
-        embedded = EmbeddedPrompts(encoder, new)
+        operations = 2 * self.length * sum(weight.numel() for weight in encoder.model.encoder.parameters())
+        with cpu_threads(threads_for(operations)):
+            embedded = EmbeddedPrompts(encoder, new)
         self.embeddings |= embedded.embeddings
         for rest in filter(None, embedded.cut.values()):
             self.progress.warn(

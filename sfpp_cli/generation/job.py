@@ -24,12 +24,12 @@ from sfpp_cli import __version__
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, used_megabytes
 from sfpp_cli.files import atomic_write, remove_leftovers, replacing
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator, ModelOptions, Piece
+from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.generation.timing import Timing, rate
 from sfpp_cli.models.bundle import Bundle, fingerprint
 from sfpp_cli.progress import Progress
-from sfpp_cli.video import Frames
 from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 from sfpp_cli.video.writer import VideoWriter, output_path
 
@@ -43,6 +43,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
     sampler = options.sampler(settings)
     noise = {"context_noise": sampler.context_noise, "context_noise_on": sampler.context_noise_on}
     first = {"first_steps": sampler.first_steps}
+    decoder = options.decoder_device or options.device
     return {
         "chunk": settings.chunk,
         "shift": settings.shift,
@@ -50,11 +51,12 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         "horizon": settings.horizon,
         "context": sampler.context,
         "sink": sampler.sink,
-        # Most have neither, and keep the keys of before.
+        # Most have none of what is in brackets, and keep the keys of before.
         **(noise if sampler.context_noise else {}),
         **(first if sampler.first_steps else {}),
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": options.device.type,
+        **({"decoder_device": decoder.type} if decoder.type != options.device.type else {}),
         "tile": options.tile,
         "compile": options.compile,
         "model": bundle.name,
@@ -126,7 +128,7 @@ class Job:
             "speed": timing.figures(request.frames),
             "memory_mb": round(median(timing.megabytes)),
             "peak_memory_mb": round(peak_megabytes(generator.device)),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {generator.device}",
+            "machine": f"{platform.machine()}, {generator.threads(request)} threads, {generator.device}",
         }
         if save_latents:
             self._save_latents(log, generator.compression.latent_frames(request.frames))
@@ -152,41 +154,39 @@ class Job:
         with (
             VideoWriter(request.out, (request.width, request.height), request.fps, metadata) as writer,
             progress.stage(title, generator.chunks(request)) as advance,
+            generator.pipeline(request) as stages,
         ):
-            for done, frames in enumerate(self._frames(generator, log, timing), start=1):
-                frames = frames[: request.frames - writer.frames]
+            for piece in self._pieces(generator, log, timing, stages):
+                frames = piece.frames()[: request.frames - writer.frames]
                 writer.write(frames)
                 sampler.write(frames)
+                if piece.is_last:
+                    timing.vae.add(piece.made.seconds, generator.chunk_frames(piece.chunk))
                 timing.arrived(time.perf_counter() - began, used_megabytes(generator.device))
                 figures = {
                     "video": f"{writer.frames / request.fps:.1f} s",
                     "fps": f"{rate(writer.frames, timing.total):g}",
                     "memory": f"{timing.megabytes[-1] / 1e3:.2f} GB",
                 }
-                advance(done, figures)
+                advance(piece.chunk + piece.is_last, figures)
 
-    def _frames(self, generator: Generator, log: LatentLog, timing: Timing) -> Iterator[Frames]:
+    def _pieces(
+        self, generator: Generator, log: LatentLog, timing: Timing, stages: Pipeline
+    ) -> Iterator[Piece]:
         """Frames of the chunks in the log, then of new ones, each logged before it is decoded."""
-        decode = generator.decoder()
-
-        def decoded(chunk: Tensor) -> Frames:
-            began = time.perf_counter()
-            frames = decode(chunk)
-            timing.vae.add(time.perf_counter() - began, len(frames))
-            return frames
-
         done = len(log)
-        for chunk in log.chunks(done):
-            yield decoded(chunk)
-        new = generator.latents(self.request, log.chunks(done), done)
-        for _ in range(done, generator.chunks(self.request)):
-            began = time.perf_counter()
-            chunk = next(new)
-            log.append(chunk)
-            rolled = time.perf_counter() - began
-            frames = decoded(chunk)
-            timing.loop.add(rolled, len(frames))
-            yield frames
+        new = generator.latents(self.request, log.chunks(done), done, stages)
+        made = stages.ahead(generator.made(new))
+
+        def logged() -> Iterator[Tensor]:
+            yield from log.chunks(done)
+            for index, chunk in enumerate(made, start=done):
+                latents = chunk.cpu()
+                log.append(latents)
+                timing.loop.add(chunk.seconds, generator.chunk_frames(index))
+                yield latents
+
+        return stages.ahead(generator.decoded(logged()))
 
     def _save_latents(self, log: LatentLog, count: int) -> None:
         """The video's `count` latent frames [F, C, h, w] beside it."""

@@ -21,13 +21,23 @@ class Model:
     """A loaded student with its VAE and text encoder. What cannot be done as asked raises `UserError`."""
 
     def __init__(
-        self, name: str, student: str | None = None, *, device: str | None, dtype: str | None, **options: Any
+        self,
+        name: str,
+        student: str | None = None,
+        *,
+        device: str | None,
+        dtype: str | None,
+        decoder_device: str | None,
+        **options: Any,
     ) -> None:
         """As `sfpp_cli.load`, which says what the arguments mean."""
         where = pick_device(device)
+        decoder = pick_device(decoder_device or str(where), flag="decoder_device")
         self._progress = Silent()
         self._bundle = Bundle(name, student)
-        self._options = ModelOptions(device=where, dtype=pick_dtype(dtype, where), **options)
+        self._options = ModelOptions(
+            device=where, dtype=pick_dtype(dtype, where), decoder_device=decoder, **options
+        )
         self._generator = Generator.load(self._bundle, self._options, [], self._progress)
 
     @property
@@ -44,10 +54,11 @@ class Model:
         seed: int = 0,
         size: str | None = None,
     ) -> Iterator[Frames]:
-        """Frames as they are made, a chunk at a time: numpy uint8 [T, height, width, 3].
+        """Frames as they are made, first one, then chunk by chunk: numpy uint8 [T, height, width, 3].
 
-        The same frames as `sfpp generate` writes for the same seed. Without a prompt the model's example is
-        shown; without `seconds` or a number of `frames`, 10 seconds of it. `size` is such as "64x64".
+        A chunk is made while the one before it is decoded and the one before that is yours. The same frames
+        as `sfpp generate` writes for the same seed. Without a prompt the model's example is shown; without
+        `seconds` or a number of `frames`, 10 seconds of it. `size` is such as "64x64".
         """
         options = GenerateOptions(prompt=prompt, seconds=seconds, frames=frames, seed=seed, size=size)
         (request,) = plan(options, self._bundle)
