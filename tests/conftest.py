@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ if not os.environ.get("SFPP_TEST_GPU"):
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from browser import Browser, find_chromium
 
 from sfpp_cli import app
 
@@ -41,3 +42,13 @@ def sfpp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
         return int(stopped.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium; tests that need it are skipped where there is none."""
+    executable = find_chromium()
+    if executable is None:
+        pytest.skip("there is no Chromium")
+    with Browser(executable, tmp_path_factory.mktemp("profile")) as running:
+        yield running

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from sfpp_cli.evaluation.report.labels import number, places
 from sfpp_cli.video.writer import VideoWriter
 
 FPS, FRAMES, SIZE = 8, 24, (32, 16)
-SECTIONS = ("systems", "drift", "videos", "problems", "reproduce")
+SECTIONS = ("faults", "drift", "numbers", "videos", "problems", "reproduce")
 VOID = {"meta", "link", "img", "input", "br"}
 EVIL = "<script>alert('x')</script> \"&amp;\" </style>"
 
@@ -53,7 +55,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words += data
 
     def all(self, tag: str, style: str = "") -> list[dict[str, str]]:
@@ -119,13 +121,22 @@ def result(*videos: dict[str, Any], **more: Any) -> dict[str, Any]:
 def check(page: Page) -> None:
     """What holds for every report."""
     assert not page.open
-    assert [found["id"] for found in page.all("section")] == list(SECTIONS)
+    sections = [found["id"] for found in page.all("section")]
+    assert sections == [*(["baseline"] if "baseline" in sections else []), *SECTIONS]
     identifiers = [found["id"] for _, found in page.elements if "id" in found]
     assert len(identifiers) == len(set(identifiers))
     targets = [found["href"][1:] for found in page.all("a") if found["href"].startswith("#")]
     assert set(targets) <= set(identifiers)
-    assert not re.search(r"https?://|//[a-z]", page.source, re.IGNORECASE)
-    assert not page.all("script")
+    assert not re.search(r"https?://|[^:]//[a-z]", page.source, re.IGNORECASE)
+    assert page.all("script") == [{}], "one, inline"
+    [script] = re.findall(r"<script>(.*?)</script>", page.source, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = [found["content"] for found in page.all("meta") if "http-equiv" in found]
+    assert policy.split("; ")[:3] == [
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        f"script-src 'sha256-{digest}'",
+    ]
     assert not re.search(r"@import|url\(|javascript:", page.source)
     assert not any(name.startswith("on") for _, found in page.elements for name in found)
     for name in ("src", "href", "poster"):
@@ -137,7 +148,6 @@ def check(page: Page) -> None:
     assert all(found["alt"] for found in page.all("img"))
     [language] = page.all("html")
     assert language["lang"] == "en"
-    assert any("default-src 'none'" in found.get("content", "") for found in page.all("meta"))
 
 
 def test_one_video_with_everything(tmp_path: Path) -> None:
@@ -152,10 +162,9 @@ def test_one_video_with_everything(tmp_path: Path) -> None:
     page = Page(path)
     check(page)
     for words in (
-        "1 video",
-        "A failure signature fired",
-        "Over-exposure from 1.2 s",
-        "Flicker silent",
+        "sfpp evaluation: 1 video \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 3 s",
+        "Over-exposure from 1.2 s. Local stability 71.2 of 100.",
+        "Not found: flicker.",
         "a grey wall",
         "seed 3",
     ):
@@ -173,10 +182,14 @@ def test_one_video_with_everything(tmp_path: Path) -> None:
     assert "controls" in player
     assert "outside this folder" in page.words
     pictures = page.all("img")
-    assert len(pictures) == 5
+    assert len(pictures) == 10, "in the answer, and with the video"
     assert all(found["src"].startswith("data:image/jpeg;base64,") for found in pictures)
-    assert [found["alt"] for found in pictures] == [
-        f"Frame at {index / FPS:.1f} s" for index in (0, 5, 11, 17, 23)
+    assert [found["alt"] for found in pictures[:5]] == [
+        "Frame at 0.0 s, first",
+        "Frame at 0.2 s, before",
+        "Frame at 1.2 s, onset",
+        "Frame at 2.0 s, after",
+        "Frame at 2.9 s, last",
     ]
     assert page.source.count("over-exposure</text>") == 1
     with Image.open(out / "drift.png") as image:
@@ -206,17 +219,53 @@ def test_two_systems_are_compared_and_paired(tmp_path: Path) -> None:
     page = Page(write_report(result(*videos), tmp_path))
     check(page)
     for words in (
-        "6 videos of 2 systems",
-        "Every video shows a failure signature",
-        "over-exposure in 6",
-        "3 of 3",
+        "6 videos \N{MIDDLE DOT} 2 systems \N{MIDDLE DOT} 3 prompts",
+        "Best: new",
+        "Local stability of new: 63.5 (95 % interval 60.5 to 66.5) of 100; 10 (10 to 10) above old.",
+        "new: a fault in 3 of 3 videos, first at 1.2 s (median): over-exposure in 3. old: a fault in 3 of 3",
+        "\N{MINUS SIGN}10 against new",
+        "53.5",
+        "Paired difference: new minus old",
     ):
         assert words in page.words
-    assert "Local stability, new minus old: +10 (+10 to +10) over 3 common prompts." in page.words
-    assert "53.5" in page.words
-    assert len(page.all("svg", "whisker")) == 2
+    assert [found["href"] for found in page.all("a") if found["href"].startswith("#video")][:2] == [
+        "#video-5",
+        "#video-2",
+    ], "of those that fail, the one in the middle"
+    assert len(page.all("svg", "whisker")) == 2 + 2
     assert len(page.all("article")) == 6
     assert len(page.all("figure")) == 2 + 6 * 2  # curves of the systems, and of every video
+
+
+def test_every_system_is_in_the_answer_and_chance_is_called_so(tmp_path: Path) -> None:
+    silent = {"flicker": {"fired": False, "onset_seconds": None}}
+    scores = {"fine": [90.0, 93.0, 96.0], "level": [91.0, 92.0, 95.0], "bad": [40.0, 60.0, 50.0]}
+    videos = [
+        entry(
+            f"{system}{index}.mp4",
+            system=system,
+            prompt=f"p{index}",
+            metrics={"local_stability": score},
+            verdicts=entry("")["verdicts"] if system == "bad" else silent,
+        )
+        for system, members in scores.items()
+        for index, score in enumerate(members)
+    ]
+    page = Page(write_report(result(*videos), tmp_path))
+    check(page)
+    for words in (
+        "Best: fine and level, with no clear order",
+        "0.33 (\N{MINUS SIGN}1.00 to 1.00) above level",
+        "above bad.",
+        "The lead over level could be chance.",
+        "fine: no fault in 3 videos. level: no fault in 3 videos. bad: a fault in 3 of 3 videos",
+        "Found in none: flicker.",
+    ):
+        assert words in page.words
+    alike = [entry(f"{name}.mp4", system=name, metrics={"local_stability": 50.0}) for name in "ab"]
+    page = Page(write_report(result(*alike), tmp_path))
+    assert "No clear best of 2 systems" in page.words
+    assert "is not known to be more than chance" in page.words
 
 
 def test_many_systems_share_colours_by_dashes(tmp_path: Path) -> None:
@@ -226,8 +275,8 @@ def test_many_systems_share_colours_by_dashes(tmp_path: Path) -> None:
     videos[7]["curves"] = entry("")["curves"]
     page = Page(write_report(result(*videos), tmp_path))
     check(page)
-    assert "8 videos of 8 systems" in page.words
-    assert page.words.count("no prompt in common") == 28
+    assert "8 videos \N{MIDDLE DOT} 8 systems \N{MIDDLE DOT} 8 prompts" in page.words
+    assert page.words.count("No prompt in common") == 28
     assert page.all("path", "dashed")
     assert not page.all("path", "band")
 
@@ -265,6 +314,71 @@ def test_names_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", page.source)
 
 
+def test_scenes_are_drawn_and_told(tmp_path: Path) -> None:
+    scenes = [
+        {"at": 0.0, "prompt": "a wall", "how": None},
+        {"at": 1.5, "prompt": EVIL, "how": "recache"},
+    ]
+    alignment = {"mean": 20.0, "clips": [], "scenes": [24.5, None]}
+    video = entry("gone.mp4", scenes=scenes, models={"clip_text_alignment": alignment})
+    page = Page(write_report(result(video), tmp_path))
+    check(page)
+    assert len(page.all("path", "scene")) == 2, "on both curves"
+    assert "scene 2 from second 1.5" in page.all("svg")[0]["aria-label"]
+    assert "from 0 s, text alignment 24.5 a wall" in page.words
+    assert f"from 1.5 s, recache, text alignment \N{EN DASH} {EVIL}" in page.words
+    two = Page(write_report(result(video, entry("other.mp4")), tmp_path))
+    assert len(two.all("path", "scene")) == 2, "on its own curves; the other has no scenes"
+
+
+def test_likeness_by_distance_has_an_axis_of_its_own(tmp_path: Path) -> None:
+    def curve(end: float, descriptor: str = "colour layout") -> dict[str, Any]:
+        return {"descriptor": descriptor, "seconds": [1.0, 2.0, 3.0], "values": [1.0, 0.9, end]}
+
+    videos = [
+        entry("a.mp4", system="holds", similarity_by_distance=curve(0.9)),
+        entry(
+            "b.mp4",
+            system="drifts",
+            similarity_by_distance=curve(0.2),
+            models={"similarity_by_distance": curve(0.4, "some/dino")},
+        ),
+    ]
+    page = Page(write_report(result(*videos), tmp_path))
+    check(page)
+    panels = [found["aria-label"] for found in page.all("svg") if "aria-label" in found]
+    assert "holds: 1.00 at first, 0.900 at the end. drifts: 1.00 at first, 0.200 at the end." in panels[
+        2
+    ].replace("1.000", "1.00")
+    assert "drifts: 1.00" in panels[3].replace("1.000", "1.00")
+    assert "so far apart, colour layout" in page.words
+    assert "so far apart, some/dino" in page.words
+    assert len(page.all("rect", "usual")) == len(page.all("path", "until")) == 2 + 2 * 2
+
+
+def test_a_baseline_is_told(tmp_path: Path) -> None:
+    from sfpp_cli.evaluation.baseline import against, read_baseline
+
+    def at(score: float) -> dict[str, Any]:
+        return result(
+            *(entry(f"{i}.mp4", prompt=f"p{i}", metrics={"local_stability": score + i}) for i in range(3))
+        )
+
+    write_report(at(50.5), tmp_path / "before")
+    now = at(60.5)
+    now["baseline"] = against(now, read_baseline(tmp_path / "before"))
+    page = Page(write_report(now, tmp_path / "now"))
+    check(page)
+    for words in (
+        "Since the baseline",
+        "before/results.json",
+        "all videos, now minus before",
+        "+10",
+        "3 of 3",
+    ):
+        assert words in page.words
+
+
 def test_nothing_but_failures(tmp_path: Path) -> None:
     page = Page(write_report(result(failed=[{"path": "a.mp4", "error": "a.mp4 holds no picture"}]), tmp_path))
     check(page)
@@ -292,7 +406,7 @@ def test_bare_videos_and_odd_curves(tmp_path: Path) -> None:
         )
     )
     check(page)
-    assert "2 videos" in page.words
+    assert "2 videos \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 0 to 3 s" in page.words
     assert "Nothing was judged." in page.words
     assert [found["aria-label"].split(" over ")[0] for found in page.all("svg")] == ["Single", "Flat"]
 
@@ -311,26 +425,61 @@ def test_where_the_file_is(tmp_path: Path) -> None:
     assert "A directory of frames" in page.words
     assert "The file was gone" in page.words
     assert page.words.count("No pictures") == 2
-    assert len(page.all("ol", "strip")) == 3
+    assert len(page.all("ol", "strip")) == 3 + 1, "one of them in the answer, too"
     assert page.words.count("outside this folder") == 1
 
 
-def test_frames_already_decoded_are_not_decoded_again(tmp_path: Path) -> None:
-    frames = [np.full((400, 600, 3), 50 * index, np.uint8) for index in range(5)]
-    page = Page(write_report(result(entry("gone.mp4")), tmp_path, {"gone.mp4": frames}))
-    assert [(found["width"], found["height"]) for found in page.all("img")] == [("192", "128")] * 5
-    stills = filmstrip(entry(clip(tmp_path / "short.mp4"), frames=FRAMES + 9))
-    assert [still.percent for still in stills] == [0, 25, 50]  # the others are not there
+def test_a_strip_shows_where_a_fault_begins(tmp_path: Path) -> None:
+    path = clip(tmp_path / "short.mp4")
+
+    def strip(**verdicts: float | None) -> list[tuple[str, float]]:
+        found = {name: {"fired": True, "onset_seconds": onset} for name, onset in verdicts.items()}
+        return [(still.words, still.seconds) for still in filmstrip(entry(path, verdicts=found))]
+
+    slow = [("first", 0), ("before", 0.5), ("onset", 1.5), ("after", 2.125), ("last", 2.875)]
+    assert strip(noise=2.0, blur=1.5) == slow
+    sudden = [("first", 0), ("before", 1.375), ("onset", 1.5), ("after", 2.0), ("last", 2.875)]
+    assert strip(flicker=1.5, blur=1.6) == sudden
+    assert strip(unheard_of=0.0) == [("onset", 0), ("after", 1.375), ("last", 2.875)]
+    even = [("", 0), ("", 0.625), ("", 1.375), ("", 2.125), ("", 2.875)]
+    assert strip() == strip(blur=None) == even
+    assert len(filmstrip(entry(path, frames=FRAMES + 9, verdicts={}))) == 3, "the others are not there"
 
 
 def test_only_those_that_fired_can_be_shown(tmp_path: Path) -> None:
     silent = entry("b.mp4", verdicts={"flicker": {"fired": False, "onset_seconds": None}})
     page = Page(write_report(result(entry("a.mp4"), silent), tmp_path))
-    assert "No failure signature in 1 of 2 videos. Fired: over-exposure in 1." in page.words
+    assert "1 of 2 videos show a fault" in page.words
+    assert "A fault in 1 of 2 videos, first at 1.2 s (median): over-exposure in 1." in page.words
     assert [found["class"] for found in page.all("article")] == ["video fired", "video silent"]
     [choice] = page.all("input")
     assert choice["id"] == "only"
-    assert not Page(write_report(result(silent), tmp_path)).all("input")
+    page = Page(write_report(result(silent), tmp_path))
+    assert not page.all("input")
+    assert "No fault found" in page.words
+    assert "No fault was found in any video." in page.words
+
+
+def test_the_table_of_videos_begins_with_the_worst(tmp_path: Path) -> None:
+    def video(name: str, score: float | None, onset: float | None) -> dict[str, Any]:
+        verdicts = {"blur": {"fired": onset is not None, "onset_seconds": onset}}
+        return entry(f"{name}.mp4", metrics={"local_stability": score}, verdicts=verdicts)
+
+    page = Page(
+        write_report(
+            result(
+                video("fine", 99.0, None),
+                video("bad", 70.0, 2.0),
+                video("worst", 9.5, 0.0),
+                video("odd", None, None),
+            ),
+            tmp_path,
+        )
+    )
+    keys = [found["data-key"] for found in page.all("th") if "data-key" in found]
+    assert keys == ["worst.mp4", "bad.mp4", "fine.mp4", "odd.mp4"]
+    cells = [found["data-key"] for found in page.all("td") if "data-key" in found]
+    assert cells == ["9.5", "0.0", "70.0", "2.0", "99.0", "", "", ""]
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path: Path) -> None:

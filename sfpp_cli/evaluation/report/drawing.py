@@ -15,15 +15,19 @@ from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import label, printable
 from sfpp_cli.figures import COLORS, GRID, INK, figure_of, style_axes, write_png
 
+Marks = Sequence[tuple[float, str]]
+"""Seconds and what begins there."""
+
 WIDTH, HEIGHT = 340, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 26
 _LINE = 12
 """Height of a line of text, in the picture's units."""
 
 
-def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
-    """A panel as an `<svg>` element. `marks`: seconds with what begins there, drawn as upright lines. The
-    page's style sheet colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others."""
+def svg(panel: Drift, marks: Marks = (), scenes: Sequence[float] = ()) -> Markup:
+    """A panel as an `<svg>` element. Faults that begin are `marks`, drawn as upright lines with their names;
+    so are the seconds at which new `scenes` begin, with their numbers from 2 on. The page's style sheet
+    colours it by classes: `grid`, `usual`, `s0` to `s5`, `mark` and others."""
     bottom, top = panel.limits
     end = panel.longest
     head = _TOP + _LINE * len(marks)
@@ -36,9 +40,11 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
 
     right = WIDTH - _RIGHT
     floor = HEIGHT - _BOTTOM
-    below, above = map(y, panel.usual)
-    size = f'width="{right - _LEFT:.1f}" height="{max(below - above, 1.0):.1f}"'
-    parts = [f'<rect class="usual" x="{_LEFT:.1f}" y="{above:.1f}" {size}/>']
+    parts = []
+    if panel.usual:
+        below, above = map(y, panel.usual)
+        size = f'width="{right - _LEFT:.1f}" height="{max(below - above, 1.0):.1f}"'
+        parts.append(f'<rect class="usual" x="{_LEFT:.1f}" y="{above:.1f}" {size}/>')
     for value in ticks(bottom, top):
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value):.1f}H{right}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 3.5:.1f}" text-anchor="end">{value:g}</text>')
@@ -46,7 +52,11 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
         text = f"{second:g}" if place else f"{second:g} s"
         parts.append(f'<text x="{x(second):.1f}" y="{floor + 16}" text-anchor="middle">{text}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{right}"/>')
-    parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
+    if panel.reference is not None:
+        parts.append(f'<path class="until" d="M{x(panel.reference):.1f} {head}V{floor}"/>')
+    for number, second in enumerate(scenes, start=2):
+        parts.append(f'<path class="scene" d="M{x(second):.1f} {head}V{floor}"/>')
+        parts.append(f'<text class="scene" x="{x(second) + 3:.1f}" y="{floor - 4}">{number}</text>')
     for band in panel.systems.values():
         style = color_class(band.color)
         seconds = [x(second) for second in panel.seconds]
@@ -56,7 +66,7 @@ def svg(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> Markup:
         parts.append(f'<path class="line {style}" d="{_line(seconds, [y(v) for v in band.mean])}"/>')
     for row, (second, text) in enumerate(marks):
         parts += _mark(x(second), _TOP + _LINE * row + 4, floor, text)
-    described = escape(printable(describe(panel, marks)))
+    described = escape(printable(describe(panel, marks, scenes)))
     head_tag = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">'
     return Markup(f"{head_tag}{''.join(parts)}</svg>")
 
@@ -67,14 +77,15 @@ def color_class(color: int) -> str:
     return f"s{color % len(COLORS)}" + (" dashed" if dashed else "")
 
 
-def describe(panel: Drift, marks: Sequence[tuple[float, str]] = ()) -> str:
+def describe(panel: Drift, marks: Marks = (), scenes: Sequence[float] = ()) -> str:
     """The panel in words, for those who do not see it."""
     known = label(panel.name)
     unit = f" ({known.unit})" if known.unit else ""
     start = f"{known.title}{unit} over {panel.longest:.0f} seconds"
     ends = [f"{name}: {first} at first, {last} at the end" for name, (first, last) in panel.ends.items()]
     onsets = [f"{text} from second {second:.1f}" for second, text in marks]
-    return ". ".join([start, *ends, *onsets]) + "."
+    borders = [f"scene {number} from second {second:.1f}" for number, second in enumerate(scenes, start=2)]
+    return ". ".join([start, *ends, *borders, *onsets]) + "."
 
 
 def ticks(low: float, high: float, most: int = 4) -> list[float]:
@@ -130,8 +141,10 @@ def _style(color: int) -> dict[str, Any]:
 
 
 def _draw(axes: Axes, panel: Drift) -> None:
-    axes.axhspan(*panel.usual, color=GRID, linewidth=0)
-    axes.axvline(panel.reference, color=INK, linewidth=0.6, linestyle=":")
+    if panel.usual:
+        axes.axhspan(*panel.usual, color=GRID, linewidth=0)
+    if panel.reference is not None:
+        axes.axvline(panel.reference, color=INK, linewidth=0.6, linestyle=":")
     for band in panel.systems.values():
         style = _style(band.color)
         if band.videos > 1:
@@ -142,4 +155,4 @@ def _draw(axes: Axes, panel: Drift) -> None:
     axes.set_xlim(0, panel.longest)
     axes.set_ylim(*panel.limits)
     known = label(panel.name)
-    style_axes(axes, known.title, "seconds", known.unit)
+    style_axes(axes, known.title, "seconds" if panel.usual else "seconds apart", known.unit)

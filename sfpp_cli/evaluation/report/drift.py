@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.compare import Video
-from sfpp_cli.evaluation.report.labels import LABELS, label, number, places
+from sfpp_cli.evaluation.report.labels import DISTANCE, LABELS, label, number, places
 
 Array = NDArray[np.float64]
 
@@ -47,13 +47,16 @@ class Band:
 @dataclass(frozen=True)
 class Drift:
     """A panel: one curve, at points `seconds`, of all systems that have it, with the grey band `usual` (low,
-    high) of the first `reference` seconds, which are a third of a short video."""
+    high) of the first `reference` seconds, which are a third of a short video. A curve over distances in time
+    has neither."""
 
     name: str
     seconds: Array
     systems: dict[str, Band]
-    usual: tuple[float, float]
-    reference: float
+    usual: tuple[float, float] | None = None
+    reference: float | None = None
+    descriptor: str = ""
+    """What is compared, where the curve does not say it."""
 
     @property
     def longest(self) -> float:
@@ -71,7 +74,7 @@ class Drift:
     def limits(self) -> tuple[float, float]:
         """The axis of values: from zero where nothing is negative, so that a small drift looks small."""
         drawn = [part for band in self.systems.values() for part in (band.low, band.high, band.mean)]
-        values = np.concatenate([self.usual, *drawn])
+        values = np.concatenate([self.usual or (), *drawn])
         low = float(np.nanmin(values))
         high = max(float(np.nanmax(values)), label(self.name).top)
         if low >= 0:
@@ -120,9 +123,37 @@ def drifts(
     return panels
 
 
+def distances(systems: Mapping[str, Sequence[Video]]) -> list[Drift]:
+    """A panel of how alike two moments are that lie so many seconds apart, for each thing that they are
+    compared by: a plain descriptor, a network. Comparing neighbours cannot see slow drift (VBench #206)."""
+    bands: dict[str, dict[str, list[tuple[Array, Array]]]] = {}
+    for system, videos in systems.items():
+        for video in videos:
+            for holder in (video, video.get("models") or {}):
+                curve = holder.get(DISTANCE) or {}
+                samples = _finite(curve)
+                if samples is not None:
+                    kinds = bands.setdefault(str(curve.get("descriptor") or ""), {})
+                    kinds.setdefault(system, []).append(samples)
+    panels = []
+    order = list(systems)
+    for descriptor, members in bands.items():
+        found = [curve for curves in members.values() for curve in curves]
+        end = max(1e-3, *(float(seconds[-1]) for seconds, _ in found))
+        points = max(2, min(BINS, max(len(seconds) for seconds, _ in found)))
+        centres = (np.arange(points) + 0.5) * end / points
+        drawn = {name: _band(curves, centres, 0.0, order.index(name)) for name, curves in members.items()}
+        panels.append(Drift(DISTANCE, centres, drawn, descriptor=descriptor))
+    return panels
+
+
 def _samples(video: Video, name: str) -> tuple[Array, Array] | None:
-    """Seconds and finite values of a curve, or None without any. Nulls are left out."""
-    curve: Mapping[str, Any] = (video.get("curves") or {}).get(name) or {}
+    """Seconds and finite values of a curve, or None without any."""
+    return _finite((video.get("curves") or {}).get(name) or {})
+
+
+def _finite(curve: Mapping[str, Any]) -> tuple[Array, Array] | None:
+    """The same of a curve as results have it. Nulls are left out."""
     seconds = np.array(curve.get("seconds") or [], dtype=np.float64)  # null becomes NaN
     values = np.array(curve.get("values") or [], dtype=np.float64)
     count = min(len(seconds), len(values))
@@ -144,7 +175,9 @@ def _end(curve: tuple[Array, Array], reference: float, late: bool = False) -> Ar
     """The values of the first (or last) `reference` seconds, at least one; in a short video, of a third."""
     seconds, values = curve
     span = min(reference, seconds[-1] / 3)
-    chosen = values[seconds >= seconds[-1] - span] if late else values[seconds < span]
+    if late:
+        return np.asarray(values[seconds >= seconds[-1] - span])
+    chosen = values[seconds < span]
     return chosen if chosen.size else values[:1]
 
 

@@ -1,17 +1,15 @@
-"""Film strips: a video's frames from first to last, as small JPEG pictures that a page can hold."""
+"""Film strips: what a video looks like where it goes wrong, or from first to last, as small JPEG pictures."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfpp_cli.evaluation.compare import Video
-from sfpp_cli.evaluation.source import jpeg
+from sfpp_cli.evaluation.report.labels import fault, first_fault
+from sfpp_cli.evaluation.source import decoding, jpeg
 from sfpp_cli.video import Frames
-from sfpp_cli.video.reader import read_frames
-from sfpp_cli.video.sheet import SheetSampler
 
 STRIP = 5
 """Pictures of a film strip."""
@@ -19,42 +17,58 @@ THUMB = 192
 """Pixels of a picture's longer side, at most."""
 QUALITY = 82
 """Of the JPEG."""
+BEFORE = 1.0
+"""Seconds before a fault at which a video still looks right; of a sudden one, the frame before shows more."""
+AFTER = 0.5
+"""Seconds after a sudden fault at which its picture has settled."""
 
 
 @dataclass(frozen=True)
 class Still:
-    """A picture of a film strip: how far into the video it is, its size, and itself as a data URI."""
+    """A picture of a film strip: when it is shown, what it stands for, its size, and itself as a data URI."""
 
-    percent: int
     seconds: float
+    words: str
     width: int
     height: int
     source: str
 
 
-def filmstrip(video: Video, frames: Sequence[Frames] | None = None) -> list[Still]:
-    """A video's frames at 0, 25, 50, 75 and 100 %, decoded from its path unless `frames` has them.
-    UserError where they cannot be decoded."""
-    sampler = SheetSampler(int(video.get("frames") or 0), STRIP)
-    if frames is None:
-        frames = _sampled(sampler, Path(str(video.get("path"))))
-    times = [index / float(video.get("fps") or 1) for index in sampler.indices]
-    return [
-        _still(frame, 100 * place // max(len(times) - 1, 1), time)
-        for place, (frame, time) in enumerate(zip(frames, times, strict=False))
-    ]
-
-
-def _sampled(sampler: SheetSampler, path: Path) -> Sequence[Frames]:
-    """The sampler's frames, and no more decoding than it takes to find them."""
-    if sampler.indices:
-        for frame in read_frames(path):
-            sampler.write(frame[None])
-            if len(sampler.frames) == len(sampler.indices):
+def filmstrip(video: Video) -> list[Still]:
+    """Frames of a video, decoded from its path: where a fault fired, the first, one before its onset, the
+    onset, one after and the last; else evenly spaced ones. UserError where they cannot be decoded."""
+    fps = float(video.get("fps") or 1)
+    wanted = _indices(video, fps)
+    stills: dict[int, tuple[Frames, str]] = {}
+    if not wanted:
+        return []
+    with decoding(Path(str(video.get("path")))) as frames:
+        for index, frame in enumerate(frames):
+            if index in wanted:
+                stills[index] = (frame, wanted[index])
+            if len(stills) == len(wanted):
                 break
-    return sampler.frames
+    return [_still(frame, words, index / fps) for index, (frame, words) in stills.items()]
 
 
-def _still(frame: Frames, percent: int, seconds: float) -> Still:
+def _indices(video: Video, fps: float) -> dict[int, str]:
+    """The frames to show, in order, and what each stands for."""
+    last = int(video.get("frames") or 0) - 1
+    if last < 0:
+        return {}
+    name, onset = first_fault(video)
+    if name is None or onset is None:
+        return {last * place // (STRIP - 1): "" for place in range(STRIP)}
+    start = min(round(onset * fps), last)
+    before = start - round(BEFORE * fps)
+    after = (start + last) // 2
+    if fault(name).sudden:
+        before = start - 1
+        after = start + round(AFTER * fps)
+    chosen = {0: "first", max(before, 0): "before", min(after, last): "after", last: "last", start: "onset"}
+    return dict(sorted(chosen.items()))
+
+
+def _still(frame: Frames, words: str, seconds: float) -> Still:
     data, size = jpeg(frame, THUMB, QUALITY)
-    return Still(percent, seconds, *size, f"data:image/jpeg;base64,{b64encode(data).decode()}")
+    return Still(seconds, words, *size, f"data:image/jpeg;base64,{b64encode(data).decode()}")

@@ -31,7 +31,10 @@ class Label:
     """Shown folded away, since a curve or another number says it better."""
 
 
+DISTANCE = "similarity_by_distance"
+"""A curve over the distance between two moments, not over time."""
 _FLOW = "pixels a frame"
+_BORDERS = "change there to change inside, if the video is made in Self-Forcing's chunks"
 LABELS = {
     "local_stability": Label("Local stability", "0 to 100; not the paper's Visual Stability"),
     "visual_stability": Label("Visual Stability", "judged by a video LLM, 0 to 100"),
@@ -45,6 +48,14 @@ LABELS = {
     "contrast_drift": Label("Contrast, drift", "end minus beginning", minor=True),
     "saturation": Label("Saturation", "mean, 0 to 1", minor=True),
     "saturation_drift": Label("Saturation, drift", "end minus beginning"),
+    "chroma": Label("Chroma", "mean, CIELAB", minor=True),
+    "chroma_drift": Label("Chroma, drift", "end minus beginning"),
+    "saturation_change": Label("Saturation, change", "octaves against the beginning"),
+    "cast": Label("Colour cast", "CIELAB units against the beginning"),
+    "detail": Label("Detail", "fine against coarse, 0 to 1", minor=True),
+    "detail_drift": Label("Detail, drift", "end minus beginning"),
+    "noise": Label("Noise", "levels of 255", minor=True),
+    "noise_drift": Label("Noise, drift", "end minus beginning"),
     "sharpness": Label("Sharpness", "variance of the Laplacian", minor=True),
     "sharpness_drift": Label("Sharpness, drift", "end minus beginning"),
     "flow_mean": Label("Motion", f"mean flow, {_FLOW}"),
@@ -71,9 +82,10 @@ LABELS = {
     "self_similarity_seconds": Label("Most self-similar offset", "seconds", minor=True),
     "self_similarity_rms": Label("Difference at that offset", "RMS", minor=True),
     "self_similarity_share": Label("Repeated at that offset", "share of frames", minor=True),
-    "border_luma_ratio": Label("Chunk borders, luma", "change at borders to change inside", minor=True),
-    "border_flow_ratio": Label("Chunk borders, flow", "change at borders to change inside", minor=True),
-    "border_picture_ratio": Label("Chunk borders, picture", "change at borders to change inside"),
+    "border_luma_ratio": Label("Chunk borders, luma", _BORDERS, minor=True),
+    "border_flow_ratio": Label("Chunk borders, flow", _BORDERS, minor=True),
+    "border_picture_ratio": Label("Chunk borders, picture", _BORDERS, minor=True),
+    DISTANCE: Label("Likeness by distance in time", "cosine of two moments so far apart"),
 }
 """What is known, in the order of panels and rows. Any other name follows, in its own words."""
 
@@ -91,43 +103,71 @@ def ordered(metrics: Iterable[str], *, minor: bool) -> list[str]:
     return sorted(chosen, key=lambda name: (places.get(name, len(places)), name))
 
 
-VERDICTS = {
-    "over_exposure": ("Over-exposure", ("luma",)),
-    "darkening": ("Darkening", ("luma",)),
-    "stagnation": ("Stagnation", ("flow_mean",)),
-    "repetition": ("Repetition", ()),
-    "flicker": ("Flicker", ("luma", "flow_mean")),
-    "scene_change": ("Scene change", ("flow_mean", "luma")),
+@dataclass(frozen=True)
+class Fault:
+    """How a verdict is presented."""
+
+    title: str
+    curves: tuple[str, ...] = ()
+    """The curves on which its onset is marked."""
+    sudden: bool = False
+    """From one frame to the next."""
+
+
+FAULTS = {
+    "over_exposure": Fault("Over-exposure", ("luma",)),
+    "darkening": Fault("Darkening", ("luma",)),
+    "over_saturation": Fault("Over-saturation", ("saturation_change", "chroma")),
+    "desaturation": Fault("Desaturation", ("saturation_change", "chroma")),
+    "colour_cast": Fault("Colour cast", ("cast",)),
+    "blur": Fault("Blur", ("detail",)),
+    "noise": Fault("Noise", ("noise",)),
+    "stagnation": Fault("Stagnation", ("flow_mean",)),
+    "repetition": Fault("Repetition"),
+    "flicker": Fault("Flicker", ("luma", "flow_mean"), sudden=True),
+    "scene_change": Fault("Scene change", ("luma", "flow_mean"), sudden=True),
+    "subject_lost": Fault("Subject lost"),
 }
-"""The title of each verdict, and the curves on which its onset is marked."""
+"""What is known of verdicts, in the order of columns. Any other follows, in its own words."""
 
 
-def verdict_title(name: str) -> str:
-    return VERDICTS[name][0] if name in VERDICTS else label(name).title
+def fault(name: str) -> Fault:
+    """How a verdict is presented."""
+    return FAULTS.get(name) or Fault(label(name).title)
 
 
-def verdict_names(holders: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the verdicts that any of them has, the known ones first."""
-    names = {name: None for holder in holders for name in holder.get("verdicts") or {}}
-    return [name for name in VERDICTS if name in names] + [name for name in names if name not in VERDICTS]
+def faults_of(holders: Iterable[Mapping[str, Any]], *, fired: bool = False) -> list[str]:
+    """Names of the verdicts that any of them has (with `fired`: in which it fired), the known ones first."""
+    there = {
+        name: None
+        for holder in holders
+        for name, verdict in (holder.get("verdicts") or {}).items()
+        if verdict.get("fired") or not fired
+    }
+    return [name for name in FAULTS if name in there] + [name for name in there if name not in FAULTS]
 
 
-def verdicts_of(video: Video) -> dict[str, Mapping[str, Any]]:
-    """A video's verdicts by name, the known ones first."""
-    return {name: video["verdicts"][name] for name in verdict_names([video])}
+def onset_of(verdict: Mapping[str, Any]) -> float | None:
+    """The second since when, if it fired and that is known."""
+    return finite(verdict.get("onset_seconds")) if verdict.get("fired") else None
 
 
-def fired_verdicts(video: Video) -> dict[str, Mapping[str, Any]]:
-    """Those that fired."""
-    return {name: verdict for name, verdict in verdicts_of(video).items() if verdict.get("fired")}
+def first_fault(video: Video) -> tuple[str | None, float | None]:
+    """The fault that a video shows first and since when; None, None where nothing fired."""
+    fired = [(onset_of(video["verdicts"][name]), name) for name in faults_of([video], fired=True)]
+    known = [(onset, name) for onset, name in fired if onset is not None]
+    if known:
+        onset, name = min(known, key=lambda entry: entry[0])
+        return name, onset
+    return (fired[0][1], None) if fired else (None, None)
 
 
 def verdict_state(verdict: Mapping[str, Any]) -> str:
     """`silent`, `fired`, or `from 1.2 s`."""
-    onset = finite(verdict.get("onset_seconds"))
-    if not verdict.get("fired"):
-        return "silent"
-    return "fired" if onset is None else f"from {onset:.1f} s"
+    onset = onset_of(verdict)
+    if onset is not None:
+        return f"from {onset:.1f} s"
+    return "fired" if verdict.get("fired") else "silent"
 
 
 def places(values: Sequence[float]) -> int:
@@ -169,6 +209,11 @@ def interval(entry: Mapping[str, Any], decimals: int, *, signs: bool = False) ->
         return "no interval"
     form = signed if signs else number
     return f"{form(entry['low'], decimals)} to {form(entry['high'], decimals)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def plural(count: int, noun: str) -> str:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sfpp_cli.evaluation.compare import Video, finite
+from sfpp_cli.evaluation.compare import Video
 from sfpp_cli.evaluation.report import labels
 from sfpp_cli.evaluation.report.drift import Drift, drifts
 from sfpp_cli.evaluation.report.filmstrip import Still
+from sfpp_cli.evaluation.scenes import borders_of
 
-CURVES = ("luma", "sharpness", "flow_mean")
-"""What is drawn for every single video, with the seconds at which its verdicts fired."""
+CURVES = ("local_stability", "luma", "flow_mean")
+"""What is drawn for every single video, besides the curves on which its faults are marked."""
 BINS = 80
 """Most points of such a curve."""
 PLAYABLE = (".mp4", ".m4v", ".mov", ".webm", ".ogv")
@@ -38,26 +39,32 @@ def video_cards(
     cards = []
     for video, shown in zip(videos, pictures, strict=True):
         panels: list[Drift] = []
+        name, color = owners[id(video)]
         if len(videos) > 1:  # of a single video the page has the very same panels already
-            name, color = owners[id(video)]
-            panels = drifts({name: [video]}, reference, names=CURVES, bins=BINS, color=color)
-        cards.append(_card(video, shown, panels, out))
+            names = (*CURVES, *onset_marks(video))
+            panels = drifts({name: [video]}, reference, names=names, bins=BINS, color=color)
+        cards.append(_card(video, shown, panels, color, out))
     return cards
 
 
-def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], out: Path) -> dict[str, Any]:
+def _card(video: Video, pictures: Pictures, panels: Sequence[Drift], color: int, out: Path) -> dict[str, Any]:
     path = Path(str(video.get("path", "")))
     metrics = video.get("metrics") or {}
-    verdicts = labels.verdicts_of(video)
-    evidence = {labels.verdict_title(name): _evidence(verdict) for name, verdict in verdicts.items()}
+    verdicts = {name: video["verdicts"][name] for name in labels.faults_of([video])}
+    fired = labels.faults_of([video], fired=True)
+    evidence = {labels.fault(name).title: _evidence(verdict) for name, verdict in verdicts.items()}
     return {
         "video": video,
+        "color": color,
         "name": path.name,
         "about": _about(video),
         "stills": [] if isinstance(pictures, str) else pictures,
         "no_pictures": pictures if isinstance(pictures, str) else "",
         "verdicts": verdicts,
-        "fired": bool(labels.fired_verdicts(video)),
+        "fired": fired,
+        "absent": [labels.fault(name).title.lower() for name in verdicts if name not in fired],
+        "scenes": _scenes(video),
+        "borders": borders_of(video.get("scenes") or []),
         "player": _player(path, out),
         "panels": panels,
         "marks": onset_marks(video),
@@ -101,18 +108,35 @@ def _player(path: Path, out: Path) -> dict[str, Any]:
 
 
 def _evidence(verdict: Mapping[str, Any]) -> str:
-    """The numbers that a verdict rests on, if it has any."""
-    numbers = {key: value for key, value in verdict.items() if key not in ("fired", "onset_seconds")}
-    return ", ".join(f"{key.replace('_', ' ')} {labels.written(value)}" for key, value in numbers.items())
+    """What was seen, and the numbers that a verdict rests on, where there are any."""
+    numbers = {
+        key: value for key, value in verdict.items() if key not in ("fired", "onset_seconds", "sentence")
+    }
+    said = [f"{key.replace('_', ' ')} {labels.written(value)}" for key, value in numbers.items()]
+    return " ".join(filter(None, [verdict.get("sentence"), ", ".join(said)]))
+
+
+def _scenes(video: Video) -> list[dict[str, str]]:
+    """Each scene's beginning and how it was led to, its prompt, and how well it follows that by CLIP."""
+    scenes = video.get("scenes") or []
+    alignment = ((video.get("models") or {}).get("clip_text_alignment") or {}).get("scenes") or []
+    return [
+        {
+            "begins": f"from {scene['at']:g} s" + (f", {scene['how']}" if scene.get("how") else ""),
+            "prompt": scene.get("prompt") or "",
+            "alignment": labels.written(alignment[place]) if place < len(alignment) else "",
+        }
+        for place, scene in enumerate(scenes)
+    ]
 
 
 def onset_marks(video: Video) -> dict[str, list[tuple[float, str]]]:
     """For each curve the seconds that are marked on it and what begins there, in order of time."""
     marks: dict[str, list[tuple[float, str]]] = {}
-    for name, verdict in labels.fired_verdicts(video).items():
-        onset = finite(verdict.get("onset_seconds"))
-        if onset is not None and name in labels.VERDICTS:
-            title, curves = labels.VERDICTS[name]
-            for curve in curves:
-                marks.setdefault(curve, []).append((onset, title.lower()))
+    for name in labels.faults_of([video], fired=True):
+        onset = labels.onset_of(video["verdicts"][name])
+        if onset is not None:
+            fault = labels.fault(name)
+            for curve in fault.curves or CURVES[:1]:
+                marks.setdefault(curve, []).append((onset, fault.title.lower()))
     return {curve: sorted(entries) for curve, entries in marks.items()}

@@ -9,9 +9,10 @@ from typing import Any
 
 from sfpp_cli.evaluation.compare import FEW, Video
 from sfpp_cli.evaluation.json_text import plain
-from sfpp_cli.evaluation.report import labels
+from sfpp_cli.evaluation.report import answer, labels
 from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.videos import onset_marks
+from sfpp_cli.evaluation.scenes import borders_of
 
 
 def page_of(
@@ -19,24 +20,36 @@ def page_of(
     systems: Mapping[str, Sequence[Video]],
     compared: Mapping[str, Any],
     panels: Sequence[Drift],
+    cards: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Variables of `templates/report.html.j2`: a result (schema `sfpp-evaluation/1`), its videos by system,
-    and the systems compared."""
+    """Variables of `templates/report.html.j2`: a result (schema `sfpp-evaluation/1`), its videos by system
+    and one by one, and the systems compared."""
     videos: list[Video] = list(result.get("videos") or [])
     summaries = compared["systems"]
+    ranks = answer.standings(systems, compared) if videos else []
+    numbers = {id(card["video"]): number for number, card in enumerate(cards, start=1)}
     return {
-        "title": _title(videos, systems),
-        "lead": _lead(result, compared),
-        "systems": summaries,
+        "title": answer.title(ranks, videos),
+        "about": _about(videos, systems),
+        "lead": [*answer.lead(ranks, videos, compared), *_problems(result)] or ["Nothing was judged."],
+        "ranks": [(rank, numbers.get(id(rank.example))) for rank in ranks],
+        "ranked_by": answer.ranked_by(compared) if videos else "",
+        "systems": {rank.name: summaries[rank.name] for rank in ranks},
         "colors": {name: place for place, name in enumerate(systems)},
-        "verdicts": labels.verdict_names(list(summaries.values())),
+        "videos": cards,
+        "rows": _worst_first(cards),
+        "faults": labels.faults_of(videos, fired=True),
+        "absent": [labels.fault(name).title.lower() for name in _never_fired(videos)],
         "metrics": {name for summary in summaries.values() for name in summary["metrics"]},
         "pairs": compared["pairs"],
+        "baseline": result.get("baseline"),
         "level": compared["level"],
         "few": FEW,
         "means_note": _means_note(compared),
+        "few_note": _few_note(compared),
         "panels": panels,
         "marks": onset_marks(videos[0]) if len(videos) == 1 else {},
+        "borders": _common_borders(videos),
         "drift_note": _drift_note(panels, systems),
         "failed": [_failure(entry) for entry in result.get("failed") or []],
         "skipped": result.get("skipped") or [],
@@ -47,76 +60,67 @@ def page_of(
     }
 
 
-def _title(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> str:
-    if not videos:
-        return "No video measured"
-    counted = labels.plural(len(videos), "video")
+def _about(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> str:
+    """What was measured: videos, systems, prompts, lengths."""
+    prompts = {video.get("prompt") for video in videos} - {None}
+    lengths = sorted(float(video.get("seconds") or 0) for video in videos)
+    parts = [labels.plural(len(videos), "video")]
     if len(systems) > 1:
-        return f"{counted} of {labels.plural(len(systems), 'system')}"
-    [name] = systems
-    return f"{counted} of {name}" if any(video.get("system") for video in videos) else counted
+        parts.append(labels.plural(len(systems), "system"))
+    if prompts:
+        parts.append(labels.plural(len(prompts), "prompt"))
+    if lengths and lengths[-1]:
+        same = lengths[-1] - lengths[0] < 0.5
+        parts.append(f"{lengths[-1]:.0f} s" if same else f"{lengths[0]:.0f} to {lengths[-1]:.0f} s")
+    return " \N{MIDDLE DOT} ".join(parts)
 
 
-def _lead(result: Mapping[str, Any], compared: Mapping[str, Any]) -> str:
-    videos: list[Video] = list(result.get("videos") or [])
-    said = [_verdicts_in_short(videos, compared), *map(_first_difference, compared["pairs"][:1])]
-    if result.get("failed"):
-        said.append(f"{labels.plural(len(result['failed']), 'input')} could not be measured.")
-    return " ".join(filter(None, said)) or "Nothing was judged."
+def _problems(result: Mapping[str, Any]) -> list[str]:
+    failed = result.get("failed")
+    return [f"{labels.plural(len(failed), 'input')} could not be measured."] if failed else []
 
 
-def _verdicts_in_short(videos: Sequence[Video], compared: Mapping[str, Any]) -> str:
-    """In how many videos no verdict fired, and in how many each did."""
-    judged = [video for video in videos if video.get("verdicts")]
-    if not judged:
-        return ""
-    silent = sum(not labels.fired_verdicts(video) for video in judged)
-    if silent == len(judged):
-        said = "No failure signature fired."
-    elif silent:
-        said = f"No failure signature in {silent} of {labels.plural(len(judged), 'video')}."
-    elif len(judged) > 1:
-        said = "Every video shows a failure signature."
-    else:
-        said = "A failure signature fired."
-    tallies = [system["verdicts"] for system in compared["systems"].values()]
-    counts = {
-        name: sum(tally[name]["fired"] for tally in tallies if name in tally)
-        for name in labels.verdict_names(videos)
-    }
-    fired = [f"{labels.verdict_title(name).lower()} in {count}" for name, count in counts.items() if count]
-    return f"{said} Fired: {', '.join(fired)}." if fired else said
+def _worst_first(cards: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
+    """Cards with their numbers: those with faults first, then by stability."""
+
+    def place(entry: tuple[int, Mapping[str, Any]]) -> tuple[bool, float]:
+        stability = (entry[1]["video"].get("metrics") or {}).get("local_stability")
+        return not entry[1]["fired"], float("inf") if stability is None else stability
+
+    return sorted(enumerate(cards, start=1), key=place)
 
 
-def _first_difference(pair: Mapping[str, Any]) -> str:
-    """The paired difference in local stability, where it has an interval."""
-    change = pair["metrics"].get("local_stability")
-    if not change or change["low"] is None:
-        return ""
-    decimals = labels.places([change["low"], change["high"]])
-    mean = labels.signed(change["mean"], decimals)
-    interval = labels.interval(change, decimals, signs=True)
-    prompts = labels.plural(pair["prompts"], "common prompt")
-    return f"Local stability, {pair['second']} minus {pair['first']}: {mean} ({interval}) over {prompts}."
+def _never_fired(videos: Sequence[Video]) -> list[str]:
+    fired = labels.faults_of(videos, fired=True)
+    return [name for name in labels.faults_of(videos) if name not in fired]
+
+
+def _common_borders(videos: Sequence[Video]) -> tuple[float, ...]:
+    """Where new scenes begin, if they do at the same seconds in all videos."""
+    borders = {borders_of(video.get("scenes") or []) for video in videos}
+    return borders.pop() if len(borders) == 1 else ()
 
 
 def _means_note(compared: Mapping[str, Any]) -> str:
-    metrics = [entry for system in compared["systems"].values() for entry in system["metrics"].values()]
-    few = ""
-    if any(1 < entry["clusters"] < FEW for entry in metrics):
-        few = f" Below {FEW} prompts such intervals are narrower than they should be."
     return (
         f"Mean over videos, with its {100 * compared['level']:g} % interval ({compared['method']}; "
-        f"{compared['resamples']:,} resamples, seed {compared['seed']}).{few} "
+        f"{compared['resamples']:,} resamples, seed {compared['seed']}).{_few_note(compared)} "
         "Onsets are medians over the videos that fired."
     )
 
 
+def _few_note(compared: Mapping[str, Any]) -> str:
+    metrics = [entry for system in compared["systems"].values() for entry in system["metrics"].values()]
+    few = any(1 < entry["clusters"] < FEW for entry in metrics)
+    return f" Below {FEW} prompts such intervals are narrower than they should be." if few else ""
+
+
 def _drift_note(panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]]) -> str:
-    if not panels:
+    references = [panel.reference for panel in panels if panel.reference is not None]
+    if not references:
         return ""
     lengths = [float(video.get("seconds") or 0) for videos in systems.values() for video in videos]
-    span = f"{panels[0].reference:.3g} s"
+    span = f"{references[0]:.3g} s"
     said = f"Grey: where 90 % of the values of the first {span} lie"
     said += " (all systems together)." if len(systems) > 1 else "."
     if any(band.videos > 1 for panel in panels for band in panel.systems.values()):
