@@ -66,6 +66,8 @@ class _Stage(Iterator[T], Generic[T]):
         self._threads = threads
         self._made: SimpleQueue[T | _End] = SimpleQueue()
         self._room = Semaphore(depth)
+        self._stopped = False
+        self._ended = False
         self._thread = Thread(target=self._work, daemon=True)  # one that a program's end does not wait for
         self._thread.start()
 
@@ -79,9 +81,10 @@ class _Stage(Iterator[T], Generic[T]):
 
     def stop(self) -> None:
         """Wake and interrupt whoever works or waits here: a pass of a large model may take minutes."""
-        if self._thread.ident is not None and self._thread.is_alive():
-            stopped = ctypes.py_object(SystemExit)  # which ends a thread without a word
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), stopped)
+        self._stopped = True  # Python drops an exception that it can only raise inside a destructor
+        if self._thread.ident is not None and not self._ended:
+            interruption = ctypes.py_object(SystemExit)  # which ends a thread without a word
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread.ident), interruption)
         self._room.release()
         self._made.put(_End())
 
@@ -95,7 +98,10 @@ class _Stage(Iterator[T], Generic[T]):
         try:
             for item in self._items:
                 self._room.acquire()
+                if self._stopped:
+                    break
                 self._made.put(item)
         except BaseException as error:
             end = _End(error)
+        self._ended = True
         self._made.put(end)
