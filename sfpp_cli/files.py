@@ -47,7 +47,7 @@ def scratch(path: Path, patience: float = PATIENCE) -> Iterator[Path]:
     """
     folder = _scratch_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with owned(folder.with_suffix(".lock"), path, patience):
+    with owned(lock_of(path), path, patience):
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -78,10 +78,23 @@ def remove(folder: Path) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Clear away what a killed process left of its unfinished `path`."""
-    folder = _scratch_folder(path)
-    if folder.exists() or folder.with_suffix(".lock").exists():
+    if lock_of(path).exists() or _scratch_folder(path).exists():
         with suppress(InUse), scratch(path, patience=0):
             pass  # empty now, and gone
+
+
+def sweep(folder: Path) -> None:
+    """Clear away what killed processes left in a folder that nobody can go on with, whatever it was to be."""
+    for doomed in folder.glob(".sfpp-*.old"):
+        shutil.rmtree(doomed, ignore_errors=True)
+    for lock in folder.glob(".sfpp-*.lock"):
+        with suppress(InUse), owned(lock, lock):
+            shutil.rmtree(lock.with_suffix(".part"), ignore_errors=True)
+
+
+def lock_of(path: Path) -> Path:
+    """The lock for who writes `path`."""
+    return _scratch_folder(path).with_suffix(".lock")
 
 
 @contextmanager

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.errors import Interrupted, UserError
+from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory
 from sfpp_cli.generation.generator import Generator, ModelOptions
-from sfpp_cli.generation.job import Job, describe_model
-from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan, refuse_existing
+from sfpp_cli.generation.job import Job, describe_model, jobs_of
+from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan
+from sfpp_cli.generation.share import Share
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Progress
 
@@ -21,35 +19,25 @@ from sfpp_cli.progress import Progress
 def make_all(
     options: GenerateOptions, bundle: Bundle, model: ModelOptions, ranks: Ranks, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Make this rank's share of the videos; returns their descriptions, finished ones included."""
+    """Make this rank's share of the videos; returns their descriptions, finished ones included.
+
+    Several processes that make the same videos in the same folder share the work.
+    """
     model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
     requests = plan(options, bundle)
     check_outputs(requests)
-    mine = [requests[i] for i in ranks.share(len(requests))]
-    if not (options.overwrite or options.resume):
-        refuse_existing(mine)
     _warn_beyond_horizon(requests, bundle, progress)
-    with _explained():
-        described = describe_model(bundle, model)
-        jobs = [Job(request, described) for request in mine]
-        finished = _finished(jobs, options)
-        prompts = [job.request.prompt for job in jobs if job not in finished]
-        if prompts:
-            generator = Generator.load(bundle, model, prompts, progress)
-        results = []
-        for job in jobs:
-            if job in finished:
-                progress.say(f"{finished[job]['path']} is finished already")
-                results.append(finished[job])
-            else:
-                results.append(make(job, generator, options, progress))
-        return results
+    jobs = jobs_of(requests, describe_model(bundle, model))
+    mine = [jobs[i] for i in ranks.share(len(jobs))]
+    with Share(mine, options, progress, wait=len(jobs) > 1) as share, _explained(share):
+        if not share.left:
+            return share.run(lambda job: {})
+        generator = Generator.load(bundle, model, [job.request.prompt for job in share.left], progress)
+        return share.run(lambda job: make(job, generator, options, progress))
 
 
 def make(job: Job, generator: Generator, options: GenerateOptions, progress: Progress) -> dict[str, Any]:
-    """Make one video, or with `options.resume` what is missing of it; returns its description."""
-    if not options.resume:
-        job.discard()
+    """Make one video, or what is missing of it; returns its description."""
     progress.detail(f"CPU threads for an operation of each stage: {generator.threads(job.request)}")
     description = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
     speed = description["speed"]
@@ -70,29 +58,27 @@ def _warn_beyond_horizon(requests: Sequence[Request], bundle: Bundle, progress: 
         progress.warn(f"{known}; beyond that, expect the picture to drift")
 
 
-def _finished(jobs: Sequence[Job], options: GenerateOptions) -> dict[Job, dict[str, Any]]:
-    """Jobs whose videos are there already, with their descriptions; what has another's name is refused."""
-    if not options.resume:
-        return {}
-    videos = {job: job.finished() for job in jobs}
-    if not options.overwrite:
-        refuse_existing([job.request for job in jobs if videos[job] is None and not job.interrupted()])
-    return {
-        job: json.loads(video.with_suffix(".json").read_text()) | {"path": str(video)}
-        for job, video in videos.items()
-        if video is not None
-    }
-
-
 @contextmanager
-def _explained() -> Iterator[None]:
-    """Ctrl-C and a full GPU, with what to do about them."""
+def _explained(share: Share) -> Iterator[None]:
+    """Ctrl-C and a full memory, with what is kept and what to do."""
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted("interrupted; the same command with --resume goes on from here") from None
-    except torch.OutOfMemoryError as error:
+        raise Interrupted(f"interrupted; {_kept(share)}") from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise UserError(
-            "the GPU's memory is full: try --offload sequential, --tile 32, a smaller --size or --context; "
+            "the memory is full: try --offload sequential, --tile 32, a smaller --size or --context; "
             "--resume goes on where videos were begun"
         ) from error
+
+
+def _kept(share: Share) -> str:
+    """What there is, and how to go on."""
+    kept = [f"{len(share.done)} finished videos"] if share.done else []
+    if share.current is not None and share.current.interrupted():
+        kept.append(f"what was made of {share.current.path}")
+    if not kept:
+        return "nothing was made yet: the same command starts again"
+    return f"{' and '.join(kept)} are kept: the same command with --resume goes on from here"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -23,7 +24,8 @@ from torch import Tensor
 from sfpp_cli import __version__
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, used_megabytes
-from sfpp_cli.files import atomic_write, remove_leftovers, replacing
+from sfpp_cli.errors import InUse
+from sfpp_cli.files import atomic_write, lock_of, owned, remove, replacing, sweep
 from sfpp_cli.generation.generator import Generator, ModelOptions, Piece
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
@@ -67,38 +69,73 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
 class Job:
     """One request, made by one model. Needs no weights: what is finished is found before any are loaded."""
 
-    def __init__(self, request: Request, model: dict[str, Any]) -> None:
-        """`model` is what `describe_model` says."""
+    def __init__(self, request: Request, model: dict[str, Any], copy: int = 0) -> None:
+        """`model` is what `describe_model` says; `copy` is how many equal requests come before it."""
         self.request = request
+        self.copy = copy
+        wanted = asdict(request)
+        out = wanted.pop("out")
         self.description = {
-            **{name: value for name, value in asdict(request).items() if name != "out"},
+            # What a request leaves out says nothing, so that a new wish changes no older key.
+            **{name: value for name, value in wanted.items() if value not in (None, [], ())},
             **model,
-            "format": request.out.suffix,
+            "format": out.suffix,
             "versions": {"sfpp": __version__, **{name: version(name) for name in LIBRARIES}},
         }
-        """All that decides the video's content; equal descriptions give equal files."""
+        """All that decides the video's content, and how the model was called; equal ones give equal files."""
 
     @cached_property
     def key(self) -> str:
-        """A digest of the description: what tells a finished or interrupted video apart from any other."""
-        return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
+        """A digest of the description: what tells a finished or interrupted video apart from any other.
+
+        The weights are in it, so their name is not.
+        """
+        return _digest(self.description, besides=("model",))
 
     @property
     def folder(self) -> Path:
         """Where latents are kept until the video is finished."""
-        return self.request.out.parent / f".sfpp-{self.key[:16]}"
+        number = f"-{self.copy + 1}" if self.copy else ""
+        return self.request.out.parent / f".sfpp-{self.key[:16]}{number}"
 
-    def finished(self) -> Path | None:
-        """A complete video of this very request in its folder, under whatever name."""
-        for sidecar in self.request.out.parent.glob("*.json"):
-            try:
-                content = json.loads(sidecar.read_text())
-                video = sidecar.parent / str(content["video"])
-                if content["key"] == self.key and video.exists():
-                    return video
-            except (ValueError, KeyError, TypeError, OSError):
-                continue
-        return None
+    @property
+    def path(self) -> str:
+        """What the video will be called."""
+        return str(output_path(self.request.out))
+
+    @property
+    def sidecar(self) -> Path:
+        """The file beside the video, which says that it is finished."""
+        return self.request.out.with_suffix(".json")
+
+    @contextmanager
+    def owned(self, patience: float = 0.0) -> Iterator[None]:
+        """Be the only process that makes this request, and the only one that writes files of its name."""
+        with ExitStack() as stack:
+            for lock in (self.folder.with_suffix(".lock"), lock_of(self.request.out.with_suffix(".sfpp"))):
+                stack.enter_context(owned(lock, output_path(self.request.out), patience))
+            yield
+
+    def in_use(self) -> bool:
+        """Whether another process owns it now."""
+        try:
+            # Most of a batch is neither begun nor owned, and costs a look.
+            with self.owned() if self.folder.with_suffix(".lock").exists() else nullcontext():
+                return False
+        except InUse:
+            return True
+
+    def finished(self) -> dict[str, Any] | None:
+        """What is written beside the finished video of this very request, and its path, if it is there."""
+        found = _read_sidecar(self.sidecar)
+        return found if found is not None and found["key"] == self.key else None
+
+    def outdated(self) -> bool:
+        """Whether the video that has its name differs in nothing but the libraries that made it."""
+        found = _read_sidecar(self.sidecar) or {}
+        other = {name: found.get(name) for name in self.description}
+        besides = ("model", "versions")
+        return found.get("key") != self.key and _digest(other, besides) == _digest(self.description, besides)
 
     def interrupted(self) -> bool:
         """Whether this very request was begun and not finished; what has its name is then its own."""
@@ -106,15 +143,17 @@ class Job:
 
     def discard(self) -> None:
         """Forget an interrupted attempt."""
-        if self.interrupted():
-            shutil.rmtree(self.folder)
+        remove(self.folder)
 
     def run(
         self, generator: Generator, progress: Progress, *, sheet: bool = False, save_latents: bool = False
     ) -> dict[str, Any]:
         """Make the video from where its latents end; returns what is written beside it, and its path."""
         request = self.request
-        log = LatentLog(self.folder, generator.chunk_shape(request), self.description)
+        about = {"out": request.out.stem, **self.description}
+        log = LatentLog(self.folder, generator.chunk_shape(request), about)
+        if log.lost:
+            progress.warn(f"{log.file} is damaged from chunk {len(log) + 1} on, which is made again")
         resumed = len(log)
         timing = Timing()
         sampler = SheetSampler(request.frames, SHEET_FRAMES)
@@ -135,9 +174,19 @@ class Job:
         if sheet:
             contact_sheet(sampler.frames, sampler.times(request.fps), request.out.with_suffix(".sheet.png"))
         # The file beside the video says that all is there, so it comes last, and the log goes after it.
-        atomic_write(request.out.with_suffix(".json"), json.dumps(content, indent=2) + "\n")
+        atomic_write(self.sidecar, json.dumps(content, indent=2) + "\n")
         log.remove()
-        return {**content, "path": str(output_path(request.out))}
+        self._remove_leftovers()
+        return {**content, "path": self.path}
+
+    def _remove_leftovers(self) -> None:
+        """What dead processes left of other videos of this name, whatever their request and format."""
+        sweep(self.folder.parent)
+        for about in self.folder.parent.glob(".sfpp-*/request.json"):
+            with suppress(InUse, OSError, ValueError, KeyError, TypeError):
+                if json.loads(about.read_text())["out"] == self.request.out.stem:
+                    with owned(about.parent.with_suffix(".lock"), about.parent):
+                        remove(about.parent)
 
     def _write(
         self, generator: Generator, log: LatentLog, sampler: SheetSampler, timing: Timing, progress: Progress
@@ -149,7 +198,6 @@ class Job:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in self.description.items()
         }
-        remove_leftovers(output_path(request.out))
         title = shorten(request.prompt, 40, placeholder="...")
         with (
             VideoWriter(request.out, (request.width, request.height), request.fps, metadata) as writer,
@@ -193,3 +241,50 @@ class Job:
         latents = torch.cat(list(log.chunks()), dim=1)[0, :count]
         with replacing(self.request.out.with_suffix(".safetensors")) as part:
             save_file({"latents": latents.contiguous()}, part)
+
+
+def jobs_of(requests: Iterable[Request], model: dict[str, Any]) -> list[Job]:
+    """The jobs of a batch, in which a request may stand more than once."""
+    jobs = [Job(request, model) for request in requests]
+    seen: Counter[Path] = Counter()
+    for job in jobs:
+        folder = job.folder
+        job.copy = seen[folder]
+        seen[folder] += 1
+    return jobs
+
+
+def find_finished(jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
+    """Finished videos of these very requests in their folders: under their own name, else under any other.
+
+    A video stands for one job, so that equal requests give as many files. Every folder is read once.
+    """
+    videos: dict[tuple[Path, str], list[dict[str, Any]]] = {}
+    for folder in dict.fromkeys(job.sidecar.parent for job in jobs):
+        for sidecar in sorted(folder.glob("*.json")):
+            if found := _read_sidecar(sidecar):
+                videos.setdefault((folder, found["key"]), []).append(found)
+    finished: dict[Job, dict[str, Any]] = {}
+    for any_name in (False, True):
+        for job in jobs:
+            same = videos.get((job.sidecar.parent, job.key), [])
+            fitting = (found for found in same if any_name or found["path"] == job.path)
+            if job not in finished and (found := next(fitting, None)):
+                finished[job] = found
+                same.remove(found)
+    return finished
+
+
+def _read_sidecar(path: Path) -> dict[str, Any] | None:
+    """The description of a finished video, and its path; None where there is none, or a stranger's file."""
+    try:
+        content = json.loads(path.read_text())
+        video = path.parent / str(content["video"])
+        return {**content, "path": str(video)} if isinstance(content["key"], str) and video.exists() else None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return None
+
+
+def _digest(description: Mapping[str, Any], besides: Sequence[str]) -> str:
+    counted = {name: value for name, value in description.items() if name not in besides}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()

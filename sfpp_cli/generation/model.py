@@ -10,8 +10,9 @@ from typing import Any
 from sfpp_cli.devices import pick_device, pick_dtype
 from sfpp_cli.generation.batch import make
 from sfpp_cli.generation.generator import Generator, ModelOptions
-from sfpp_cli.generation.job import Job, describe_model
-from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan, refuse_existing
+from sfpp_cli.generation.job import describe_model, jobs_of
+from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan
+from sfpp_cli.generation.share import Share
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Silent
 from sfpp_cli.video import Frames
@@ -97,10 +98,10 @@ class Model:
         )
         requests = plan(options, self._bundle)
         check_outputs(requests)
-        if not overwrite:
-            refuse_existing(requests)
-        (request,) = requests
-        return make(Job(request, self._description), self._generator, options, self._progress)
+        jobs = jobs_of(requests, self._description)
+        with Share(jobs, options, self._progress, wait=False) as share:
+            (made,) = share.run(lambda job: make(job, self._generator, options, self._progress))
+        return made
 
     @cached_property
     def _description(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sfpp_cli.generation.generator import Generator, ModelOptions
-from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.job import Job, describe_model, find_finished, jobs_of
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS
@@ -40,6 +40,7 @@ def model(tiny_bundle: Path) -> dict[str, Any]:
 
 def test_all_but_the_name_decides_the_key(request_: Request, model: dict[str, Any]) -> None:
     key = Job(request_, model).key
+    assert Job(request_, model | {"model": "./the/same/weights"}).key == key
     assert Job(replace(request_, out=request_.out.with_name("w.mp4")), model).key == key
     others = [
         Job(replace(request_, prompt="b"), model),
@@ -48,7 +49,7 @@ def test_all_but_the_name_decides_the_key(request_: Request, model: dict[str, An
         Job(replace(request_, width=96), model),
         Job(replace(request_, fps=9), model),
         Job(replace(request_, out=request_.out.with_suffix(".gif")), model),
-        *(Job(request_, model | {name: "another"}) for name in model),
+        *(Job(request_, model | {name: "another"}) for name in model if name != "model"),
     ]
     assert len({key, *(job.key for job in others)}) == 1 + len(others)
 
@@ -97,11 +98,23 @@ def test_a_finished_video_is_found_by_its_key(request_: Request, model: dict[str
     folder = request_.out.parent
     for name, content in {"no": "{", "list": "[]", "other": '{"key": "x", "video": "v.mp4"}'}.items():
         (folder / f"{name}.json").write_text(content)
-    assert job.finished() is None
+    assert find_finished([job]) == {}
     (folder / "w.json").write_text(json.dumps({"key": job.key, "video": "w.mp4"}))
-    assert job.finished() is None, "the video itself is gone"
+    assert find_finished([job]) == {}, "the video itself is gone"
     (folder / "w.mp4").touch()
-    assert job.finished() == folder / "w.mp4"
+    assert find_finished([job])[job]["path"] == str(folder / "w.mp4")
+    assert job.finished() is None, "under its own name"
+
+
+def test_a_finished_video_stands_for_one_request(request_: Request, model: dict[str, Any]) -> None:
+    """Of equal requests, each has its own; the name decides before the order does."""
+    first, second = jobs_of([request_, replace(request_, out=request_.out.with_name("w.mp4"))], model)
+    assert first.key == second.key
+    assert first.folder != second.folder
+    second.sidecar.write_text(json.dumps({"key": second.key, "video": "w.mp4"}))
+    second.request.out.touch()
+    assert set(find_finished([first, second])) == {second}
+    assert set(find_finished([first])) == {first}
 
 
 def test_an_interrupted_one_can_be_forgotten(request_: Request, model: dict[str, Any]) -> None:
