@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import time
@@ -145,6 +146,12 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be written ({reason(error)}); check its directory's permissions and free space"
         ) from error
+
+
+def natural(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts files by the numbers in their names: a2 before a10."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
 
 
 def file_digest(path: Path) -> str:

@@ -23,6 +23,7 @@ from sfpp_cli.files import (
     _scratch_folder,
     atomic_write,
     file_digest,
+    natural,
     owned,
     remove,
     remove_leftovers,
@@ -209,6 +210,12 @@ def test_a_folder_goes_by_rename_first(tmp_path: Path, monkeypatch: pytest.Monke
     remove(tmp_path / "a")
     assert seen == [("a.old", True), ("a.old", False)]
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_in_names_count_by_value() -> None:
+    names = ["10-0_ema.mp4", "2-0_ema.mp4", "b.mp4", "a10", "a²", "a9", "a09", "1-0_ema.mp4", "1-10", "1-9"]
+    expected = "1-0_ema.mp4 1-9 1-10 2-0_ema.mp4 10-0_ema.mp4 a09 a9 a10 a² b.mp4".split()
+    assert [path.name for path in sorted(map(Path, names), key=natural)] == expected
 
 
 def test_digest(tmp_path: Path) -> None:

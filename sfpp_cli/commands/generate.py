@@ -25,8 +25,8 @@ def generate(
     prompts: Annotated[
         Path | None,
         _what(
-            help="Make many videos: a .txt file with a prompt on each line, or a .jsonl file whose lines may "
-            "also set seed, seconds and out."
+            help="Make many videos: a .txt file with a prompt on each line ('# ' begins a comment), or a "
+            ".jsonl file whose lines may also set seed, seconds and out."
         ),
     ] = None,
     seconds: Annotated[float | None, _what(help="Length of the video; 10 if not given.")] = None,

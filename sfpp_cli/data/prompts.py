@@ -43,13 +43,16 @@ class PromptLine:
 
 
 _SCHEMA = TypeAdapter(PromptLine)
+_COMMENT = re.compile(r"#+(\s|$)")
+"""Without the blank it is a prompt, such as `#1 fan cheering`."""
 
 
 def read_prompts(path: Path) -> list[PromptLine]:
     """The videos that a UTF-8 prompt file asks for, in order.
 
-    `.txt`: a prompt a line; blank lines and lines that start with `#` are skipped. `.jsonl`: an object a line
-    with `prompt` and, as wanted, `seed`, `seconds` and `out`. UserError names all faults, a line a fault.
+    `.txt`: a prompt a line; blank lines and comments, which begin with `#` and a blank, are skipped.
+    `.jsonl`: an object a line with `prompt` and, as wanted, `seed`, `seconds` and `out`. UserError names all
+    faults, a line a fault.
     """
     kind = path.suffix.lower()
     if kind not in (".txt", ".jsonl"):
@@ -66,7 +69,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
             text = raw.decode().strip()
             if text and kind == ".jsonl":
                 lines[number] = validate(_SCHEMA, text)
-            elif text and not text.startswith("#"):
+            elif text and not _COMMENT.match(text):
                 lines[number] = PromptLine(text)
         except UnicodeDecodeError:
             faults.append((number, "not UTF-8 text"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sfpp_cli.errors import UserError, reason
-from sfpp_cli.files import file_digest
+from sfpp_cli.files import file_digest, natural
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import ask_ffmpeg, reading
 from sfpp_cli.video.reader import VideoInfo, probe, read_frames
@@ -89,7 +89,7 @@ def digest(path: Path) -> str:
         if not path.is_dir():
             return file_digest(path)
         frames = hashlib.sha256()
-        for file in sorted(path.glob("*.png")):
+        for file in sorted(path.glob("*.png"), key=natural):
             frames.update(file.read_bytes())
         return frames.hexdigest()
     except FileNotFoundError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.errors import UserError, reason
+from sfpp_cli.files import natural
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 """What a folder is searched for."""
@@ -39,7 +40,8 @@ def find_targets(
     for place, name in zip(places, names, strict=True):
         files = [place]
         if place.is_dir():
-            files = sorted(file for file in place.iterdir() if file.suffix.lower() in VIDEOS)
+            files = [file for file in place.iterdir() if file.suffix.lower() in VIDEOS]
+            files.sort(key=natural)
         if not files:
             error = f"{place} holds no videos: it takes {', '.join(VIDEOS)}"
             failed.append({"path": str(place), "error": error})

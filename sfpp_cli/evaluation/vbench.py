@@ -22,7 +22,7 @@ from pathlib import Path
 
 from sfpp_cli.data.prompts import slug
 from sfpp_cli.errors import UserError, reason
-from sfpp_cli.files import atomic_write
+from sfpp_cli.files import atomic_write, natural
 
 DIMENSIONS = (
     *("subject_consistency", "background_consistency", "motion_smoothness"),
@@ -103,7 +103,7 @@ def _refuse_others(place: Path, named: dict[str, Path]) -> None:
     """The tools measure whatever lies in the folder, and reuse what they cut from videos of earlier runs."""
     if not place.exists():
         return
-    entries = sorted(place.iterdir()) if place.is_dir() else [place]
+    entries = sorted(place.iterdir(), key=natural) if place.is_dir() else [place]
     files = [entry.name for entry in entries if not entry.is_dir()]
     strange = next(
         (name for name in files if name not in named or not _same(place / name, named[name])), None

@@ -15,7 +15,7 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, threads_for
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import NOT_FINITE, UserError
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
@@ -178,8 +178,10 @@ class Generator:
                 # The first picture is one latent frame, which needs none of the others.
                 parts = latents.split([1, count - 1], dim=1) if number == 0 and count > 1 else [latents]
                 for part in parts:
-                    pictures = to_uint8(stream(part))[0]
-                    yield Piece(Made(pictures, began), number, is_last=part is parts[-1])
+                    pictures = stream(part)
+                    if not pictures.isfinite().all():  # as bytes they would be black
+                        raise UserError(NOT_FINITE.format(f"chunk {number + 1} of the VAE's pictures is"))
+                    yield Piece(Made(to_uint8(pictures)[0], began), number, is_last=part is parts[-1])
 
     def chunks(self, request: Request) -> int:
         """How many chunks hold the video's frames; the last may hold more than are wanted."""

@@ -13,8 +13,14 @@ import numpy as np
 from PIL import Image
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import natural
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import EXACT, ask_ffmpeg, open_video, reading
+
+_PACKET = rb"^[^#\n].*?(?:, F=0x([0-9A-Fa-f]+).*)?$"
+"""A line of ffmpeg's framecrc, with the packet's flags where they are not the usual ones."""
+_DISCARDED = 4
+"""FFmpeg's AV_PKT_FLAG_DISCARD: to be decoded for later frames' sake but not shown, as edit lists have it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,9 @@ def probe(path: Path) -> VideoInfo:
         # A line a packet, in every version: the -progress of some counts nothing where nothing is encoded.
         packets = ask_ffmpeg(path, "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "pipe:1")
     header = re.match(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ", head)
-    count = len(re.findall(rb"^[^#]", packets, re.MULTILINE))
+    count = sum(
+        not int(flags or b"0", 16) & _DISCARDED for flags in re.findall(_PACKET, packets, re.MULTILINE)
+    )
     if not header or not count:
         raise UserError(f"{path} holds no picture; is it a video?")
     width, height, rate, base = map(int, header.groups())
@@ -101,7 +109,7 @@ def _parse_ffmetadata(text: str) -> dict[str, str]:
 
 def _png_files(directory: Path) -> list[Path]:
     """In order; UserError if there are none."""
-    files = sorted(directory.glob("*.png"))
+    files = sorted(directory.glob("*.png"), key=natural)
     if not files:
         raise UserError(f"{directory} holds no PNG frames; give a video file or a directory of frames")
     return files

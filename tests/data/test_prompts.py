@@ -36,11 +36,12 @@ def complaint_about(directory: Path, line: str) -> str:
 
 
 def test_text_file(tmp_path: Path) -> None:
-    text = "\ufeff# heading\r\n\r\n  a cat  \r\n\t# note\r\nan #orange dog\u2028barks\n\n一只猫"
+    text = "\ufeff# heading\r\n\r\n  a cat  \r\n\t## note\r\n#\nan #orange dog\u2028barks\n\n一只猫\n#1 fan"
     assert read_prompts(written(tmp_path, "a.TXT", text)) == [
         PromptLine("a cat"),
         PromptLine("an #orange dog\u2028barks"),
         PromptLine("一只猫"),
+        PromptLine("#1 fan"),
     ]
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from sfpp_cli.errors import UserError
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model, find_finished, jobs_of
 from sfpp_cli.generation.requests import Request
@@ -91,6 +93,26 @@ def test_a_video_with_first_steps_resumes_after_its_first_chunk(
     assert Job(other, model).run(generator, Silent(), save_latents=True)["resumed_at_chunk"] in (1, 2, 3)
     for suffix in (".mp4", ".safetensors"):
         assert other.out.with_suffix(suffix).read_bytes() == request.out.with_suffix(suffix).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "what"), [("transformer", "the student's latents"), ("vae", "the VAE's pictures")]
+)
+def test_what_is_not_finite_stops_at_its_first_chunk(
+    own_bundle: Path, request_: Request, part: str, what: str
+) -> None:
+    """Pictures of NaN are black ones."""
+    (file,) = (own_bundle / part).glob("*.safetensors")
+    weights = load_file(file)
+    name = {"transformer": "proj_out.bias", "vae": "decoder.conv_out.bias"}[part]
+    weights[name][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    bundle = Bundle(str(own_bundle))
+    generator = Generator.load(bundle, OPTIONS, ["a"], Silent())
+    with pytest.raises(UserError, match=rf"chunk 1 of {what} is not finite .*bfloat16"):
+        Job(request_, describe_model(bundle, OPTIONS)).run(generator, Silent())
+    assert not request_.out.exists()
+    assert not request_.out.with_suffix(".json").exists()
 
 
 def test_a_finished_video_is_found_by_its_key(request_: Request, model: dict[str, Any]) -> None:

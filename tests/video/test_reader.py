@@ -33,6 +33,22 @@ def test_frames_are_counted_by_any_ffmpeg(
     assert probe(path).frames == 13
 
 
+def test_frames_that_an_edit_list_hides_do_not_count(tmp_path: Path) -> None:
+    """What `ffmpeg -ss ... -c copy` makes: all packets since the key frame, the first of them not shown."""
+    whole = save(tmp_path / "whole.mp4", smooth(60), 16)
+    path = tmp_path / "a.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-ss", "1.3", "-i", str(whole), "-c", "copy"]
+    subprocess.run([*command, str(path)], check=True)
+    assert probe(path).frames == len(load(path)) < 60 - 16
+    assert path.stat().st_size > whole.stat().st_size / 2, "the hidden frames are there"
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (10, 9, 11):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"f-{number}.png")
+    assert [frame[0, 0, 0] for frame in read_frames(tmp_path)] == [9, 10, 11]
+
+
 def test_metadata_of_other_programs(tmp_path: Path) -> None:
     path = tmp_path / "a.webm"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "color=s=16x16:d=0.1"]
