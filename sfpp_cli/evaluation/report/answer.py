@@ -6,7 +6,7 @@ Systems are ranked by their mean stability: the judge's where all have it, else 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -58,8 +58,7 @@ def standings(systems: Mapping[str, Sequence[Video]], compared: Mapping[str, Any
 
     found.sort(key=place)
     return [
-        Standing(**{**vars(standing), "lead": _lead(found[0].name, standing.name, metric, compared)})
-        for standing in found
+        replace(standing, lead=_lead(found[0].name, standing.name, metric, compared)) for standing in found
     ]
 
 
