@@ -88,4 +88,5 @@ def baseline_lines(baseline: Mapping[str, Any], metrics: Sequence[str]) -> list[
 def _interval(change: Mapping[str, Any]) -> str:
     if change["low"] is None:
         return f" ({change['note']})"
-    return f" (95 % interval {change['low']:+.3g} to {change['high']:+.3g})"
+    note = f"; {change['note']}" if change["note"] else ""
+    return f" (95 % interval {change['low']:+.3g} to {change['high']:+.3g}{note})"

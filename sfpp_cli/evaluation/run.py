@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sfpp_cli.errors import UserError, suggest
@@ -19,7 +18,7 @@ from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
 from sfpp_cli.evaluation.networks.find import find_models
 from sfpp_cli.evaluation.parallel import evaluate
-from sfpp_cli.evaluation.scenes import scene_at
+from sfpp_cli.evaluation.scenes import clip_prompts, scene_means
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
 from sfpp_cli.evaluation.targets import Target
@@ -206,7 +205,7 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress
     with progress.stage("models", len(result["videos"])) as advance:
         for done, video in enumerate(result["videos"], start=1):
             path = video["path"]
-            prompts = _clip_prompts(video)
+            prompts = clip_prompts(video)
             if models.text is not None and not any(prompts):
                 remedy = "no prompt is known, give --prompts or --manifest"
                 _skip(result, f"text alignment of {path} skipped: {remedy}", progress)
@@ -215,8 +214,8 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress
             except UserError as error:
                 result["failed"].append({"path": path, "error": str(error)})
                 continue
-            if "clip_text_alignment" in parts:
-                parts["clip_text_alignment"]["scenes"] = _scene_means(video, parts["clip_text_alignment"])
+            if alignment := parts.get("clip_text_alignment"):
+                alignment["scenes"] = scene_means(video, alignment["clips"])
             video["models"] = parts
             video["metrics"] |= {name: part["mean"] for name, part in parts.items() if "mean" in part}
             advance(done, {})
@@ -242,27 +241,6 @@ def _add_raft(result: dict[str, Any], raft: Raft, progress: Progress) -> None:
             degree = {"mean": mean, "clips": list(map(int, moves)), "parameters": dict(raft.parameters)}
             video.setdefault("models", {})["dynamic_degree_raft"] = degree
             video["metrics"]["dynamic_degree_raft"] = mean
-
-
-def _clip_prompts(video: Mapping[str, Any]) -> list[str | None]:
-    """For each clip the prompt of its scene, or the video's where that has none."""
-    scenes = video["scenes"]
-    return [(scenes[place]["prompt"] if scenes else None) or video["prompt"] for place in _clip_scenes(video)]
-
-
-def _clip_scenes(video: Mapping[str, Any]) -> list[int]:
-    """The number of the scene that the middle of each clip belongs to."""
-    middles = [(clip["start_seconds"] + clip["end_seconds"]) / 2 for clip in video["clips"]]
-    return [scene_at(video["scenes"], middle) for middle in middles]
-
-
-def _scene_means(video: Mapping[str, Any], metric: Mapping[str, Any]) -> list[float | None]:
-    """The mean over each scene's clips; None for one that is too short to have any."""
-    values: list[list[float]] = [[] for _ in video["scenes"] or [None]]
-    for place, value in zip(_clip_scenes(video), metric["clips"], strict=True):
-        if value is not None:
-            values[place].append(value)
-    return [fmean(members) if members else None for members in values]
 
 
 def _clip_ranges(video: Mapping[str, Any]) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from sfpp_cli.errors import UserError
@@ -40,10 +41,26 @@ def borders_of(scenes: Sequence[Scene]) -> tuple[float, ...]:
     return tuple(scene["at"] for scene in scenes if scene["at"] > 0)
 
 
-def scene_at(scenes: Sequence[Scene], second: float) -> int:
-    """The number, from 0, of the scene that a moment belongs to."""
-    begun = [scene for scene in scenes if scene["at"] <= second]
-    return max(len(begun) - 1, 0)
+def clip_prompts(video: Mapping[str, Any]) -> list[str | None]:
+    """For each clip of a result's video the prompt of its scene, or the video's where that has none."""
+    prompts = [scene["prompt"] or video["prompt"] for scene in video["scenes"]] or [video["prompt"]]
+    return [prompts[number] for number in _clip_scenes(video)]
+
+
+def scene_means(video: Mapping[str, Any], values: Sequence[float | None]) -> list[float | None]:
+    """The mean over each scene's clips of `values`, one a clip; None for a scene too short to have any."""
+    members: list[list[float]] = [[] for _ in video["scenes"] or [None]]
+    for number, value in zip(_clip_scenes(video), values, strict=True):
+        if value is not None:
+            members[number].append(value)
+    return [fmean(known) if known else None for known in members]
+
+
+def _clip_scenes(video: Mapping[str, Any]) -> list[int]:
+    """The number, from 0, of the scene that the middle of each clip belongs to."""
+    middles = [(clip["start_seconds"] + clip["end_seconds"]) / 2 for clip in video["clips"]]
+    beginnings = [scene["at"] for scene in video["scenes"]]
+    return [max(sum(at <= middle for at in beginnings) - 1, 0) for middle in middles]
 
 
 def parse_scenes(text: str) -> tuple[float, ...]:

@@ -44,7 +44,8 @@ def test_videos_without_a_prompt_are_matched_by_file_name(tmp_path: Path) -> Non
     ]
     assert baseline_lines(changes, ["luma", "absent"])[:3] == [
         f"new name, change since {earlier}:",
-        "  luma +0.15 (95 % interval +0.1 to +0.2)",
+        "  luma +0.15 (95 % interval +0.1 to +0.2; only 2 clusters: "
+        "the interval is narrower than its level promises)",
         "  darkening in 0 of 2, before in 1 of 3",
     ]
 

@@ -373,8 +373,8 @@ def test_a_baseline_is_told(tmp_path: Path) -> None:
         "Since the baseline",
         "before/results.json",
         "all videos, now minus before",
-        "+10",
         "3 of 3",
+        f"Local stability since {tmp_path}/before/results.json: all videos +10 (+10 to +10).",
     ):
         assert words in page.words
 

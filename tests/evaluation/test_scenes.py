@@ -10,7 +10,7 @@ import pytest
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation import evaluate
-from sfpp_cli.evaluation.scenes import borders_of, parse_scenes, scene_at, scenes_of
+from sfpp_cli.evaluation.scenes import borders_of, clip_prompts, parse_scenes, scene_means, scenes_of
 from sfpp_cli.video.writer import VideoWriter
 
 FPS = 8
@@ -23,10 +23,24 @@ def test_scenes_come_from_the_json_beside_a_video_or_from_seconds() -> None:
     scenes = scenes_of(named, (9.0,))
     assert scenes == [{"at": 0.0, "prompt": "a", "how": None}, {"at": 4.0, "prompt": "b", "how": "cut"}]
     assert borders_of(scenes) == (4.0,)
-    assert [scene_at(scenes, second) for second in (0.0, 3.9, 4.0, 99.0)] == [0, 0, 1, 1]
     assert [scene["at"] for scene in scenes_of({}, (9.0,))] == [0.0, 9.0]
     assert scenes_of({"scenes": [{"at": 0, "prompt": "a", "how": "cut"}]}) == scenes_of({}) == []
-    assert scene_at([], 5.0) == 0
+
+
+def test_clips_belong_to_the_scene_of_their_middle() -> None:
+    clips = [{"start_seconds": at, "end_seconds": at + 2} for at in (0, 2, 4, 5)]
+    scenes = [
+        {"at": 0.0, "prompt": "a"},
+        {"at": 3.5, "prompt": None},
+        {"at": 5.0, "prompt": "c"},
+        {"at": 6.9, "prompt": "d"},
+    ]
+    video = {"prompt": "whole", "scenes": scenes, "clips": clips}
+    assert clip_prompts(video) == ["a", "a", "c", "c"]
+    assert scene_means(video, [1.0, 2.0, None, 7.0]) == [1.5, None, 7.0, None]
+    assert clip_prompts(video | {"scenes": scenes[:2]}) == ["a", "a", "whole", "whole"]
+    assert clip_prompts(video | {"scenes": []}) == ["whole"] * 4
+    assert scene_means(video | {"scenes": []}, [1.0, 2.0, 3.0, None]) == [2.0]
 
 
 def test_seconds_on_the_command_line() -> None:

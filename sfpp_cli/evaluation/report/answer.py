@@ -160,11 +160,20 @@ def _ahead(ranks: Sequence[Standing], metric: str) -> str:
     return said
 
 
-def _with_interval(entry: Mapping[str, Any], what: str = "") -> str:
+def since(baseline: Mapping[str, Any], metric: str) -> list[str]:
+    """What has changed since an earlier evaluation, in a sentence."""
+    changes = {name: system["metrics"].get(metric) for name, system in baseline["systems"].items()}
+    said = [f"{name} {_with_interval(change, signs=True)}" for name, change in changes.items() if change]
+    if not said:
+        return []
+    return [f"{labels.label(metric).title} since {baseline['path']}: {labels.listed(said)}."]
+
+
+def _with_interval(entry: Mapping[str, Any], what: str = "", *, signs: bool = False) -> str:
     ends = [end for end in (entry["mean"], entry["low"], entry["high"]) if end is not None]
     decimals = min(labels.places(ends), DECIMALS)
-    mean = labels.number(entry["mean"], decimals)
-    return mean if entry["low"] is None else f"{mean} ({what}{labels.interval(entry, decimals)})"
+    mean = (labels.signed if signs else labels.number)(entry["mean"], decimals)
+    return mean if entry["low"] is None else f"{mean} ({what}{labels.interval(entry, decimals, signs=signs)})"
 
 
 def _failing(rank: Standing, named: bool) -> str:

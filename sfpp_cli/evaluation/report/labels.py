@@ -147,6 +147,13 @@ def faults_of(holders: Iterable[Mapping[str, Any]], *, fired: bool = False) -> l
     return [name for name in FAULTS if name in there] + [name for name in there if name not in FAULTS]
 
 
+def seen_faults(tallies: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a baseline's verdicts, those that fired in any video, now or before."""
+    return {
+        name: tally for name, tally in tallies.items() if tally["now"]["fired"] or tally["before"]["fired"]
+    }
+
+
 def onset_of(verdict: Mapping[str, Any]) -> float | None:
     """The second since when, if it fired and that is known."""
     return finite(verdict.get("onset_seconds")) if verdict.get("fired") else None

@@ -42,7 +42,16 @@ _FILTERS = (
         labels.places,
         labels.plural,
     ),
-    *(labels.fault, labels.onset_of, labels.signed, labels.verdict_state, labels.written, color_class, svg),
+    *(
+        labels.fault,
+        labels.onset_of,
+        labels.seen_faults,
+        labels.signed,
+        labels.verdict_state,
+        labels.written,
+        color_class,
+        svg,
+    ),
 )
 """What the template formats values with."""
 

@@ -31,7 +31,7 @@ def page_of(
     return {
         "title": answer.title(ranks, videos),
         "about": _about(videos, systems),
-        "lead": [*answer.lead(ranks, videos, compared), *_problems(result)] or ["Nothing was judged."],
+        "lead": _lead(result, ranks, compared) or ["Nothing was judged."],
         "ranks": [(rank, numbers.get(id(rank.example))) for rank in ranks],
         "ranked_by": answer.ranked_by(compared) if videos else "",
         "systems": {rank.name: summaries[rank.name] for rank in ranks},
@@ -75,9 +75,16 @@ def _about(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> s
     return " \N{MIDDLE DOT} ".join(parts)
 
 
-def _problems(result: Mapping[str, Any]) -> list[str]:
-    failed = result.get("failed")
-    return [f"{labels.plural(len(failed), 'input')} could not be measured."] if failed else []
+def _lead(
+    result: Mapping[str, Any], ranks: Sequence[answer.Standing], compared: Mapping[str, Any]
+) -> list[str]:
+    """The answer in sentences, what has changed, and what is missing."""
+    said = answer.lead(ranks, result.get("videos") or [], compared)
+    if result.get("baseline"):
+        said += answer.since(result["baseline"], answer.ranked_by(compared))
+    if result.get("failed"):
+        said.append(f"{labels.plural(len(result['failed']), 'input')} could not be measured.")
+    return said
 
 
 def _worst_first(cards: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
