@@ -137,13 +137,14 @@ def test_the_table_is_sorted_by_keyboard(browser: Browser, report: Path) -> None
 
 
 def test_without_its_script_and_in_print_all_is_there(browser: Browser, report: Path, tmp_path: Path) -> None:
-    bare = browser.open(report.as_uri(), script=False)
+    bare = browser.open(report.as_uri(), 794, script=False)  # as wide as A4
     assert bare.run("document.querySelectorAll('.sortable button').length") == 0
     words = bare.run("document.body.innerText")
     for needed in ("Best: self-forcing-plus-plus", "ode: a fault in 3 of 3 videos, first at 5.0 s"):
         assert needed in words
     assert len(bare.run(ROWS)) == 9
     bare.look(dark=True, media="print")
+    assert bare.run("document.documentElement.scrollWidth") <= 794
     assert bare.run("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 249)"
     assert bare.run("getComputedStyle(document.querySelector('nav')).display") == "none"
     paper = bare.call("Page.printToPDF", printBackground=True)["data"]
