@@ -7,7 +7,7 @@ import sys
 import typer
 
 from sfpp_cli import __version__
-from sfpp_cli.commands import distill, evaluate, generate, train, weights
+from sfpp_cli.commands import distill, evaluate, generate, live, train, weights
 from sfpp_cli.commands.console import error
 from sfpp_cli.errors import Interrupted, UserError
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(generate.generate)
+app.command()(live.live)
 app.command()(train.train)
 app.command()(distill.distill)
 app.command()(evaluate.evaluate)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfpp_cli.core.geometry import Compression
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import Sampler
+from sfpp_cli.core.rollout import Changes, Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, threads_for
 from sfpp_cli.errors import NOT_FINITE, UserError
@@ -115,11 +115,14 @@ class Generator:
             student.compile_blocks()
         return cls(student, text, vae, sampler, bundle.compression, options.tile)
 
-    def frames(self, request: Request) -> Iterator[Frames]:
-        """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3]."""
+    def frames(self, request: Request, changes: Changes | None = None) -> Iterator[Frames]:
+        """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3].
+
+        `changes` tells of new prompts, as in `Sampler.rollout`; the student's stage asks it.
+        """
         missing = request.frames
         with self.pipeline(request) as stages:
-            made = stages.ahead(self.made(self.latents(request, stages=stages)))
+            made = stages.ahead(self.made(self.latents(request, stages=stages, changes=changes)))
             for piece in stages.ahead(self.decoded(chunk.cpu() for chunk in made)):
                 frames = piece.frames()[:missing]
                 missing -= len(frames)
@@ -142,6 +145,7 @@ class Generator:
         past: Iterable[Tensor] = (),
         done: int = 0,
         stages: Pipeline | None = None,
+        changes: Changes | None = None,
     ) -> Iterator[Tensor]:
         """Clean latents, a chunk [1, chunk, C, h, w] at a time, from after the `done` chunks of `past`.
 
@@ -157,6 +161,7 @@ class Generator:
             self.text([request.prompt]).to(self.device),
             noise.draw,
             past=(chunk.to(self.device) for chunk in past),
+            changes=changes,
         )
 
     def made(self, latents: Iterable[Tensor]) -> Iterator[Made]:
@@ -189,9 +194,11 @@ class Generator:
 
     def chunk_frames(self, index: int) -> int:
         """How many video frames chunk `index` of a video holds: the first latent frame is one picture."""
-        frames = self.compression.video_frames
-        chunk = self.sampler.chunk
-        return frames(chunk) if index == 0 else frames((index + 1) * chunk) - frames(index * chunk)
+        return self.first_frame(index + 1) - self.first_frame(index)
+
+    def first_frame(self, index: int) -> int:
+        """The video frame that chunk `index` of a video begins with."""
+        return self.compression.video_frames(index * self.sampler.chunk) if index else 0
 
     def chunk_shape(self, request: Request) -> tuple[int, int, int, int, int]:
         """[1, chunk, C, h, w] of the video's latents."""

@@ -26,7 +26,7 @@ from sfpp_cli.files import put_in_place, scratch, writing
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import EXACT, pipe, run_ffmpeg
 
-_YUV420 = (
+YUV420 = (
     f"scale=out_color_matrix=bt709:out_range=tv:{EXACT},format=yuv420p,"
     "setparams=color_primaries=bt709:color_trc=bt709"
 )
@@ -37,9 +37,9 @@ _THREADS = "4"
 """Fixed, since x264's output depends on the number of threads."""
 
 _ENCODERS = {
-    ".mp4": ("-vf", _YUV420, "-c:v", "libx264", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"),
+    ".mp4": ("-vf", YUV420, "-c:v", "libx264", "-crf", "18", "-movflags", "+faststart", "-f", "mp4"),
     ".webm": (
-        *("-vf", _YUV420, "-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0"),
+        *("-vf", YUV420, "-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0"),
         *("-deadline", "good", "-cpu-used", "4", "-f", "webm"),
     ),
     ".gif": ("-vf", _PALETTE_PER_FRAME, "-f", "gif"),

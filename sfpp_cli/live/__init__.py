@@ -1,0 +1,1 @@
+"""A page that plays a video while the student makes it."""
