@@ -75,7 +75,7 @@ def live(
     from sfpp_cli.devices import pick_device, pick_dtype
     from sfpp_cli.generation.generator import Generator, ModelOptions
     from sfpp_cli.generation.requests import GenerateOptions, plan
-    from sfpp_cli.live.serve import listen, serve
+    from sfpp_cli.live.serve import PageServer, listen
     from sfpp_cli.live.show import Show
     from sfpp_cli.models.bundle import Bundle
 
@@ -96,4 +96,4 @@ def live(
         progress.say("loading the model")
         generator = Generator.load(bundle, options, [offered.prompt], progress)
         progress.say(f"open {address.url} in a browser; Ctrl-C ends it")
-        serve(Show(generator, offered), address)
+        PageServer(Show(generator, offered), address).serve_until_told()

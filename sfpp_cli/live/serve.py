@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 
 import uvicorn
 
@@ -54,24 +55,30 @@ def listen(host: str, port: int, token: str | None) -> Iterator[Address]:
         yield Address(host, server.getsockname()[1], token, server)
 
 
-def serve(show: Show, address: Address) -> None:
-    """Until Ctrl-C."""
-    app = application(show, host=address.host, token=address.token)
-    server = _Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=GRACE, lifespan="off"))
-    server.show = show
-    try:
-        server.run(sockets=[address.socket])
-    except KeyboardInterrupt:
-        pass  # the usual way to end it
-    finally:
-        show.close()
-
-
-class _Server(uvicorn.Server):
+class PageServer(uvicorn.Server):
     """Ends the streams of its viewers when it is told to end."""
 
-    show: Show
+    def __init__(self, show: Show, address: Address) -> None:
+        app = application(show, host=address.host, token=address.token)
+        super().__init__(
+            uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=GRACE, lifespan="off")
+        )
+        self._show = show
+        self._socket = address.socket
 
-    def handle_exit(self, sig: int, frame: object) -> None:
-        self.show.closed = True
-        super().handle_exit(sig, frame)  # type: ignore[arg-type]
+    def serve_until_told(self) -> None:
+        """Until Ctrl-C, or until `tell_to_end`."""
+        try:
+            self.run(sockets=[self._socket])
+        except KeyboardInterrupt:
+            pass  # the usual way to end it
+        finally:
+            self._show.close()
+
+    def tell_to_end(self) -> None:
+        self._show.closed = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.tell_to_end()
+        super().handle_exit(sig, frame)
