@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,11 +37,3 @@ def show(generator: Generator, offered: Request) -> Iterator[Show]:
     show = Show(generator, offered)
     yield show
     show.close()
-
-
-def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    """Wait for something that other threads bring about."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -42,16 +42,17 @@ def listen(host: str, port: int, token: str | None) -> Iterator[Address]:
         raise UserError(f"--token: it takes {SHORTEST_TOKEN} letters and digits or more")
     if host not in OWN:
         token = token or secrets.token_hex(SHORTEST_TOKEN)
-    try:
-        family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.socket(family, kind)
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(place)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port} ({reason(error)}): choose another --port or --host"
-        ) from error
-    with server:
+    with ExitStack() as stack:
+        try:
+            family, kind, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            server = stack.enter_context(socket.socket(family, kind))
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(place)
+            server.listen()
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {host} port {port} ({reason(error)}): choose another --port or --host"
+            ) from error
         yield Address(host, server.getsockname()[1], token, server)
 
 

@@ -31,7 +31,7 @@ class GrowingVideo:
                 # No look ahead: a picture is in the file soon after it was written.
                 *("-vf", YUV420, "-c:v", "libx264", "-crf", "18", "-tune", "zerolatency"),
                 *("-g", str(max(1, round(fps))), "-movflags", "+frag_keyframe+empty_moov+default_base_moof"),
-                *("-threads", "1", "-f", "mp4", f"file:{path}"),
+                *("-threads", "1", "-flush_packets", "1", "-f", "mp4", f"file:{path}"),
                 stdin=subprocess.PIPE,
             )
         )

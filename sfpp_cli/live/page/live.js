@@ -163,7 +163,7 @@ function told(news) {
   for (const id of ["pause", "stop", "change"]) $(id).disabled = !busy || news.state === "stopping";
   $("pause").textContent = news.state === "paused" ? "Go on" : "Pause";
   $("seconds").textContent = `${(news.seconds ?? 0).toFixed(1)} s`;
-  $("fps").textContent = news.fps ? `${news.fps} of ${fps} frames/s` : "–";
+  $("fps").textContent = news.fps ? `${news.fps} frames/s, plays at ${fps}` : "–";
   $("chunk").textContent = news.chunk_seconds ? `${news.chunk_seconds.toFixed(2)} s` : "–";
   $("viewers").textContent = news.viewers;
   $("download").hidden = !news.seconds;

@@ -1,0 +1,47 @@
+"""`sfpp live` as a shell meets it: bad input in one line, Ctrl-C a usual end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from conftest import Sfpp
+
+pytest_plugins = ["tiny_bundle"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--token", "short"), "--token"),
+        (("--host", "203.0.113.7"), "choose another --port or --host"),
+        (("--size", "65x64"), "--size"),
+        (("--offload", "all"), "--offload"),
+        (("  ",), "the prompt is empty"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_model_is_loaded(
+    sfpp: Sfpp, tiny_bundle: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    code, out, err = sfpp("live", "--model", str(tiny_bundle), "--port", "0", *arguments)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "loading" not in err
+
+
+def test_it_serves_until_ctrl_c(tiny_bundle: Path) -> None:
+    command = [sys.executable, "-m", "sfpp_cli", "live", "--model", str(tiny_bundle), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "open http://" in line)
+        address = line.split()[1]
+        with urllib.request.urlopen(address, timeout=60) as response:
+            assert b"sfpp live" in response.read()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 0
+    assert rest.strip() == ""
