@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from tiny import rounding
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.models import vae as vae_module
 from sfpp_cli.models.vae import (
+    CausalConv,
     StreamingDecoder,
     StreamingEncoder,
     TiledDecoder,
@@ -201,7 +205,8 @@ def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
         latents = StreamingEncoder(vae)(frames)
         pictures = StreamingDecoder(vae)(latents)
         assert channels_last(vae) is vae
-        layouts = {"Conv2d": torch.channels_last, "WanCausalConv3d": torch.channels_last_3d}
+        layouts = {"Conv2d": torch.channels_last, "CausalConv": torch.channels_last_3d}
+        assert not any(type(module).__name__ == "WanCausalConv3d" for module in vae.modules())
         convolutions = [module for module in vae.modules() if type(module).__name__ in layouts]
         assert convolutions
         assert all(
@@ -210,3 +215,33 @@ def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
         )
         torch.testing.assert_close(StreamingEncoder(vae)(frames), latents, atol=ATOL, rtol=0)
         torch.testing.assert_close(StreamingDecoder(vae)(latents), pictures, atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
+@pytest.mark.parametrize("known", [0, 1, 2])
+def test_a_causal_convolution_is_wans(kernel: tuple[int, int, int], known: int) -> None:
+    """In float32, whose kernel on a CPU is another, and with gradients alike."""
+    torch.manual_seed(2)
+    padding = tuple(side // 2 for side in kernel)
+    wans = WanCausalConv3d(4, 6, kernel, padding=padding)
+    (ours,) = channels_last(torch.nn.Sequential(copy.deepcopy(wans)))
+    assert type(ours) is CausalConv
+    x = torch.randn(1, 4, 3, 5, 6, requires_grad=True)
+    past = torch.randn(1, 4, known, 5, 6) if known else None
+    expected = wans(x, past)
+    answer = ours(x, past)
+    torch.testing.assert_close(answer, expected, atol=rounding(expected), rtol=0)
+    wanted = torch.autograd.grad(expected.square().sum(), [x, wans.weight, wans.bias])
+    found = torch.autograd.grad(answer.square().sum(), [x, ours.weight, ours.bias])
+    for one, other in zip(wanted, found, strict=True):
+        torch.testing.assert_close(other, one, atol=rounding(one), rtol=0)
+
+
+def test_one_small_video_is_decoded_by_onednn() -> None:
+    """PyTorch's own choice for it is an old kernel, several times slower."""
+    vae = channels_last(random_vae().float())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile, torch.no_grad():
+        StreamingDecoder(vae)(torch.randn(1, 3, 4, 4, 4))
+    kernels = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in kernels
+    assert "aten::slow_conv3d_forward" not in kernels
