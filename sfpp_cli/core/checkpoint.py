@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from sfpp_cli.core.adapter import folded, learned
 from sfpp_cli.core.parallel import Ranks, full_tensor
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import file_digest, remove
@@ -79,7 +80,7 @@ class State:
             for models, optimizer in self.learners
         }
         states = {
-            "models": {name: model.state_dict() for name, model in self.models.items()},
+            "models": {name: learned(model) for name, model in self.models.items()},
             "optimizers": optimizers,
         }
         return states if self.ema is None else {**states, _EMA: self.ema}
@@ -167,7 +168,7 @@ class Saver:
         for name, model in state.models.items():
             versions = {name: model.state_dict()}
             if state.ema and name in state.ema:
-                versions[f"{name}-ema"] = state.ema[name]
+                versions[f"{name}-ema"] = {**model.state_dict(), **state.ema[name]}
             for folder, weights in versions.items():
                 whole = {key: full_tensor(value).detach() for key, value in weights.items()}
                 if self.ranks.first:
@@ -196,7 +197,7 @@ class Saver:
     def _export(self, name: str, folder: Path, weights: dict[str, Tensor]) -> None:
         """Weights in the format of their model."""
         skeleton = self.skeletons[name]
-        skeleton.load_state_dict(weights, assign=True)
+        skeleton.load_state_dict(folded(weights), assign=True)
         skeleton.save_pretrained(folder)  # type: ignore[operator]
         skeleton.to("meta")
         if name in self.extras:

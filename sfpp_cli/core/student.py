@@ -8,10 +8,8 @@ at any absolute frame, every frame has its own timestep, and self-attention goes
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,15 +97,6 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         norm_in_own_precision(self.blocks)
         for block in self.blocks:
             block.__class__ = CausalBlock  # the modules stay, so names and weights are diffusers'
-
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a diffusers folder of a plain student: adapters are folded into the weights they adapt."""
-        model = self
-        if self._hf_peft_config_loaded:
-            model = copy.deepcopy(self)
-            model.fuse_lora()
-            model.unload_lora()
-        super(CausalWanModel, model).save_pretrained(folder, **options)
 
     def compile_blocks(self) -> None:
         """Compile the tensor functions of every block.

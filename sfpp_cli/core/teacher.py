@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
+from sfpp_cli.core.adapter import without_adapters
 from sfpp_cli.core.norm import norm_in_own_precision
 
 
@@ -30,13 +31,14 @@ class Teacher(WanTransformer3DModel):  # type: ignore[misc]
         """Flow with classifier-free guidance (arXiv 2207.12598): negative + scale (text - negative).
 
         `negative` [B, L, D] are the embeddings that guidance leads away from. At scale 1 they do not matter
-        and one pass is enough; otherwise it takes two.
+        and one pass is enough; otherwise it takes two. Adapters, which make a critic of it, have no say.
         """
-        flow: Tensor = self(latents, timestep, text)
-        if scale == 1.0:
-            return flow
-        unguided: Tensor = self(latents, timestep, negative)
-        return unguided + scale * (flow - unguided)
+        with without_adapters(self):
+            flow: Tensor = self(latents, timestep, text)
+            if scale == 1.0:
+                return flow
+            unguided: Tensor = self(latents, timestep, negative)
+            return unguided + scale * (flow - unguided)
 
     def compile_blocks(self) -> None:
         """Compile every transformer block with `torch.compile`."""

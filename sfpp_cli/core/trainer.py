@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
+from sfpp_cli.core.adapter import learned, remove_adapters
 from sfpp_cli.core.objective import Objective, Player, Update, merge_metric
 from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
@@ -288,14 +289,14 @@ class Trainer:
         if self.ema is None:
             self.ema = self._copies()
         for name, averages in self.ema.items():
-            for key, value in self.models[name].state_dict().items():
+            for key, value in learned(self.models[name]).items():
                 averages[key].lerp_(value.to(averages[key].device), 1 - self.training.ema)
 
     def _copies(self) -> checkpoint.States:
         """Copies of the weights that have an EMA, where it is kept."""
         names = [name for player in self.players if player.has_ema for name in player.models]
         return {
-            name: {key: self._to_host(value) for key, value in self.models[name].state_dict().items()}
+            name: {key: self._to_host(value) for key, value in learned(self.models[name]).items()}
             for name in names
         }
 
@@ -395,10 +396,12 @@ def _move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """The model on the meta device, to write weights from anywhere in its format.
+    """The model without adapters on the meta device, to write weights from anywhere in its format.
 
     deepcopy takes what `memo` holds as copied already, so parameters are replaced instead of being copied:
     the weights are never in memory twice.
     """
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)
+    skeleton = copy.deepcopy(model, memo)
+    remove_adapters(skeleton)
+    return skeleton

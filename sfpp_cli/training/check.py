@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from sfpp_cli.core.flow import FlowSchedule
@@ -45,8 +44,6 @@ def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
                 f"a batch of {recipe.training.batch} is not made of groups of {recipe.grpo.group}: "
                 "choose a multiple of grpo.group"
             )
-    if isinstance(recipe, MatchingRecipe | GRPORecipe) and recipe.lora_rank and find_spec("peft") is None:
-        raise UserError("lora_rank needs the peft library: pip install 'sfpp[lora]'")
 
 
 def planned_layout(recipe: Recipe) -> tuple[Layout, list[str]]:

@@ -17,6 +17,7 @@ from transformers import UMT5Config
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Training
+from sfpp_cli.devices import pick_dtype
 from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
@@ -38,6 +39,8 @@ class Needs:
     """Bytes of a sample that runs."""
     caches: float = 0.0
     """Bytes of keys and values of a sample that runs."""
+    critic: float = 0.0
+    """Bytes of activations of a sample from which the critic learns."""
     text_encoder: int = 0
     """Parameters of the text encoder, if it is freed before the first step."""
     together: bool = False
@@ -63,7 +66,7 @@ def plan(
     lines = {
         "recipe": f"{recipe.objective}, {training.steps} steps of {training.batch} samples",
         "ranks": f"{ranks.world}, samples at once on each: {samples}",
-        "precision": f"weights float32, arithmetic {precision} on {device.type}",
+        "precision": f"{_weights(recipe, precision)}, arithmetic {precision} on {device.type}",
         **{name: str(network) for name, network in (needs.trained | needs.frozen).items()},
     }
     if needs.text_encoder:
@@ -75,6 +78,27 @@ def plan(
     text = [f"{name:<13} {line}" for name, line in lines.items()]
     text += [f"{'assumed':<13} {line}" for line in assumed]
     return "\n".join(text)
+
+
+def _weights(recipe: Recipe, precision: str) -> str:
+    if not _rank(recipe):
+        return "weights float32"
+    return f"adapters float32 over {'float8' if _float8(recipe) else precision}"
+
+
+def _rank(recipe: Recipe) -> int:
+    return recipe.lora_rank if isinstance(recipe, MatchingRecipe | GRPORecipe) else 0
+
+
+def _float8(recipe: Recipe) -> bool:
+    return isinstance(recipe, MatchingRecipe | GRPORecipe) and recipe.lora_base == "float8"
+
+
+def _student(recipe: MatchingRecipe | GRPORecipe, student: Network, element: int) -> Trained:
+    if not recipe.lora_rank:
+        return Trained(student.parameters)
+    resting = student.frozen_bytes(element, float8=_float8(recipe))
+    return Trained(student.parameters, adapters=recipe.lora_rank * student.adapter, frozen_bytes=resting)
 
 
 def trajectory_bytes(pairs: Pairs, settings: Settings, latent: tuple[int, int, int]) -> int:
@@ -96,12 +120,12 @@ def _needs(recipe: Recipe, layout: Layout, element: int) -> Needs:
 
 def _flow_matching(recipe: TeacherRecipe, layout: Layout, teacher: Network, element: int) -> Needs:
     encoder = parameters_of(layout, "text_encoder")
-    trained = {"transformer": Trained(teacher.parameters, teacher.parameters)}
+    trained = {"transformer": Trained(teacher.parameters)}
     frozen: dict[str, Frozen] = {}
     if recipe.train_text_encoder:
-        trained["text encoder"] = Trained(encoder, encoder)
+        trained["text encoder"] = Trained(encoder)
     else:
-        frozen["text encoder"] = Frozen(encoder)
+        frozen["text encoder"] = Frozen(encoder, WEIGHT * encoder)
     checkpointing = recipe.training.gradient_checkpointing
     activations = teacher.activation_bytes(layout.teacher_horizon, element, 1, checkpointing=checkpointing)
     return Needs(trained, frozen, activations, together=True)
@@ -113,8 +137,8 @@ def _regression(recipe: StudentRecipe, layout: Layout, student: Network, element
     on_disk = _on_disk(trajectory_bytes(pairs, settings, student.latent), Path(pairs.folder))
     checkpointing = recipe.training.gradient_checkpointing
     return Needs(
-        {"student": Trained(student.parameters, student.parameters)},
-        {"vae": Frozen(parameters_of(layout, "vae"))} if recipe.preview.every else {},
+        {"student": Trained(student.parameters)},
+        {"vae": _vae(layout)} if recipe.preview.every else {},
         student.activation_bytes(settings.horizon, element, 1, checkpointing=checkpointing),
         text_encoder=parameters_of(layout, "text_encoder"),
         preview=_preview_bytes(recipe, student, settings, element),
@@ -126,11 +150,12 @@ def _regression(recipe: StudentRecipe, layout: Layout, student: Network, element
 def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element: int) -> Needs:
     student = measure(layout.student, layout)
     settings = recipe.settings_for(layout)
-    adapters = recipe.lora_rank * student.adapter
-    frozen = {"teacher": Frozen(teacher.parameters, element)}
+    adapters = recipe.lora_rank * teacher.adapter  # over the teacher's own weights
+    frozen = {"teacher": Frozen(teacher.parameters, teacher.frozen_bytes(element, float8=_float8(recipe)))}
     if recipe.preview.every or recipe.dmd.first_frame == "reencode":
-        frozen["vae"] = Frozen(parameters_of(layout, "vae"))
+        frozen["vae"] = _vae(layout)
     span = recipe.dmd.chunks(layout.teacher_horizon, settings.chunk)
+    horizon = span[0] * settings.chunk
     rolled = recipe.dmd.method == "self-forcing++"
     checkpointing = recipe.training.gradient_checkpointing
     caches, activations = _window_bytes(
@@ -138,12 +163,14 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
     )
     return Needs(
         {
-            "student": Trained(student.parameters + adapters, adapters or student.parameters),
-            "critic": Trained(teacher.parameters, teacher.parameters, has_ema=False),
+            "student": _student(recipe, student, element),
+            "critic": Trained(teacher.parameters, has_ema=False, adapters=adapters),
         },
         frozen,
-        activations,
+        # The window's activations wait while the teacher judges it.
+        activations + teacher.pass_bytes(horizon, element),
         caches=caches,
+        critic=teacher.activation_bytes(horizon, element, 1, checkpointing=checkpointing),
         text_encoder=parameters_of(layout, "text_encoder"),
         preview=_preview_bytes(recipe, student, settings, element),
     )
@@ -152,10 +179,9 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
 def _grpo(recipe: GRPORecipe, layout: Layout, element: int) -> Needs:
     student = measure(layout.student, layout)
     settings = recipe.settings_for(layout)
-    adapters = recipe.lora_rank * student.adapter
-    frozen = {"vae": Frozen(parameters_of(layout, "vae"))}
+    frozen = {"vae": _vae(layout)}
     if recipe.grpo.kl:
-        frozen["reference"] = Frozen(student.parameters)
+        frozen["reference"] = Frozen(student.parameters, WEIGHT * student.parameters)
     window, starts = recipe.grpo.chunks(layout.teacher_horizon, settings.chunk)
     span = (window, starts) if recipe.grpo.credit == "window" else (window + starts - 1, 1)
     caches, activations = _window_bytes(
@@ -168,13 +194,18 @@ def _grpo(recipe: GRPORecipe, layout: Layout, element: int) -> Needs:
         passes=1 if recipe.grpo.step_weights == "one" else len(settings.steps) - 1,
     )
     return Needs(
-        {"student": Trained(student.parameters + adapters, adapters or student.parameters)},
+        {"student": _student(recipe, student, element)},
         frozen,
         activations,
         caches=caches,
         text_encoder=parameters_of(layout, "text_encoder"),
         preview=_preview_bytes(recipe, student, settings, element),
     )
+
+
+def _vae(layout: Layout) -> Frozen:
+    parameters = parameters_of(layout, "vae")
+    return Frozen(parameters, WEIGHT * parameters)
 
 
 def _window_bytes(
@@ -189,19 +220,23 @@ def _window_bytes(
 ) -> tuple[int, int]:
     """Of caches and activations, for a window's chunks and starts, with `passes` that learn a chunk.
 
-    After a rollout, the rolling cache is held while a snapshot of it is taken before the window, and after
-    that the snapshot with the window's own keys and values; Self-Forcing has only the latter. Without
-    checkpointing every pass keeps all the keys and values that it saw.
+    After a rollout, the rolling cache is held while a snapshot is taken of what the window's first chunk
+    sees of it, and after that the snapshot with the window's own keys and values; Self-Forcing has only the
+    latter. Every pass puts together the keys and values that it sees: with checkpointing one layer's at a
+    time; without it all are kept.
     """
     window, starts = span
     frames = window * settings.chunk
     activations = student.activation_bytes(
         passes * frames, element, passes * window, checkpointing=checkpointing
     )
-    if not checkpointing:
+    if checkpointing:
+        activations += student.shape.cache_bytes(settings.context, element) // student.shape.layers
+    else:
         seen = [min((starts + chunk) * settings.chunk, settings.context) for chunk in range(window)]
         activations += student.shape.cache_bytes(passes * sum(seen), element)
-    held = settings.context + max(settings.context, frames) if rolled else frames
+    past = settings.context - settings.chunk
+    held = past + max(settings.context, frames) if rolled else frames
     return student.shape.cache_bytes(held, element), activations
 
 
@@ -222,7 +257,7 @@ def _memory(
     trainable = [network.trainable for network in trained]
     learning = sum(trainable) if needs.together else max(trainable)
     shards = ranks.world if training.parallel == "shard" else 1
-    weights = WEIGHT * sum(network.parameters for network in trained)
+    weights = sum(network.nbytes for network in trained)
     gradients = WEIGHT * learning / shards
     parts = {
         "weights": weights / shards + sum(network.nbytes for network in needs.frozen.values()),
@@ -230,7 +265,7 @@ def _memory(
         # What FSDP2 gathers for a step's first pass stays until its backward pass.
         "gathered": weights if shards > 1 else 0.0,
         "optimizer": 2 * WEIGHT * sum(trainable) / shards,
-        "EMA": WEIGHT * sum(network.parameters for network in trained if network.has_ema) / shards,
+        "EMA": WEIGHT * sum(network.trainable for network in trained if network.has_ema) / shards,
         "KV caches": samples * needs.caches,
         "activations": samples * needs.activations,
     }
@@ -242,12 +277,14 @@ def _memory(
     lines["activations"] = f"~{lines['activations']}, {checkpointing} checkpointing"
     passes = sum(size for name, size in parts.items() if name not in offloaded)
     resident = passes - parts["KV caches"] - parts["activations"]
+    encoding = str(pick_dtype(None, device)).removeprefix("torch.")
     moments = {
         "passes": passes,
+        "critic": resident + samples * needs.critic if needs.critic else 0.0,
         # Moments that rest in main memory come back for their own update.
         "update": resident + (2 * gradients if training.offload else 0.0),
         "preview": resident + needs.preview if needs.preview else 0.0,
-        "embedding prompts": WEIGHT * needs.text_encoder,
+        "embedding prompts": ELEMENT_BYTES[encoding] * needs.text_encoder,
         "making pairs": needs.pairs,
     }
     most = max(moments.values())

@@ -27,6 +27,8 @@ class Network:
     """A transformer's sizes."""
 
     parameters: int
+    matrices: int
+    """Parameters of the blocks' linear layers, which adapters may adapt."""
     linear: int
     """Parameters of the linear layers that every video token passes: what autocast casts in every pass."""
     adapter: int
@@ -41,6 +43,19 @@ class Network:
     def dim(self) -> int:
         return self.shape.heads * self.shape.head_dim
 
+    def frozen_bytes(self, element: int, *, float8: bool) -> int:
+        """Its weights where none of them learns; `float8`: the adapted ones in eight bits."""
+        return self.parameters * element - (self.matrices * (element - 1) if float8 else 0)
+
+    def pass_bytes(self, frames: int, element: int) -> int:
+        """What a pass without gradient over `frames` latent frames takes at most. An estimate.
+
+        For a token: 4 vectors of `dim` in float32, 2 of `dim` and 2 of `ffn` in the precision of the
+        arithmetic, as counted in the teacher's passes.
+        """
+        per_token = self.dim * (4 * WEIGHT + 2 * element) + 2 * self.ffn * element
+        return frames * self.shape.tokens * per_token
+
     def block_bytes(self, frames: int, element: int) -> int:
         """What one block keeps of a pass over `frames` latent frames for its backward pass. An estimate.
 
@@ -54,12 +69,13 @@ class Network:
     def activation_bytes(self, frames: int, element: int, passes: int, *, checkpointing: bool) -> int:
         """What `passes` passes over `frames` latent frames in all keep for the backward pass. An estimate.
 
-        With checkpointing the input of every block, and the activations of one block at a time. Without it
-        the activations of all blocks, and the casts of the weights that autocast makes in every pass.
+        With checkpointing the input of every block, and the activations of one block of one pass at a time.
+        Without it the activations of all blocks, and the casts of the weights that autocast makes in every
+        pass.
         """
         if checkpointing:
             inputs = self.shape.layers * frames * self.shape.tokens * self.dim * element
-            return inputs + self.block_bytes(frames, element)
+            return inputs + self.block_bytes(frames // passes, element)
         casts = passes * self.linear * element if element < WEIGHT else 0
         return self.shape.layers * self.block_bytes(frames, element) + casts
 
@@ -69,39 +85,43 @@ class Frozen:
     """A network that learns nothing; every rank holds it whole."""
 
     parameters: int
-    element: int = WEIGHT
-    """Bytes of a weight."""
+    nbytes: int
 
     def __str__(self) -> str:
         return f"{self.parameters / 1e6:.1f} M parameters, frozen"
 
-    @property
-    def nbytes(self) -> int:
-        return self.parameters * self.element
-
 
 @dataclass(frozen=True)
 class Trained:
-    """A network that is trained."""
+    """A network that is trained: all of it, or adapters over its weights."""
 
     parameters: int
-    trainable: int
     has_ema: bool = True
+    adapters: int = 0
+    """Parameters of the adapters, if they alone are trained."""
+    frozen_bytes: int = 0
+    """Of the weights under them, unless another network holds these."""
 
     def __str__(self) -> str:
-        part = "all" if self.trainable == self.parameters else f"{self.trainable / 1e6:.1f} M"
-        return f"{self.parameters / 1e6:.1f} M parameters, {part} trained"
+        how = f"under adapters of {self.adapters / 1e6:.1f} M" if self.adapters else "all trained"
+        return f"{self.parameters / 1e6:.1f} M parameters, {how}"
+
+    @property
+    def trainable(self) -> int:
+        return self.adapters or self.parameters
+
+    @property
+    def nbytes(self) -> int:
+        return WEIGHT * self.trainable + self.frozen_bytes
 
     @property
     def checkpoint_bytes(self) -> int:
-        """The folders of its weights and EMA, and the state to resume from: both again, and the moments.
+        """Folders of its weights and EMA, adapters folded in, and the state to resume from.
 
-        Adapters are folded into the weights of the folders.
+        That holds what learns, its EMA, and the moments.
         """
         copies = 2 if self.has_ema else 1
-        adapters = self.trainable if self.trainable < self.parameters else 0
-        folder = self.parameters - adapters
-        return WEIGHT * (copies * (folder + self.parameters) + 2 * self.trainable)
+        return WEIGHT * (copies * (self.parameters + self.trainable) + 2 * self.trainable)
 
 
 _MAKERS = {
@@ -126,6 +146,7 @@ def measure(folder: Path, layout: Layout) -> Network:
     tokens = tokens_per_frame(*size, config.patch_size)
     return Network(
         parameters=_count(model) + (layers - 1) * _count(block),
+        matrices=layers * sum(part.weight.numel() for part in matrices),
         linear=layers * sum(part.weight.numel() for part in matrices if part not in once_a_prompt),
         adapter=layers * sum(part.in_features + part.out_features for part in matrices),
         ffn=config.ffn_dim,

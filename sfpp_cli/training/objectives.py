@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sfpp_cli.core.adapter import add_adapters
 from sfpp_cli.core.dmd import DistributionMatching, Videos
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
@@ -17,6 +18,7 @@ from sfpp_cli.core.grpo import GRPO, Decode
 from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.data.latents import LatentWindows
 from sfpp_cli.data.text_store import StoredPrompts, store_prompts, text_origin
 from sfpp_cli.data.trajectories import TrajectoryStore
@@ -91,7 +93,9 @@ def distribution_matching(
     """A student on its own rollouts, judged by teacher and critic; no video data is needed."""
     objective = matching_objective(recipe, bundle, prompts, text, run.device)
     student = objective.student
-    networks: list[nn.Module] = [student, objective.critic, objective.teacher]
+    networks: list[nn.Module] = [student, objective.critic]
+    if objective.teacher is not objective.critic:
+        networks.append(objective.teacher)
     settings = recipe.settings_for(bundle)
     return Task(objective, networks, _preview(recipe, bundle, settings, student, prompts, text, run))
 
@@ -103,7 +107,7 @@ def policy_optimisation(
     from sfpp_cli.training.rewards import Rewards  # OpenCV, which other objectives need not load
 
     settings = recipe.settings_for(bundle)
-    student = _learner(bundle, recipe.lora_rank, run.device)
+    student = _learner(recipe, bundle, run.device)
     reference = None
     if recipe.grpo.kl:
         reference = bundle.load_student(torch.device("cpu"), torch.float32)
@@ -147,14 +151,15 @@ def matching_objective(
 ) -> DistributionMatching:
     """Student, critic and teacher of a recipe, to be trained on rollouts, or on `videos` if given."""
     settings = recipe.settings_for(bundle)
-    student = _learner(bundle, recipe.lora_rank, device)
+    student = _learner(recipe, bundle, device)
+    critic, teacher = _judges(recipe, bundle, device)
     encode_image = None
     if recipe.dmd.first_frame == "reencode":
         encode_image = partial(image_latent, bundle.load_vae(device, torch.float32))
     return DistributionMatching(
         student,
-        bundle.load_teacher(device, torch.float32).train().requires_grad_(True),
-        bundle.load_teacher(device, recipe.training.dtype(device)),  # frozen, so it needs no more
+        critic,
+        teacher,
         text,
         prompts,
         sampler=settings.sampler(),
@@ -185,22 +190,23 @@ def embed_prompts(bundle: Bundle, prompts: Sequence[str], store: str | None, run
     return StoredPrompts(Path(store), bundle.settings.text_length)
 
 
-def add_adapter(student: CausalWanModel, rank: int) -> None:
-    """Low-rank adapters (arXiv 2106.09685) on attention and feed-forward layers; they alone are trained."""
-    from peft import LoraConfig  # an extra, which `check` has looked for
-
-    layers = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
-    student.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
-    student.add_adapter(config)
-
-
-def _learner(bundle: Bundle, lora_rank: int, device: torch.device) -> CausalWanModel:
-    """The bundle's student, to be trained: all of it, or adapters."""
-    student: CausalWanModel = bundle.load_student(device, torch.float32).train().requires_grad_(True)
-    if lora_rank:
-        add_adapter(student, lora_rank)
+def _learner(recipe: MatchingRecipe | GRPORecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:
+    """The bundle's student, to be trained: all of it, or adapters over what is frozen."""
+    if not recipe.lora_rank:
+        return bundle.load_student(device, torch.float32).train().requires_grad_(True)
+    student = bundle.load_student(device, recipe.training.dtype(device)).train()
+    add_adapters(student, recipe.lora_rank, recipe.seed, float8=recipe.lora_base == "float8")
     return student
+
+
+def _judges(recipe: MatchingRecipe, bundle: Bundle, device: torch.device) -> tuple[Teacher, Teacher]:
+    """Critic and teacher: two networks, or one whose adapters are the critic's."""
+    # Frozen weights need no more than the precision of the arithmetic.
+    teacher = bundle.load_teacher(device, recipe.training.dtype(device))
+    if not recipe.lora_rank:
+        return bundle.load_teacher(device, torch.float32).train().requires_grad_(True), teacher
+    add_adapters(teacher, recipe.lora_rank, recipe.seed, float8=recipe.lora_base == "float8")
+    return teacher.train(), teacher
 
 
 def _first_student(recipe: StudentRecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:

@@ -132,7 +132,9 @@ class MatchingRecipe:
     context: Annotated[int, Field(ge=1)] | None = None
     """Latent frames in the rolling cache (the paper's L), instead of what the student's settings say."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
-    """Rank of adapters to train instead of all weights; 0 trains all weights."""
+    """Rank of adapters to train instead of all weights, the critic's over the teacher's; 0 trains all."""
+    lora_base: Literal["auto", "float8"] = "auto"
+    """What the weights under adapters rest in: auto is the arithmetic's precision, float8 half of that."""
     text_store: str | None = None
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
@@ -170,6 +172,8 @@ class GRPORecipe:
     """Causal weights to start from, instead of the model's own."""
     lora_rank: Annotated[int, Field(ge=0)] = 0
     """Rank of adapters to train instead of all weights; 0 trains all weights."""
+    lora_base: Literal["auto", "float8"] = "auto"
+    """What the weights under adapters rest in: auto is the arithmetic's precision, float8 half of that."""
     text_store: str | None = None
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
