@@ -3,8 +3,8 @@
     python examples/experiments/adapters.py --out runs/adapters
 
 Students learn from the embedded ODE student, on rollouts of 63 latent frames (15 s) and batches of 4, with
-all weights, with adapters over one frozen teacher, and with these over weights in eight bits. Prints the table
-of `README.md` beside this file. Adapters begin at zero and have larger rates, by a factor of 5.
+all weights, with adapters over one frozen teacher, and with these over weights in eight bits. Prints the
+table of `README.md` beside this file. Adapters begin at zero and have larger rates, by a factor of 5.
 """
 
 from __future__ import annotations

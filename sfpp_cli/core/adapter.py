@@ -52,6 +52,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int, *, float8: bool = False
         device = layer.weight.device
         start = torch.randn(rank, layer.in_features, generator=draws) / rank
         layer.__class__ = Adapted  # the module stays, so names and weights do too
+        assert isinstance(layer, Adapted)
         layer.lora_A = nn.Parameter(start.to(device))
         layer.lora_B = nn.Parameter(torch.zeros(layer.out_features, rank, device=device))
         layer.weight_scale = None
@@ -65,7 +66,7 @@ def add_adapters(model: nn.Module, rank: int, seed: int, *, float8: bool = False
 def remove_adapters(model: nn.Module) -> None:
     """Make a model plain again; what its adapters had learned is in `folded`."""
     for layer in _adapted(model):
-        layer.__class__ = nn.Linear
+        layer.__class__ = nn.Linear  # type: ignore[assignment]
         for part in _PARTS:
             delattr(layer, part)
 
@@ -95,12 +96,11 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(state)
     plain = {key: value.float() for key, value in state.items() if not key.endswith(_PARTS)}
     for key in state:
-        if key.endswith(".weight_scale"):
-            plain[key.removesuffix("_scale")] *= state[key]
-    for key in state:
         layer, _, part = key.rpartition(".")
         if part == "lora_A":
-            plain[f"{layer}.weight"] += state[f"{layer}.lora_B"].float() @ state[key].float()
+            scale = state.get(f"{layer}.weight_scale", torch.ones(()))
+            change = state[f"{layer}.lora_B"].float() @ state[key].float()
+            plain[f"{layer}.weight"] = plain[f"{layer}.weight"] * scale.float() + change
     return plain
 
 

@@ -161,14 +161,17 @@ def _matching(recipe: MatchingRecipe, layout: Layout, teacher: Network, element:
     caches, activations = _window_bytes(
         student, settings, span, element, rolled=rolled, checkpointing=checkpointing
     )
+    # The teacher judges a window while its activations wait, before the first block of them is made again.
+    judging = teacher.pass_bytes(horizon, element)
+    if checkpointing:
+        judging = max(0, judging - _block_again(student, settings, element))
     return Needs(
         {
             "student": _student(recipe, student, element),
             "critic": Trained(teacher.parameters, has_ema=False, adapters=adapters),
         },
         frozen,
-        # The window's activations wait while the teacher judges it.
-        activations + teacher.pass_bytes(horizon, element),
+        activations + judging,
         caches=caches,
         critic=teacher.activation_bytes(horizon, element, 1, checkpointing=checkpointing),
         text_encoder=parameters_of(layout, "text_encoder"),
@@ -203,6 +206,12 @@ def _grpo(recipe: GRPORecipe, layout: Layout, element: int) -> Needs:
     )
 
 
+def _block_again(student: Network, settings: Settings, element: int) -> int:
+    """Of a block of a chunk's pass in the backward pass, with the keys and values that it sees."""
+    seen = student.shape.cache_bytes(settings.context, element) // student.shape.layers
+    return student.block_bytes(settings.chunk, element) + seen
+
+
 def _vae(layout: Layout) -> Frozen:
     parameters = parameters_of(layout, "vae")
     return Frozen(parameters, WEIGHT * parameters)
@@ -231,7 +240,8 @@ def _window_bytes(
         passes * frames, element, passes * window, checkpointing=checkpointing
     )
     if checkpointing:
-        activations += student.shape.cache_bytes(settings.context, element) // student.shape.layers
+        block = student.block_bytes(settings.chunk, element)
+        activations += _block_again(student, settings, element) - block
     else:
         seen = [min((starts + chunk) * settings.chunk, settings.context) for chunk in range(window)]
         activations += student.shape.cache_bytes(passes * sum(seen), element)

@@ -69,13 +69,15 @@ class Network:
     def activation_bytes(self, frames: int, element: int, passes: int, *, checkpointing: bool) -> int:
         """What `passes` passes over `frames` latent frames in all keep for the backward pass. An estimate.
 
-        With checkpointing the input of every block, and the activations of one block of one pass at a time.
+        With checkpointing the input of every block, what the head keeps (two float32 vectors and one more
+        of `dim` for a token), and the activations of one block of one pass at a time.
         Without it the activations of all blocks, and the casts of the weights that autocast makes in every
         pass.
         """
         if checkpointing:
-            inputs = self.shape.layers * frames * self.shape.tokens * self.dim * element
-            return inputs + self.block_bytes(frames // passes, element)
+            vector = frames * self.shape.tokens * self.dim
+            kept = vector * (self.shape.layers * element + 2 * WEIGHT + element)
+            return kept + self.block_bytes(frames // passes, element)
         casts = passes * self.linear * element if element < WEIGHT else 0
         return self.shape.layers * self.block_bytes(frames, element) + casts
 

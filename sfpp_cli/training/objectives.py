@@ -192,10 +192,10 @@ def embed_prompts(bundle: Bundle, prompts: Sequence[str], store: str | None, run
 
 def _learner(recipe: MatchingRecipe | GRPORecipe, bundle: Bundle, device: torch.device) -> CausalWanModel:
     """The bundle's student, to be trained: all of it, or adapters over what is frozen."""
-    if not recipe.lora_rank:
-        return bundle.load_student(device, torch.float32).train().requires_grad_(True)
-    student = bundle.load_student(device, recipe.training.dtype(device)).train()
-    add_adapters(student, recipe.lora_rank, recipe.seed, float8=recipe.lora_base == "float8")
+    dtype = recipe.training.dtype(device) if recipe.lora_rank else torch.float32
+    student: CausalWanModel = bundle.load_student(device, dtype).train().requires_grad_(True)
+    if recipe.lora_rank:
+        add_adapters(student, recipe.lora_rank, recipe.seed, float8=recipe.lora_base == "float8")
     return student
 
 

@@ -142,7 +142,7 @@ def test_gradients_are_those_of_separate_networks() -> None:
 
 @pytest.mark.usefixtures("in_float64")
 def test_they_are_full_weights_gradients_seen_through_the_adapter() -> None:
-    """dL/dB = G A^T and dL/dA = B^T G, with G the gradient at W + B A of a network that has all its weights."""
+    """dL/dB = G A^T and dL/dA = B^T G, with G the gradient at W + B A where all weights learn."""
     shared = with_adapters(make_teacher())
     _, ours = learn(objective(with_adapters(make_student()), shared, shared))
     own = plain(shared)
