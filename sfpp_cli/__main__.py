@@ -1,5 +1,15 @@
-"""`python -m sfpp_cli`, for torchrun."""
+"""`sfpp` and `python -m sfpp_cli`."""
 
-from sfpp_cli.app import main
+from sfpp_cli import interruption
 
-main()
+
+def main() -> None:
+    """Run a command; from here on an interrupt is one line."""
+    with interruption.handled():
+        from sfpp_cli.app import main as command
+
+        command()
+
+
+if __name__ == "__main__":
+    main()

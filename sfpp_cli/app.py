@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import NoReturn
 
 import typer
 
-from sfpp_cli import __version__
+from sfpp_cli import __version__, interruption
 from sfpp_cli.commands import distill, evaluate, generate, live, train, weights
 from sfpp_cli.commands.console import error
 from sfpp_cli.errors import Interrupted, UserError
@@ -43,13 +44,25 @@ def options(
 
 def main() -> None:
     """Run a command: exit code 0 done, 1 our bug, 2 the user can fix it, 3 a verdict of `evaluate --fail-on`
-    fired, 130 interrupted."""
+    fired, 130 interrupted, 143 terminated."""
     try:
-        app(prog_name="sfpp")  # also under `python -m sfpp_cli` and torchrun
-    except UserError as problem:
-        for line in str(problem).splitlines():
-            error(line)
-        sys.exit(2)
-    except Interrupted as interruption:
-        error(str(interruption))
-        sys.exit(130)
+        with interruption.handled():
+            app(prog_name="sfpp")  # also under `python -m sfpp_cli` and torchrun
+    except SystemExit as leaving:
+        if leaving.code != 130:  # which is typer's word for an interrupt that no command has explained
+            raise
+        _end(interruption.UNFINISHED, interruption.exit_code())
+    except Interrupted as interrupted:
+        _end(str(interrupted), interruption.exit_code())
+    except BaseException as problem:
+        if interruption.seen():  # libraries have their own words for it
+            _end(interruption.UNFINISHED, interruption.exit_code())
+        if isinstance(problem, UserError):
+            _end(str(problem), 2)
+        raise
+
+
+def _end(text: str, code: int) -> NoReturn:
+    for line in text.split("\n"):
+        error(line)
+    sys.exit(code)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sfpp_cli import interruption
 from sfpp_cli.errors import InUse, UserError, reason
 
 PATIENCE = 60.0
@@ -120,12 +121,14 @@ def owned(lock: Path, what: Path, patience: float = 0.0) -> Iterator[None]:
         except OSError:
             guard.release()
             raise
+    interruption.at_stake.add(lock)
     try:
         yield
     finally:
         # While it is ours: who takes it afterwards makes a file of his own.
         lock.unlink(missing_ok=True)
         guard.release()
+        interruption.at_stake.discard(lock)
 
 
 def _owner(lock: Path) -> str:

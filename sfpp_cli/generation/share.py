@@ -13,6 +13,7 @@ from sfpp_cli.files import sweep
 from sfpp_cli.generation.job import Job, find_finished
 from sfpp_cli.generation.requests import GenerateOptions, refuse_existing
 from sfpp_cli.progress import Progress
+from sfpp_cli.video.writer import check_encoder
 
 PATIENCE = 1.0
 """Seconds in which another process that only looked lets go of a lock."""
@@ -39,6 +40,10 @@ class Share:
         self._progress = progress
         self._wait = wait
         self._held = ExitStack()
+        for job in jobs:
+            job.check(sheet=options.sheet, save_latents=options.save_latents)
+        for request in {(job.request.out.suffix, job.request.fps): job.request for job in jobs}.values():
+            check_encoder(request.out, (request.width, request.height), request.fps)
         for folder in dict.fromkeys(job.folder.parent for job in jobs):
             sweep(folder)
         if options.resume:

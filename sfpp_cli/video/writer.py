@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import put_in_place, scratch, writing
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import EXACT, pipe, run_ffmpeg
@@ -77,6 +78,24 @@ def output_path(path: Path) -> Path:
                 f"{directory} is a file, but frames of {path.name} go into a directory; choose another name"
             )
     return directory
+
+
+def check_encoder(path: Path, size: tuple[int, int], fps: float) -> None:
+    """Encode one picture as `path` would be: UserError now for what would end the work later."""
+    if path.suffix.lower() == ".png":
+        return
+    width, height = size
+    try:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            sink = _FfmpegSink(Path(folder) / f"a{path.suffix}", size, fps, _tags({}))
+            stack.callback(sink.kill)
+            sink.write(np.zeros((1, height, width, 3), np.uint8))
+            sink.close()
+    except OSError as error:
+        raise UserError(
+            f"{path}: ffmpeg cannot encode {width}x{height} at {fps:g} frames a second ({reason(error)}); "
+            "try another --size, --fps or kind of file, or let IMAGEIO_FFMPEG_EXE name another ffmpeg"
+        ) from error
 
 
 class VideoWriter:

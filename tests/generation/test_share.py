@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clips import shim
 
 from sfpp_cli.errors import InUse, UserError
 from sfpp_cli.generation import job as job_module
@@ -204,6 +205,42 @@ def test_a_video_of_other_versions_is_called_that(tmp_path: Path) -> None:
     job.sidecar.write_text(json.dumps(old | {"seed": 1}))
     with pytest.raises(UserError, match=r"0-a\.mp4 exists"):
         share([job], RESUME)
+
+
+def test_what_would_be_in_the_way_at_the_end_is_refused_at_once(tmp_path: Path) -> None:
+    everything = GenerateOptions(sheet=True, save_latents=True, overwrite=True)
+    for suffix in (".json", ".sheet.png", ".safetensors"):
+        folder = tmp_path / suffix
+        jobs = batch(folder, "a")
+        jobs[0].request.out.with_suffix(suffix).mkdir(parents=True)
+        with pytest.raises(UserError, match=r"0-a\.\w+(\.png)? is a directory"):
+            share(jobs, everything)
+        assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "fits"),
+    [(".mp4", FRESH, 250), (".gif", GenerateOptions(save_latents=True), 243), (".png", FRESH, 244)],
+)
+def test_names_as_long_as_the_system_takes(
+    tmp_path: Path, suffix: str, options: GenerateOptions, fits: int
+) -> None:
+    with share(batch(tmp_path, ["x" * (fits - 2)], suffix), options) as mine:
+        assert mine.current
+    with pytest.raises(UserError, match="a name of 256 bytes"):
+        share(batch(tmp_path, ["x" * (fits - 1)], suffix), options)
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo no encoder >&2; exit 1"])
+def test_an_ffmpeg_that_fails_is_found_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    shim(tmp_path, monkeypatch, script)
+    with pytest.raises(UserError, match=r"0-a\.mp4: ffmpeg cannot encode 64x48 at 8 frames a second \(.+\)"):
+        share(batch(tmp_path / "v", "a"))
+    assert not (tmp_path / "v").exists()
+    with share(batch(tmp_path / "v", "a", ".png")) as mine:
+        assert mine.current, "which needs none"
 
 
 def test_files_are_read_once_for_all_finished_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

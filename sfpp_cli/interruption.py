@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM from a command's first moment on. Needs next to nothing, since it is loaded first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+STARTING = "interrupted before it began: nothing was changed, and the same command starts again"
+UNFINISHED = "interrupted: what is finished is kept, what is not is gone, and the same command starts again"
+AT_ONCE = (
+    "interrupted twice: stopped at once; the next run of this command clears up, and goes on with --resume"
+)
+ECHO = 0.05
+"""Seconds in which a second signal is the same one: launchers pass on what the terminal has sent to all."""
+HOLD = 0.05
+"""Seconds between two looks whether an import is over."""
+
+at_stake: set[Path] = set()
+"""Locks that this process holds: with none, it may end wherever it is."""
+_first: float | None = None
+_signal = signal.SIGINT
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """The first signal in the block is a KeyboardInterrupt, the second ends the process at once.
+
+    In the middle of an import the interrupt would damage modules, and be taken for their own failure. So
+    there the process ends directly or, if it holds locks, is interrupted when the import is over.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_minded(number)]
+        before = {number: signal.signal(number, _handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def seen() -> bool:
+    """Whether a signal has come."""
+    return _first is not None
+
+
+def exit_code() -> int:
+    """As shells count: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _signal
+
+
+def _is_minded(number: signal.Signals) -> bool:
+    """Not where the parent has it ignored, as `nohup` and a shell's background do."""
+    return signal.getsignal(number) is not signal.SIG_IGN
+
+
+def _handle(number: int, frame: FrameType | None) -> None:
+    global _first, _signal
+    now = time.monotonic()
+    if _first is not None:
+        if now - _first > ECHO:
+            _leave(AT_ONCE)
+        return
+    _first = now
+    _signal = signal.Signals(number)
+    if _is_importing(frame) and not at_stake:
+        _leave(STARTING)
+    _interrupt(number, frame)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _is_importing(frame) and hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, HOLD)
+    else:
+        raise KeyboardInterrupt
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _leave(line: str) -> None:
+    """End without a word to anybody but the user; threads and half-loaded modules would not survive more."""
+    sys.stdout.flush()
+    os.write(2, f"error: {line}\n".encode())
+    os._exit(exit_code())

@@ -1,0 +1,138 @@
+"""Ctrl-C and SIGTERM at any moment: one line, 130 or 143."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import sfpp_cli
+
+ROOT = str(Path(sfpp_cli.__file__).parent.parent)
+LOCK = "from pathlib import Path; from sfpp_cli.files import owned"
+
+
+def run(script: str, folder: Path, *, signals: tuple[tuple[float, int], ...]) -> tuple[int, str, float]:
+    """A process that prints a line when it may be interrupted: (exit code, stderr, seconds to its end)."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    began = time.monotonic()
+    for pause, number in signals:
+        time.sleep(pause)
+        process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_while_modules_are_imported(tmp_path: Path, number: int, code: int, swallowed: bool) -> None:
+    """Also where a library takes every error for a missing dependency."""
+    (tmp_path / "slow.py").write_text("import time\nprint(1, flush=True)\ntime.sleep(30)\n")
+    imports = "try: import slow\n    except BaseException: import slow" if swallowed else "import slow"
+    script = f"from sfpp_cli import interruption\nwith interruption.handled():\n    {imports}"
+    returned, err, seconds = run(script, tmp_path, signals=((0, number),))
+    assert (returned, err.count("\n")) == (code, 1)
+    assert err.startswith("error: interrupted before it began")
+    assert seconds < 10
+
+
+def test_with_a_lock_the_import_ends_first(tmp_path: Path) -> None:
+    """What is owned has to be given up in order, and a half-imported module would get in the way."""
+    (tmp_path / "slow.py").write_text("import time\nprint(1, flush=True)\ntime.sleep(0.5)\ndone = True\n")
+    script = f"""
+from sfpp_cli import interruption
+{LOCK}
+with interruption.handled():
+    try:
+        with owned(Path("a.lock"), Path("a")):
+            import slow
+            while True:
+                pass
+    except KeyboardInterrupt:
+        raise SystemExit(slow.done)
+"""
+    returned, err, _ = run(script, tmp_path, signals=((0, signal.SIGINT),))
+    assert (returned, err) == (1, "")
+    assert not (tmp_path / "a.lock").exists()
+
+
+def test_twice_ends_at_once(tmp_path: Path) -> None:
+    script = """
+from sfpp_cli import interruption
+import time
+with interruption.handled():
+    try:
+        print(1, flush=True)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        time.sleep(30)  # it tidies up
+"""
+    returned, err, seconds = run(script, tmp_path, signals=((0, signal.SIGINT), (0.3, signal.SIGINT)))
+    assert (returned, err.count("\n")) == (130, 1)
+    assert "stopped at once" in err
+    assert seconds < 10
+
+
+def test_an_echo_is_no_second_signal(tmp_path: Path) -> None:
+    """torchrun passes on what the terminal has sent to all."""
+    script = """
+from sfpp_cli import interruption
+import time
+with interruption.handled():
+    try:
+        print(1, flush=True)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        time.sleep(0.2)
+        raise SystemExit(7)
+"""
+    returned, _, _ = run(script, tmp_path, signals=((0, signal.SIGINT), (0, signal.SIGTERM)))
+    assert returned == 7
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("wrapped", ["", "raise RuntimeError('a dependency is missing')"])
+def test_a_command_says_one_line(tmp_path: Path, number: int, code: int, wrapped: str) -> None:
+    script = f"""
+import sys, time
+from sfpp_cli import app
+def command():
+    try:
+        print(1, flush=True)
+        time.sleep(30)
+    except KeyboardInterrupt:
+        {wrapped or "raise"}
+app.app.command()(command)
+sys.argv = ["sfpp", "command"]
+app.main()
+"""
+    returned, err, _ = run(script, tmp_path, signals=((0, number),))
+    assert (returned, err.count("\n")) == (code, 1), err
+    assert err.startswith("error: interrupted: what is finished is kept")
+
+
+def test_what_a_shell_has_ignored_stays_so(tmp_path: Path) -> None:
+    script = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from sfpp_cli import interruption
+import time
+with interruption.handled():
+    print(1, flush=True)
+    time.sleep(0.5)
+"""
+    assert run(script, tmp_path, signals=((0, signal.SIGINT),))[0] == 0
