@@ -17,7 +17,7 @@ UNFINISHED = "interrupted: what is finished is kept, what is not is gone, and th
 AT_ONCE = (
     "interrupted twice: stopped at once; the next run of this command clears up, and goes on with --resume"
 )
-ECHO = 0.05
+ECHO = 0.1
 """Seconds in which a second signal is the same one: launchers pass on what the terminal has sent to all."""
 HOLD = 0.05
 """Seconds between two looks whether an import is over."""
