@@ -16,7 +16,9 @@ from typer import Argument, Option
 
 from sfpp_cli.commands.console import Terminal, result
 
-app = typer.Typer(help="Models: list them, look at one, fetch one, convert one.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models: list, look at, fetch, convert, export and publish them.", no_args_is_help=True
+)
 
 Json = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
@@ -141,6 +143,22 @@ def convert(
     for note in notes:
         Terminal().warn(note)
     result(str(target))
+
+
+@app.command()
+def export(
+    student: Annotated[str, Argument(help="The embedded model's name, a folder, or a name on the hub.")],
+    file: Annotated[Path, Argument(help="File to write, .safetensors.")],
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a student as one file under Wan's own names, as ComfyUI and the reference take it.
+
+    Tensors stay as they are. `sfpp weights convert` makes the student of it again, settings included.
+    """
+    from sfpp_cli.models.export import export as write
+
+    write(student, file, overwrite=overwrite)
+    result(str(file))
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -54,6 +54,8 @@ _BLOCK_NAMES = {
     **{f"self_attn.{ours}": f"attn1.{theirs}" for ours, theirs in _ATTENTION_NAMES.items()},
     **{f"cross_attn.{ours}": f"attn2.{theirs}" for ours, theirs in _ATTENTION_NAMES.items()},
 }
+_ORIGINAL_NAMES = {theirs: ours for ours, theirs in _TRANSFORMER_NAMES.items()}
+_ORIGINAL_BLOCK_NAMES = {theirs: ours for ours, theirs in _BLOCK_NAMES.items()}
 _VAE_NAMES = {
     "conv1": "quant_conv",
     "conv2": "post_quant_conv",
@@ -194,6 +196,15 @@ def transformer_name(name: str) -> str:
         inner = stem[block.end() :]
         return block[0] + _BLOCK_NAMES.get(inner, inner) + leaf
     return _TRANSFORMER_NAMES.get(stem, stem) + leaf
+
+
+def original_name(name: str) -> str:
+    """A parameter's name in Wan's transformer, from its name in diffusers'."""
+    stem, leaf = _split(name)
+    if block := re.match(r"blocks\.\d+\.", stem):
+        inner = stem[block.end() :]
+        return block[0] + _ORIGINAL_BLOCK_NAMES.get(inner, inner) + leaf
+    return _ORIGINAL_NAMES.get(stem, stem) + leaf
 
 
 def vae_keys(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Weights:

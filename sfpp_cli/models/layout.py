@@ -42,7 +42,7 @@ class Layout:
         if student is None:
             self.student = self.folder / "transformer"
         else:
-            self.student = _student_folder(resolve(student, student=True, offline=offline))
+            self.student = student_folder(resolve(student, student=True, offline=offline))
         around = [self.student.parent] if self.student.name == "transformer" else []
         places = [self.student, *around, self.folder]
         settings = next((place / SETTINGS for place in places if (place / SETTINGS).exists()), None)
@@ -179,7 +179,8 @@ def headers(folder: Path) -> dict[str, Header]:
     return found
 
 
-def _student_folder(folder: Path) -> Path:
+def student_folder(folder: Path) -> Path:
+    """Where a student's transformer lies: the folder itself, or one in it. UserError if there is none."""
     for candidate in (folder, folder / "transformer"):
         if (candidate / "config.json").exists():
             return candidate
@@ -193,7 +194,7 @@ def pull(model: str, *, student: bool = False) -> Path:
     """Fetch a model, or the student alone; returns its folder once it is seen to hold what was asked for."""
     folder = resolve(model, student=student)
     if student:
-        found = _student_folder(folder)
+        found = student_folder(folder)
         if class_of(found) not in STUDENTS:
             raise UserError(f"{found} is no causal student: fetch the whole model without --student")
         return found

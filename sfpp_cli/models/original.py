@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.models.layout import indexed_files, read_config, weight_files
-from sfpp_cli.models.settings import SETTINGS
+from sfpp_cli.models.settings import SETTINGS, Settings
 
 Weights = dict[str, Tensor]
 
+EXPORTED = "sfpp"
+"""Key of a file's header under which `sfpp weights export` tells of the model."""
 PICKLES = (".pt", ".pth", ".bin")
 PARTS = (
     *("generator_ema", "ema", "ema_model", "model_ema", "params_ema"),
@@ -56,9 +60,9 @@ class Original:
     others: Sequence[str]
     """Other keys that hold weights or a LoRA."""
     config: Mapping[str, Any]
-    """`config.json` of a folder."""
-    settings: Path | None
-    """`sfpp.json` of a folder."""
+    """`config.json` of a folder, or what `sfpp weights export` wrote of it into its file."""
+    settings: Settings | None
+    """`sfpp.json`, likewise."""
 
 
 def load_original(path: str | Path, which: str | None = None, parts: Sequence[str] = PARTS) -> Original:
@@ -78,9 +82,34 @@ def load_original(path: str | Path, which: str | None = None, parts: Sequence[st
     _check_tensors(weights, path)
     lora = {name: tensor for name, tensor in weights.items() if _LORA.search(name)}
     plain = {name: tensor for name, tensor in weights.items() if name not in lora}
-    config = read_config(folder) if (folder / "config.json").exists() else {}
-    settings = next((place / SETTINGS for place in (folder, path) if (place / SETTINGS).exists()), None)
+    config, settings = _exported(path) if path.suffix == ".safetensors" else _around(folder, path)
     return Original(path, plain, lora, part, others, config, settings)
+
+
+def exported(config: Mapping[str, Any], settings: Settings) -> dict[str, str]:
+    """What a file of weights says in its header of their model, where there is no folder to say it."""
+    own = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {"format": "pt", EXPORTED: json.dumps({"config": own, "settings": asdict(settings)})}
+
+
+def _exported(path: Path) -> tuple[Mapping[str, Any], Settings | None]:
+    """The config and the settings in a file's header, if sfpp wrote it."""
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(EXPORTED)
+    if text is None:
+        return {}, None
+    try:
+        told = json.loads(text)
+        return dict(told["config"]), Settings().changed(told["settings"])
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: what its header says of the model is damaged ({reason(error)})") from error
+
+
+def _around(*places: Path) -> tuple[Mapping[str, Any], Settings | None]:
+    """The config of the first folder, and the settings in any of them."""
+    config = read_config(places[0]) if (places[0] / "config.json").exists() else {}
+    settings = next((place / SETTINGS for place in places if (place / SETTINGS).exists()), None)
+    return config, Settings.read(settings) if settings else None
 
 
 def no_model(path: Path) -> str:

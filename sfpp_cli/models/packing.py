@@ -105,7 +105,7 @@ def _refuse_unmerged(original: Original, which: str | None, loras: Sequence[Lora
 def _published(original: Original) -> dict[str, Any]:
     """Settings that the folder of the weights tells: sfpp's own, or FastVideo's in its config.json."""
     if original.settings is not None:
-        return asdict(Settings.read(original.settings))
+        return asdict(original.settings)
     # hao-ai-lab/FastVideo: fastvideo/configs/models/dits/wanvideo.py; local_attn_size -1 sets no limit
     config = original.config
     window = config.get("local_attn_size", -1)
