@@ -125,7 +125,8 @@ def _known(keys: Keys, tree: Mapping[str, Any]) -> list[str]:
     known: Mapping[str, Any] = {}
     for key in keys:
         known = node.get("properties", {})
-        node = known.get(str(key), {})
+        node = node.get("items", {}) if isinstance(key, int) else known.get(str(key), {})
+        node = node.get("anyOf", [node])[0]  # the other is null
         if "$ref" in node:
             node = tree["$defs"][node["$ref"].rpartition("/")[2]]
     return list(known)

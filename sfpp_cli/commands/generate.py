@@ -26,7 +26,7 @@ def generate(
         Path | None,
         _what(
             help="Make many videos: a .txt file with a prompt on each line ('# ' begins a comment), or a "
-            ".jsonl file whose lines may also set seed, seconds and out."
+            ".jsonl file whose lines may also set seed, seconds, out, scenes, start and drop_start."
         ),
     ] = None,
     seconds: Annotated[float | None, _what(help="Length of the video; 10 if not given.")] = None,
@@ -36,6 +36,30 @@ def generate(
         _what(help="Any whole number. Another seed gives another video, the same seed the same one.", min=0),
     ] = 0,
     seeds: Annotated[str | None, _what(help="Several seeds, such as 0,3,8-11: a video for each.")] = None,
+    then: Annotated[
+        list[str] | None,
+        _what(
+            help='Another prompt from a second on, such as "20: the sun sets"; may be given again. '
+            "--seconds is the length of all scenes."
+        ),
+    ] = None,
+    how: Annotated[
+        str | None,
+        _what(
+            help="What --then does to what the model sees of the video so far. recache: see it under the new "
+            "prompt; switch: leave it; cut: begin anew. Default: recache."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        _what(
+            help="A picture or a video of any size to go on from; --seconds is what is added. A video of "
+            "sfpp's with its latents (--save-latents) goes on without a seam."
+        ),
+    ] = None,
+    drop_start: Annotated[
+        bool, _what("--drop-start", help="Begin the video after what --start gives.")
+    ] = False,
     size: Annotated[
         str | None,
         _what(help="Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos."),
@@ -164,6 +188,10 @@ def generate(
         frames=frames,
         seed=seed,
         seeds=seeds,
+        then=then or (),
+        how=how,
+        start=start,
+        drop_start=drop_start,
         size=size,
         fps=fps,
         out=out,

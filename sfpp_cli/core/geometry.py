@@ -25,6 +25,39 @@ class Compression:
         return height // self.spatial, width // self.spatial
 
 
+@dataclass(frozen=True)
+class Timeline:
+    """Where the chunks of a video stand among its frames."""
+
+    compression: Compression
+    chunk: int
+    """Latent frames in each."""
+    cuts: tuple[int, ...] = ()
+    """Chunks that begin a video anew: their first latent frame is one picture, as is that of chunk 0."""
+
+    def frames_before(self, index: int) -> int:
+        """Video frames before chunk `index`."""
+        starts = [0, *(cut for cut in self.cuts if 0 < cut < index)]
+        lengths = [end - start for start, end in zip(starts, [*starts[1:], index], strict=True)]
+        return sum(self.compression.video_frames(length * self.chunk) for length in lengths if length)
+
+    def chunk_frames(self, index: int) -> int:
+        """Video frames of chunk `index`."""
+        return self.frames_before(index + 1) - self.frames_before(index)
+
+    def chunks(self, frames: int) -> int:
+        """The fewest chunks that hold so many video frames."""
+        count = math.ceil(self.compression.latent_frames(frames) / self.chunk)
+        while self.frames_before(count) < frames:
+            count += 1
+        return count
+
+    def latent_frames(self, frames: int) -> int:
+        """The fewest latent frames that hold so many video frames."""
+        last = max((cut for cut in (0, *self.cuts) if self.frames_before(cut) < frames), default=0)
+        return last * self.chunk + self.compression.latent_frames(frames - self.frames_before(last))
+
+
 def round_up(value: int, multiple: int) -> int:
     return math.ceil(value / multiple) * multiple
 

@@ -6,11 +6,11 @@ import codecs
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Annotated
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from sfpp_cli.errors import UserError, reason
@@ -30,16 +30,112 @@ def _path_inside(text: str) -> str:
     return text
 
 
+How = Literal["switch", "recache", "cut"]
+"""What a new prompt does to the context: `sfpp_cli.core.rollout` says what each is."""
+
+
+class Scene(NamedTuple):
+    """A prompt and the second from which it holds."""
+
+    at: float
+    prompt: str
+    how: How
+
+
+@dataclass(frozen=True, config=STRICT)
+class SceneLine:
+    """A scene as a prompt file has it."""
+
+    prompt: Annotated[str, AfterValidator(_words)]
+    at: Annotated[float, Field(ge=0)] | None = None
+    """The second at which it begins, unless the scene before it says how long that is."""
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    """Its length."""
+    how: How | None = None
+    """What becomes of the context; `recache` if it says nothing."""
+
+
+def _some(scenes: list[SceneLine]) -> list[SceneLine]:
+    if not scenes:
+        raise ValueError("must hold a scene or more")
+    return scenes
+
+
 @dataclass(frozen=True, config=STRICT)
 class PromptLine:
     """One video to make, as a line of a prompt file asks for it; None where it says nothing."""
 
     prompt: Annotated[str, AfterValidator(_words)]
+    """Of scenes, the first one's."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     seconds: Annotated[float, Field(gt=0)] | None = None
-    """Its length."""
+    """Its length; it ends the last scene."""
     out: Annotated[str, AfterValidator(_path_inside)] | None = None
     """Its file, as a path inside the output folder."""
+    scenes: Annotated[list[SceneLine], AfterValidator(_some)] | None = None
+    """Prompts that follow each other, instead of one."""
+    start: Annotated[str, AfterValidator(_words)] | None = None
+    """A picture or video to go on from; its path begins at the prompt file's folder."""
+    drop_start: bool | None = None
+    """Whether the video begins after it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_prompt(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "scenes" not in values:
+            return values
+        if "prompt" in values:
+            raise ValueError("'prompt' and 'scenes' exclude each other: put the prompt into the first scene")
+        match values["scenes"]:
+            case [{"prompt": str(first)}, *_] if first.strip():
+                return {**values, "prompt": first}
+        return {**values, "prompt": "wrong, as its scenes are, which is said of them"}
+
+    @model_validator(mode="after")
+    def _scenes_in_order(self) -> Self:
+        self.timed()
+        return self
+
+    def timed(self) -> tuple[list[Scene], float | None]:
+        """The scenes after the first, and the length in seconds if it is said. ValueError if they clash."""
+        begins, ends = 0.0, None
+        later = []
+        for number, scene in enumerate(self.scenes or ()):
+            name = f"'scenes[{number}]'"
+            at = scene.at if scene.at is not None else ends
+            if number == 0:
+                if at or scene.how:
+                    raise ValueError(f"{name} is the first: it begins at 0 and has no 'how'")
+                at = 0.0
+            elif at is None:
+                raise ValueError(
+                    f"{name} has no 'at', and the scene before it no 'seconds': say when it begins"
+                )
+            elif ends is not None and at != ends:
+                raise ValueError(f"{name} begins at {at:g} s, but the scene before it ends at {ends:g} s")
+            elif at <= begins:
+                raise ValueError(f"{name} begins at {at:g} s, not after the one before it ({begins:g} s)")
+            else:
+                later.append(Scene(at, scene.prompt, scene.how or "recache"))
+            begins = at
+            ends = None if scene.seconds is None else at + scene.seconds
+        if None not in (ends, self.seconds) and ends != self.seconds:
+            raise ValueError(f"'seconds' ({self.seconds:g}) is not where the last scene ends ({ends:g} s)")
+        return later, ends if self.seconds is None else self.seconds
+
+
+def scenes_line(prompt: str, then: Sequence[str], how: str) -> PromptLine:
+    """A line of scenes as `--then "SECONDS: PROMPT"` gives them."""
+    scenes: list[dict[str, Any]] = [{"prompt": prompt}]
+    for text in then:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*s?\s*:\s*(\S.*)", text, re.DOTALL)
+        if match is None:
+            raise UserError(f'--then {text!r}: write it as "SECONDS: PROMPT", such as "20: the sun sets"')
+        scenes.append({"prompt": match[2], "at": float(match[1]), "how": how})
+    try:
+        return validate(_SCHEMA, {"scenes": scenes})
+    except Faults as faults:
+        raise UserError("\n".join(f"--then: {fault.text}" for fault in faults.faults)) from None
 
 
 _SCHEMA = TypeAdapter(PromptLine)

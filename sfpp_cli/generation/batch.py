@@ -26,13 +26,16 @@ def make_all(
     model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
     requests = plan(options, bundle)
     check_outputs(requests)
+    for line in dict.fromkeys(line for request in requests for line in request.said()):
+        progress.say(line)
     _warn_beyond_horizon(requests, bundle, progress)
     jobs = jobs_of(requests, describe_model(bundle, model))
     mine = [jobs[i] for i in ranks.share(len(jobs))]
     with Share(mine, options, progress, wait=len(jobs) > 1) as share, _explained(share):
         if not share.left:
             return share.run(lambda job: {})
-        generator = Generator.load(bundle, model, [job.request.prompt for job in share.left], progress)
+        prompts = [prompt for job in share.left for prompt in job.request.prompts]
+        generator = Generator.load(bundle, model, prompts, progress)
         return share.run(lambda job: make(job, generator, options, progress))
 
 

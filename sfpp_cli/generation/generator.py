@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sfpp_cli.core.geometry import Compression
+from sfpp_cli.core.geometry import Compression, Timeline
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.rollout import Changes, Sampler
+from sfpp_cli.core.rollout import Change, Changes, Sampler
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, threads_for
 from sfpp_cli.errors import NOT_FINITE, UserError
@@ -21,7 +23,7 @@ from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
-from sfpp_cli.models.vae import StreamingDecoder, TiledDecoder, to_uint8
+from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, to_uint8
 from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 
@@ -66,7 +68,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk's frames; of a video's first chunk, the first picture comes as a piece of its own."""
+    """A chunk's frames that are shown; of a video's first chunk, the first picture is a piece of its own."""
 
     made: Made
     chunk: int
@@ -118,16 +120,24 @@ class Generator:
     def frames(self, request: Request, changes: Changes | None = None) -> Iterator[Frames]:
         """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3].
 
-        `changes` tells of new prompts, as in `Sampler.rollout`; the student's stage asks it.
+        `changes` tells of new prompts, as in `Sampler.rollout`, instead of the request's scenes; the student's
+        stage asks it.
         """
-        missing = request.frames
+        given = list(self.given(request))
+        cuts = list(request.cuts)
+
+        def noted(index: int) -> Change | None:
+            change = changes(index) if changes else None
+            if change is not None and change.how == "cut":
+                cuts.append(index)
+            return change
+
         with self.pipeline(request) as stages:
-            made = stages.ahead(self.made(self.latents(request, stages=stages, changes=changes)))
-            for piece in stages.ahead(self.decoded(chunk.cpu() for chunk in made)):
-                frames = piece.frames()[:missing]
-                missing -= len(frames)
-                if len(frames):
-                    yield frames
+            latents = self.latents(request, given, len(given), stages, noted if changes else None)
+            made = stages.ahead(self.made(latents))
+            chunks = chain(given, (chunk.cpu() for chunk in made))
+            pieces = stages.ahead(self.decoded(request, chunks, cuts))
+            yield from filter(len, (piece.frames() for piece in pieces))
 
     def pipeline(self, request: Request) -> Pipeline:
         """For the stages of a video: student, decoder, and whoever reads."""
@@ -155,14 +165,37 @@ class Generator:
         chunks = noise.chunks(done, self.chunks(request))
         if stages is not None and self.device.type == "cuda":
             chunks = stages.ahead(noise.drawn(done, self.chunks(request), len(self.sampler.steps) - 1))
+        scenes = {scene.chunk: scene for scene in request.scenes}
+
+        def scene_changes(index: int) -> Change | None:
+            scene = scenes.get(index)
+            return None if scene is None else Change(self.text([scene.prompt]).to(self.device), scene.how)
+
         return self.sampler.rollout(
             self.student,
             chunks,
             self.text([request.prompt]).to(self.device),
             noise.draw,
             past=(chunk.to(self.device) for chunk in past),
-            changes=changes,
+            changes=changes or (scene_changes if scenes else None),
         )
+
+    @torch.no_grad()
+    def given(self, request: Request) -> Iterator[Tensor]:
+        """The chunks of the request's start, [1, chunk, C, h, w] in float32 on the CPU; none without one."""
+        start = request.start
+        if start is None:
+            return
+        if start.kept_latents:
+            kept = load_file(start.file)
+            yield from torch.cat([kept[name] for name in sorted(kept)])[None].split(self.sampler.chunk, dim=1)
+            return
+        encode = StreamingEncoder(self.vae)
+        pictures = start.pictures(request.width, request.height, request.fps)
+        for index in range(start.chunks):
+            frames = np.stack(list(islice(pictures, self.timeline().chunk_frames(index))))
+            pixels = torch.from_numpy(frames).to(self.vae.device).movedim(-1, 1)[None]
+            yield encode(pixels.to(self.vae.dtype) / 127.5 - 1).float().cpu()
 
     def made(self, latents: Iterable[Tensor]) -> Iterator[Made]:
         """The student's stage: `latents`, timed and on their way to the CPU."""
@@ -171,13 +204,21 @@ class Generator:
             yield Made(chunk, began)
             began = Moment(self.device)
 
-    def decoded(self, chunks: Iterable[Tensor]) -> Iterator[Piece]:
-        """The decoder's stage: all chunks of one video from its beginning, from the CPU's memory."""
+    def decoded(
+        self, request: Request, chunks: Iterable[Tensor], cuts: Container[int] = ()
+    ) -> Iterator[Piece]:
+        """The decoder's stage: all chunks of one video from its beginning, from the CPU's memory.
+
+        At `cuts`, chunks that begin the context anew, it begins anew too.
+        """
         device = self.vae.device
-        stream = StreamingDecoder(self.vae) if self.tile is None else TiledDecoder(self.vae, self.tile)
+        first = request.hidden
+        end = first + request.frames
         with own_stream(device), torch.no_grad():
             for number, chunk in enumerate(chunks):
                 began = Moment(device)
+                if number == 0 or number in cuts:
+                    stream = self.decoder()
                 latents = chunk.to(device, non_blocking=True).to(self.vae.dtype)
                 count = latents.shape[1]
                 # The first picture is one latent frame, which needs none of the others.
@@ -186,19 +227,23 @@ class Generator:
                     pictures = stream(part)
                     if not pictures.isfinite().all():  # as bytes they would be black
                         raise UserError(NOT_FINITE.format(f"chunk {number + 1} of the VAE's pictures is"))
-                    yield Piece(Made(to_uint8(pictures)[0], began), number, is_last=part is parts[-1])
+                    frames = to_uint8(pictures)[0]
+                    seen = frames[max(0, first) : max(0, end)]
+                    first -= len(frames)
+                    end -= len(frames)
+                    yield Piece(Made(seen, began), number, is_last=part is parts[-1])
+
+    def decoder(self) -> StreamingDecoder | TiledDecoder:
+        """For a video's beginning, or what follows a cut."""
+        return StreamingDecoder(self.vae) if self.tile is None else TiledDecoder(self.vae, self.tile)
 
     def chunks(self, request: Request) -> int:
         """How many chunks hold the video's frames; the last may hold more than are wanted."""
-        return math.ceil(self.compression.latent_frames(request.frames) / self.sampler.chunk)
+        return self.timeline(request.cuts).chunks(request.hidden + request.frames)
 
-    def chunk_frames(self, index: int) -> int:
-        """How many video frames chunk `index` of a video holds: the first latent frame is one picture."""
-        return self.first_frame(index + 1) - self.first_frame(index)
-
-    def first_frame(self, index: int) -> int:
-        """The video frame that chunk `index` of a video begins with."""
-        return self.compression.video_frames(index * self.sampler.chunk) if index else 0
+    def timeline(self, cuts: tuple[int, ...] = ()) -> Timeline:
+        """Where a video's chunks stand among its frames, hidden ones included."""
+        return Timeline(self.compression, self.sampler.chunk, cuts)
 
     def chunk_shape(self, request: Request) -> tuple[int, int, int, int, int]:
         """[1, chunk, C, h, w] of the video's latents."""

@@ -10,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from textwrap import shorten
@@ -76,13 +76,10 @@ class Job:
         """`model` is what `describe_model` says; `copy` is how many equal requests come before it."""
         self.request = request
         self.copy = copy
-        wanted = asdict(request)
-        out = wanted.pop("out")
         self.description = {
-            # What a request leaves out says nothing, so that a new wish changes no older key.
-            **{name: value for name, value in wanted.items() if value not in (None, [], ())},
+            **request.described(),
             **model,
-            "format": out.suffix,
+            "format": request.out.suffix,
             "versions": {"sfpp": __version__, **{name: version(name) for name in LIBRARIES}},
         }
         """All that decides the video's content, and how the model was called; equal ones give equal files."""
@@ -176,6 +173,9 @@ class Job:
         if log.lost:
             progress.warn(f"{log.file} is damaged from chunk {len(log) + 1} on, which is made again")
         resumed = len(log)
+        if request.start and resumed < request.start.chunks:
+            for chunk in islice(generator.given(request), resumed, None):
+                log.append(chunk)
         timing = Timing()
         sampler = SheetSampler(request.frames, SHEET_FRAMES)
         self._write(generator, log, sampler, timing, progress)
@@ -191,7 +191,9 @@ class Job:
             "machine": f"{platform.machine()}, {generator.threads(request)} threads, {generator.device}",
         }
         if save_latents:
-            self._save_latents(log, generator.compression.latent_frames(request.frames))
+            self._save_latents(
+                log, generator.timeline(request.cuts).latent_frames(request.hidden + request.frames)
+            )
         if sheet:
             contact_sheet(sampler.frames, sampler.times(request.fps), request.out.with_suffix(".sheet.png"))
         # The file beside the video says that all is there, so it comes last, and the log goes after it.
@@ -219,6 +221,7 @@ class Job:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in self.description.items()
         }
+        timeline = generator.timeline(request.cuts)
         title = shorten(request.prompt, 40, placeholder="...")
         with (
             VideoWriter(request.out, (request.width, request.height), request.fps, metadata) as writer,
@@ -226,11 +229,13 @@ class Job:
             generator.pipeline(request) as stages,
         ):
             for piece in self._pieces(generator, log, timing, stages):
-                frames = piece.frames()[: request.frames - writer.frames]
+                if piece.is_last:
+                    timing.vae.add(piece.made.seconds, timeline.chunk_frames(piece.chunk))
+                frames = piece.frames()
+                if not len(frames):  # all hidden
+                    continue
                 writer.write(frames)
                 sampler.write(frames)
-                if piece.is_last:
-                    timing.vae.add(piece.made.seconds, generator.chunk_frames(piece.chunk))
                 timing.arrived(time.perf_counter() - began, used_megabytes(generator.device))
                 figures = {
                     "video": f"{writer.frames / request.fps:.1f} s",
@@ -252,16 +257,22 @@ class Job:
             for index, chunk in enumerate(made, start=done):
                 latents = chunk.cpu()
                 log.append(latents)
-                timing.loop.add(chunk.seconds, generator.chunk_frames(index))
+                timing.loop.add(chunk.seconds, generator.timeline(self.request.cuts).chunk_frames(index))
                 yield latents
 
-        return stages.ahead(generator.decoded(logged()))
+        return stages.ahead(generator.decoded(self.request, logged(), self.request.cuts))
 
     def _save_latents(self, log: LatentLog, count: int) -> None:
-        """The video's `count` latent frames [F, C, h, w] beside it."""
-        latents = torch.cat(list(log.chunks()), dim=1)[0, :count]
+        """The video's `count` latent frames [F, C, h, w] beside it.
+
+        Those that its last chunk has beyond it are the "rest", so that the video can go on exactly.
+        """
+        whole = torch.cat(list(log.chunks()), dim=1)[0]
+        tensors = {"latents": whole[:count].contiguous()}
+        if count < len(whole):
+            tensors["rest"] = whole[count:].contiguous()
         with replacing(self.request.out.with_suffix(".safetensors")) as part:
-            save_file({"latents": latents.contiguous()}, part)
+            save_file(tensors, part)
 
 
 def jobs_of(requests: Iterable[Request], model: dict[str, Any]) -> list[Job]:

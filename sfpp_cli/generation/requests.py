@@ -7,11 +7,15 @@ import os
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
-from sfpp_cli.data.prompts import PromptLine, read_prompts, slug
+from sfpp_cli.core.geometry import Timeline
+from sfpp_cli.data.prompts import How, PromptLine, read_prompts, scenes_line, slug
 from sfpp_cli.errors import UserError, reason
+from sfpp_cli.generation.start import Start, Target, read_start
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.video.writer import EXTENSIONS, output_path
 
@@ -32,6 +36,14 @@ class GenerateOptions:
     seed: int = 0
     seeds: str | None = None
     """Several, such as 0,3,8-11: every prompt with every seed."""
+    then: Sequence[str] = ()
+    """Later prompts, each "SECONDS: PROMPT"."""
+    how: str | None = None
+    """How `then` changes the prompt: as `sfpp_cli.core.rollout.How` says, `recache` if not given."""
+    start: Path | None = None
+    """A picture or video to go on from; lengths are then of what is added."""
+    drop_start: bool = False
+    """Begin the video after it."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels."""
     fps: float | None = None
@@ -45,16 +57,73 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NextScene:
+    """A change of the prompt."""
+
+    chunk: int
+    """The first that is made under the new one."""
+    at: float
+    """Its second in the video."""
+    asked: float
+    """The second that was asked for, counted after the start."""
+    prompt: str
+    how: How
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """One video. All but `out` decides its content."""
 
     prompt: str
+    """Of scenes, the first one's."""
     seed: int
     frames: int
+    """All that are shown."""
     width: int
     height: int
     fps: float
     out: Path
+    scenes: tuple[NextScene, ...] = ()
+    start: Start | None = None
+
+    @property
+    def prompts(self) -> list[str]:
+        """Of all scenes."""
+        return [self.prompt, *(scene.prompt for scene in self.scenes)]
+
+    @property
+    def hidden(self) -> int:
+        """How many of the first frames are made but not shown."""
+        return self.start.hidden if self.start else 0
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Chunks that begin the context, and the VAE's, anew."""
+        return tuple(scene.chunk for scene in self.scenes if scene.how == "cut")
+
+    def described(self) -> dict[str, Any]:
+        """What decides the content; videos of one scene that start from nothing say no more than that."""
+        content = {
+            name: getattr(self, name) for name in ("prompt", "seed", "frames", "width", "height", "fps")
+        }
+        if self.scenes:
+            first = {"at": 0.0, "prompt": self.prompt, "how": None}
+            later = [{"at": scene.at, "prompt": scene.prompt, "how": scene.how} for scene in self.scenes]
+            content["scenes"] = [first, *later]
+        if self.start:
+            content["start"] = self.start.described()
+        return content
+
+    def said(self) -> list[str]:
+        """What was not possible exactly as it was asked."""
+        border = "a prompt changes between two chunks"
+        given = (self.start.frames - self.hidden) / self.fps if self.start else 0.0
+        late = [
+            f"{border}: at {scene.at - given:.2f} s, not {scene.asked:g} s"
+            for scene in self.scenes
+            if abs(scene.at - given - scene.asked) > 0.5 / self.fps
+        ]
+        return [*(self.start.said if self.start else ()), *late]
 
 
 def plan(options: GenerateOptions, model: Layout) -> list[Request]:
@@ -66,6 +135,10 @@ def plan(options: GenerateOptions, model: Layout) -> list[Request]:
     fps = model.settings.fps if options.fps is None else options.fps
     if not 0 < fps <= MAX_FPS:
         raise UserError(f"--fps {fps:g}: it takes a rate above 0 and at most {MAX_FPS}")
+    if options.how not in (None, *get_args(How)):
+        raise UserError(f"--how {options.how}: it takes {', '.join(get_args(How))}")
+    if options.how and not options.then:
+        raise UserError("--how says how --then changes the prompt: give --then too")
     width, height = _size(options.size, model)
     seeds = [options.seed] if options.seeds is None else parse_seeds(options.seeds)
     videos = [
@@ -75,18 +148,30 @@ def plan(options: GenerateOptions, model: Layout) -> list[Request]:
     ]
     if options.out is not None and len(videos) > 1:
         raise UserError(f"--out names one video, but {len(videos)} were asked for: use --out-dir")
-    return [
-        Request(
+
+    @cache
+    def start_of(path: Path, drop: bool) -> Start:
+        return read_start(path, Target(width=width, height=height, fps=fps, drop=drop, model=model))
+
+    requests = []
+    for position, (line, seed) in enumerate(videos, start=1):
+        path, drop = _start(options, line)
+        start = start_of(path, drop) if path else None
+        frames = _frames(options, line, fps)
+        given = start.frames - start.hidden if start else 0
+        request = Request(
             prompt=line.prompt,
             seed=seed,
-            frames=_frames(options, line, fps),
+            frames=given + frames,
             width=width,
             height=height,
             fps=fps,
             out=_out(options, line, seed, position, len(videos)),
+            scenes=_scenes(line, fps, frames, start, model),
+            start=start,
         )
-        for position, (line, seed) in enumerate(videos, start=1)
-    ]
+        requests.append(request)
+    return requests
 
 
 def check_outputs(requests: Sequence[Request]) -> None:
@@ -131,6 +216,8 @@ def _lines(options: GenerateOptions, example: str) -> list[PromptLine]:
     if options.prompts is not None:
         if options.prompt is not None:
             raise UserError("a prompt and --prompts exclude each other: put the prompt into the file")
+        if options.then:
+            raise UserError("--then and --prompts exclude each other: put 'scenes' into a .jsonl file")
         return read_prompts(options.prompts)
     prompt = example if options.prompt is None else options.prompt
     if not prompt.strip():
@@ -139,18 +226,59 @@ def _lines(options: GenerateOptions, example: str) -> list[PromptLine]:
         prompt.encode()
     except UnicodeEncodeError as error:  # bytes of another encoding on the command line
         raise UserError("the prompt is not UTF-8 text: write it in UTF-8") from error
+    if options.then:
+        return [scenes_line(prompt, options.then, options.how or "recache")]
     return [PromptLine(prompt)]
+
+
+def _start(options: GenerateOptions, line: PromptLine) -> tuple[Path | None, bool]:
+    """What a line's video goes on from, and whether it begins after that."""
+    path = options.start
+    if line.start is not None and options.prompts is not None:
+        path = options.prompts.parent / line.start
+    drop = options.drop_start if line.drop_start is None else line.drop_start
+    if drop and path is None:
+        raise UserError("--drop-start leaves out what --start gives: give --start too")
+    return path, drop
+
+
+def _scenes(
+    line: PromptLine, fps: float, frames: int, start: Start | None, model: Layout
+) -> tuple[NextScene, ...]:
+    """A line's scenes after the first, each from the first chunk on that begins no sooner than it asks.
+
+    `frames` are new ones, after those of `start`. UserError if one would begin after the video's end.
+    """
+    before = start.frames if start else 0
+    hidden = start.hidden if start else 0
+    index = start.chunks if start else 0
+    timeline = Timeline(model.compression, model.settings.chunk)
+    scenes: list[NextScene] = []
+    for scene in line.timed()[0]:
+        while timeline.frames_before(index) < before + scene.at * fps:
+            index += 1
+        first = timeline.frames_before(index)
+        name = f"the scene at {scene.at:g} s"
+        if first >= before + frames:
+            raise UserError(f"{name} begins after the video's {frames / fps:g} s: make that longer")
+        if scenes and scenes[-1].chunk == index:
+            raise UserError(f"{name} begins in the same chunk as the one before it: move them apart")
+        if scene.how == "cut":
+            timeline = replace(timeline, cuts=(*timeline.cuts, index))
+        at = (first - hidden) / fps
+        scenes.append(NextScene(chunk=index, at=at, asked=scene.at, prompt=scene.prompt, how=scene.how))
+    return tuple(scenes)
 
 
 def _frames(options: GenerateOptions, line: PromptLine, fps: float) -> int:
     """The length of a line's video in frames; what the line says goes before the flags."""
-    if options.frames is not None and line.seconds is None:
+    if options.frames is not None and line.timed()[1] is None:
         if options.frames < 1:
             raise UserError(f"--frames {options.frames}: it takes at least 1 video frame")
         return options.frames
-    seconds = DEFAULT_SECONDS if options.seconds is None else options.seconds
-    if line.seconds is not None:
-        seconds = line.seconds
+    seconds = line.timed()[1]
+    if seconds is None:
+        seconds = DEFAULT_SECONDS if options.seconds is None else options.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--seconds {seconds:g}: it takes a length above 0")
     return max(1, round(seconds * fps))

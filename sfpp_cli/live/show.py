@@ -149,6 +149,7 @@ class _Making:
         self._show = show
         self._number = number
         self._scenes = [Scene(0.0, request.prompt, "cut")]
+        self._cuts: tuple[int, ...] = ()
         self._next: tuple[str, Change] | None = None
         self._stopped = threading.Event()
         self._failure = ""
@@ -211,8 +212,9 @@ class _Making:
 
     def _before_chunk(self, index: int) -> Change | None:
         """The rollout asks before each chunk: wait until it is wanted, then tell of another prompt if any."""
-        frames = self._show.generator.chunk_frames(index)
-        first = self._show.generator.first_frame(index)
+        timeline = self._show.generator.timeline(self._cuts)
+        frames = timeline.chunk_frames(index)
+        first = timeline.frames_before(index)
         if index:
             self._paces.append((frames, time.monotonic() - self._released))
         while self._too_early(first, AHEAD * frames):
@@ -224,6 +226,8 @@ class _Making:
             return None
         prompt, change = self._next
         self._next = None
+        if change.how == "cut":
+            self._cuts += (index,)
         self._scenes.append(Scene(round(first / self.request.fps, 2), prompt, change.how))
         return change
 

@@ -64,7 +64,7 @@ def test_jsonl_file(tmp_path: Path) -> None:
         ({"prompt": 3}, "'prompt' must be text, not 3"),
         ({"prompt": "a", "promt": "b"}, "unknown key 'promt'; did you mean 'prompt'?"),
         ({"prompt": "a", "second": 1}, "unknown key 'second'; did you mean 'seconds'?"),
-        ({"prompt": "a", "zzz": 1}, "unknown key 'zzz' (known: prompt, seed, seconds, out)"),
+        ({"prompt": "a", "zzz": 1}, "unknown key 'zzz' (known: prompt, seed, seconds, out, scenes, start, drop_start)"),
         ({"prompt": "a", "seed": True}, "'seed' must be a whole number, not true"),
         ({"prompt": "a", "seed": 1.0}, "'seed' must be a whole number, not 1.0"),
         ({"prompt": "a", "seed": "1"}, "'seed' must be a whole number, not '1'"),

@@ -151,10 +151,10 @@ def test_noise_drawn_ahead_is_the_noise() -> None:
 @pytest.mark.parametrize("tile", [None, 5])
 def test_the_first_picture_comes_alone_and_changes_none(generator: Generator, tile: int | None) -> None:
     def decoded() -> Iterator[tuple[int, bool, Frames]]:
-        for piece in generator.decoded(chunks):
+        for piece in generator.decoded(request, chunks):
             yield piece.chunk, piece.is_last, piece.frames()
 
-    request = wish(25)
+    request = wish(33)
     chunks = list(generator.latents(request))
     stream = StreamingDecoder(generator.vae) if tile is None else TiledDecoder(generator.vae, tile)
     generator.tile = tile
@@ -169,7 +169,7 @@ def test_the_first_picture_comes_alone_and_changes_none(generator: Generator, ti
         (2, True, 12),
     ]
     assert np.array_equal(np.concatenate([frames for *_, frames in pieces]), np.concatenate(whole))
-    assert [generator.chunk_frames(chunk) for chunk in range(3)] == [9, 12, 12]
+    assert [generator.timeline().chunk_frames(chunk) for chunk in range(3)] == [9, 12, 12]
 
 
 def test_the_first_picture_waits_for_no_other(generator: Generator) -> None:
@@ -181,7 +181,7 @@ def test_the_first_picture_waits_for_no_other(generator: Generator) -> None:
 
     hook = generator.vae.decoder.conv_in.register_forward_pre_hook(noted)
     chunks = list(generator.latents(wish(9)))
-    assert len(next(generator.decoded(chunks)).frames()) == 1
+    assert len(next(generator.decoded(wish(9), chunks)).frames()) == 1
     hook.remove()
     assert asked[-1] == 1
 
@@ -195,13 +195,13 @@ def test_a_chunk_is_on_disk_before_it_is_decoded(
     logged: list[int] = []
     decoded = generator.decoded
 
-    def watched(chunks: Iterator[Tensor]) -> Iterator[object]:
+    def watched(request: Request, chunks: Iterator[Tensor], cuts: object) -> Iterator[object]:
         def noted() -> Iterator[Tensor]:
             for chunk in chunks:
                 logged.append((job.folder / "latents.f32").stat().st_size // record)
                 yield chunk
 
-        return decoded(noted())
+        return decoded(request, noted())
 
     monkeypatch.setattr(generator, "decoded", watched)
     job.run(generator, Silent())

@@ -67,7 +67,7 @@ def test_pictures_are_those_of_the_student_and_a_change_is_followed(
 
 
 def test_it_stays_a_little_ahead_of_who_watches_and_pauses(show: Show, generator: Generator) -> None:
-    chunk = generator.chunk_frames(1)
+    chunk = generator.timeline().chunk_frames(1)
     began = time.monotonic()
     show.start(PROMPT, seed=0)
     until(lambda: seconds(show) > 0)
