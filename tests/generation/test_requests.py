@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sfpp_cli.core.geometry import Timeline
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation.requests import GenerateOptions, check_outputs, parse_seeds, plan
 from sfpp_cli.models.layout import Layout
@@ -118,3 +119,68 @@ def test_a_folder_is_not_made_before_it_is_needed(model: Layout, tmp_path: Path)
 
 def test_parse_seeds() -> None:
     assert parse_seeds("0,3,8-11,3") == [0, 3, 8, 9, 10, 11]
+
+
+def scenes(model: Layout, then: list[str], **options: Any) -> list[tuple[int, float, str, str]]:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, then=then, **options), model)
+    return [(scene.chunk, scene.at, scene.prompt, scene.how) for scene in request.scenes]
+
+
+def test_a_scene_begins_at_the_next_chunk_and_says_so(model: Layout) -> None:
+    """Chunks of 3 latent frames begin at video frames 0, 9, 21, 33 ..."""
+    assert scenes(model, [f"{9 / 16}: b", "1.4s:  c d"]) == [
+        (1, 9 / 16, "b", "recache"),
+        (3, 33 / 16, "c d", "recache"),
+    ]
+    (request,) = plan(GenerateOptions(prompt=PROMPT, then=["0.5625: b", "1.4: c"]), model)
+    assert request.said() == ["a prompt changes between two chunks: at 2.06 s, not 1.4 s"]
+    assert request.described()["scenes"] == [
+        {"at": 0.0, "prompt": PROMPT, "how": None},
+        {"at": 9 / 16, "prompt": "b", "how": "recache"},
+        {"at": 33 / 16, "prompt": "c", "how": "recache"},
+    ]
+
+
+def test_after_a_cut_chunks_begin_as_a_video_begins(model: Layout) -> None:
+    """The first latent frame is one picture again: 0, 9, 21 | 30, 42."""
+    assert scenes(model, ["1.3: b", "1.8: c"], how="cut") == [
+        (2, 21 / 16, "b", "cut"),
+        (3, 30 / 16, "c", "cut"),
+    ]
+    timeline = Timeline(model.compression, 3, cuts=(2, 3))
+    assert [timeline.frames_before(index) for index in range(6)] == [0, 9, 21, 30, 39, 51]
+    assert [timeline.chunks(frames) for frames in (1, 9, 10, 30, 31, 39, 40)] == [1, 1, 2, 3, 4, 4, 5]
+    assert [timeline.latent_frames(frames) for frames in (9, 21, 22, 26, 31, 35)] == [3, 6, 7, 8, 10, 11]
+
+
+def test_scenes_of_a_file(model: Layout, tmp_path: Path) -> None:
+    lines = [
+        {"scenes": [{"prompt": "a", "seconds": 3}, {"prompt": "b", "at": 3, "how": "switch"}], "seconds": 7},
+        {"scenes": [{"prompt": "a"}, {"prompt": "b", "at": 2, "seconds": 3}]},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, second = plan(GenerateOptions(prompts=tmp_path / "p.jsonl"), model)
+    assert (first.prompts, first.frames, first.scenes[0].how) == (["a", "b"], 112, "switch")
+    assert (second.frames, second.scenes[0].how) == (80, "recache")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"then": ["b"]}, "--then 'b': write it as"),
+        ({"then": ["x: b"]}, "write it as"),
+        ({"then": ["3:"]}, "write it as"),
+        ({"then": ["0: b"]}, "begins at 0 s, not after the one before it"),
+        ({"then": ["3: b", "2: c"]}, "begins at 2 s, not after the one before it"),
+        ({"then": ["3: b", "3.1: c"]}, "begins in the same chunk as the one before it"),
+        ({"then": ["10: b"]}, "begins after the video's 10 s"),
+        ({"then": ["9.9: b"]}, "begins after the video's 10 s"),
+        ({"then": ["3: b"], "how": "fade"}, "--how fade: it takes switch, recache, cut"),
+        ({"how": "cut"}, "give --then too"),
+        ({"then": ["3: b"], "prompts": Path("p.jsonl"), "prompt": None}, "put 'scenes' into a .jsonl file"),
+    ],
+)
+def test_scenes_that_cannot_be(model: Layout, options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        plan(GenerateOptions(**{"prompt": PROMPT} | options), model)
+    assert "\n" not in str(caught.value)
