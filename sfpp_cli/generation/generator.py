@@ -120,8 +120,8 @@ class Generator:
     def frames(self, request: Request, changes: Changes | None = None) -> Iterator[Frames]:
         """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3].
 
-        `changes` tells of new prompts, as in `Sampler.rollout`, instead of the request's scenes; the student's
-        stage asks it.
+        `changes` tells of new prompts, as in `Sampler.rollout`, instead of the request's scenes; the
+        student's stage asks it.
         """
         given = list(self.given(request))
         cuts = list(request.cuts)

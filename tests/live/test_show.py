@@ -51,7 +51,9 @@ def test_pictures_are_those_of_the_student_and_a_change_is_followed(
     collected(show, pieces)
     assert [scene["prompt"] for scene in show.status()["scenes"]] == [PROMPT, "a blue square"]
 
-    index = next(i for i in itertools.count() if generator.first_frame(i) / offered.fps >= later["at"])
+    index = next(
+        i for i in itertools.count() if generator.timeline().frames_before(i) / offered.fps >= later["at"]
+    )
     change = Change(generator.text(["a blue square"]), "recache")
     request = replace(offered, seed=5, frames=sum(len(piece.pictures) for piece in pieces.values()))
     frames = generator.frames(request, changes=lambda chunk: change if chunk == index else None)
