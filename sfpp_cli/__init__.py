@@ -41,6 +41,8 @@ def load(
     offload: str = "text",
     tile: int | None = None,
     compile: bool = False,
+    attention: str | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """A model ready to make videos: the embedded one, a folder, or a name on the hub.
 
@@ -50,7 +52,8 @@ def load(
     the student sees, and how many of the first it never forgets; as trained if not given. `offload`: what
     becomes of the text encoder between prompts ("text" frees it, "none" keeps it, "sequential" never has more
     than a layer of it on the device). `tile`: decode in tiles of so many latent cells, which saves memory.
-    `compile`: torch.compile the student.
+    `compile`: torch.compile the student. `attention`: PyTorch's kernel for it (cudnn, flash, efficient or
+    math); the fastest there is if not given. `quantize`: "fp8" multiplies in eight bits.
     """
     from sfpp_cli.generation.model import Model
 
@@ -65,4 +68,6 @@ def load(
         offload=offload,
         tile=tile,
         compile=compile,
+        attention=attention,
+        quantize=quantize,
     )

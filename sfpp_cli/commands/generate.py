@@ -124,9 +124,24 @@ def generate(
         ),
     ] = None,
     compile: Annotated[
-        bool,
-        _run("--compile", help="Compile the network with torch.compile: it starts later and runs faster."),
-    ] = False,
+        bool | None,
+        _run(
+            "--compile/--no-compile",
+            help="Compile the network with torch.compile: it starts later and runs faster. Default: on a GPU "
+            "from 20 seconds of video on.",
+        ),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        _run(
+            help="PyTorch's attention kernel: cudnn, flash, efficient or math; flash or math on the CPU. "
+            "Default: the fastest that there is."
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None,
+        _run(help="fp8: multiply in eight bits, on GPUs that can (Ada, Hopper). Needs torchao."),
+    ] = None,
     out: Annotated[
         Path | None,
         _output(
@@ -180,6 +195,8 @@ def generate(
         offload=offload,
         tile=tile,
         compile=compile,
+        attention=attention,
+        quantize=quantize,
     )
     options = GenerateOptions(
         prompt=prompt,

@@ -22,6 +22,7 @@ from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.norm import norm_in_own_precision
+from sfpp_cli.core.split import Split, SplitCache
 
 ROPE_BASE = 10000.0
 
@@ -91,6 +92,9 @@ class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
 class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
     """The student. Called as `student(latents, timestep, memory)`, it answers the flow."""
 
+    split: Split | None = None
+    """What this rank has of every pass, if several make one video."""
+
     @wraps(WanTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **config: Any) -> None:
         super().__init__(*args, **config)
@@ -111,7 +115,8 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0
     ) -> KVCache:
         """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
-        return KVCache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
+        cache = KVCache if self.split is None else partial(SplitCache, self.split)
+        return cache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
 
     def block_causal(
         self,
@@ -148,8 +153,8 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
             )
             x = run(x, modulation, rope, memory.attention(layer), memory.text[layer])
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).chunk(2, dim=2)
-        x = (self.norm_out(x.float()) * (1 + scale) + shift).type_as(x)
-        return self._unpatchify(self.proj_out(x), latents)
+        x = self.proj_out((self.norm_out(x.float()) * (1 + scale) + shift).type_as(x))
+        return self._unpatchify(x if self.split is None else self.split.whole(x), latents)
 
     @torch.no_grad()
     def cache_clean(self, x0: Tensor, cache: Past, timestep: float = CLEAN) -> None:
@@ -182,13 +187,16 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         _, patch_h, patch_w = self.config.patch_size
         x = self.patch_embedding(latents.transpose(1, 2).to(self.dtype)).flatten(3).permute(0, 2, 3, 1)
         # As a view it would stay channel by channel through all blocks, and norms and sums would stride.
-        x = x.contiguous()
+        x = x.contiguous() if self.split is None else self.split.mine(x)
         time = self.condition_embedder
         sinusoid = time.timesteps_proj(timestep.flatten()).to(time.time_embedder.linear_1.weight.dtype)
         temb = time.time_embedder(sinusoid).type_as(x)
         modulation = time.time_proj(time.act_fn(temb)).float()
         shape = (batch, -1)
         rope = self._rope(frame, frames, height // patch_h, width // patch_w, latents.device)
+        if self.split is not None:
+            cos, sin = (self.split.mine(part.unflatten(0, (1, frames, -1)))[0].flatten(0, 1) for part in rope)
+            rope = cos, sin
         return x, temb.unflatten(0, shape), modulation.unflatten(0, shape).unflatten(2, (6, -1)), rope
 
     def _rope(self, frame: int, frames: int, rows: int, columns: int, device: torch.device) -> KeysValues:

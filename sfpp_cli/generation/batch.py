@@ -29,6 +29,7 @@ def make_all(
     for line in dict.fromkeys(line for request in requests for line in request.said()):
         progress.say(line)
     _warn_beyond_horizon(requests, bundle, progress)
+    model = model.decided(max(request.frames / request.fps for request in requests))
     jobs = jobs_of(requests, describe_model(bundle, model))
     mine = [jobs[i] for i in ranks.share(len(jobs))]
     with Share(mine, options, progress, wait=len(jobs) > 1) as share, _explained(share):
@@ -42,6 +43,16 @@ def make_all(
 def make(job: Job, generator: Generator, options: GenerateOptions, progress: Progress) -> dict[str, Any]:
     """Make one video, or what is missing of it; returns its description."""
     progress.detail(f"CPU threads for an operation of each stage: {generator.threads(job.request)}")
+    kernel = generator.attention_kernel(job.request)
+    progress.detail(f"attention runs by the kernel '{kernel}'")
+    if kernel == "math" and generator.attention is None and generator.device.type == "cuda":
+        progress.warn(
+            "PyTorch has no fast attention kernel for these shapes on this GPU, and runs the slow one"
+        )
+    if generator.attention not in (None, kernel):
+        raise UserError(
+            f"--attention {generator.attention} does not run these shapes here, '{kernel}' does: leave it out"
+        )
     description = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
     speed = description["speed"]
     progress.say(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -16,8 +17,24 @@ from sfpp_cli.core.geometry import Compression, Timeline
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Change, Changes, Sampler
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, threads_for
+from sfpp_cli.devices import (
+    Made,
+    Moment,
+    cpu_threads,
+    own_stream,
+    release_memory,
+    synchronize,
+    threads_for,
+)
 from sfpp_cli.errors import NOT_FINITE, UserError
+from sfpp_cli.generation.kernels import (
+    attention,
+    check_attention,
+    check_quantize,
+    kernel_for,
+    multiply_fast,
+    quantize,
+)
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
@@ -28,6 +45,8 @@ from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 
 OFFLOAD = ("none", "text", "sequential")
+COMPILE_FROM = 20.0
+"""Seconds of video that are worth compiling for, on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +66,26 @@ class ModelOptions:
     embedded, "sequential" does so too and until then brings one layer at a time to the device."""
     tile: int | None = None
     """Decode in tiles of this many latent cells, for memory's sake; whole frames if not given."""
-    compile: bool = False
+    compile: bool | None = False
+    """Whether to compile the student; None leaves it to the videos' length."""
+    attention: str | None = None
+    """Name of the student's attention kernel; the fastest there is if not given."""
+    quantize: str | None = None
+    """"fp8" multiplies in eight bits in the student's blocks."""
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
             raise UserError(f"--offload {self.offload}: it takes {', '.join(OFFLOAD)}")
         if self.tile is not None and self.tile < 2:
             raise UserError(f"--tile {self.tile}: it takes 2 latent cells or more")
+        check_attention(self.attention, self.device)
+        check_quantize(self.quantize, self.device, self.dtype)
+
+    def decided(self, seconds: float) -> ModelOptions:
+        """These options for videos of which the longest has so many seconds."""
+        if self.compile is not None:
+            return self
+        return replace(self, compile=self.device.type == "cuda" and seconds >= COMPILE_FROM)
 
     def sampler(self, settings: Settings) -> Sampler:
         """How the student samples: as trained, but for what is asked here. UserError if that cannot be."""
@@ -93,14 +125,19 @@ class Generator:
         sampler: Sampler,
         compression: Compression,
         tile: int | None = None,
+        attention: str | None = None,
+        compiled: bool = False,
     ) -> None:
-        """`text` gives prompts' padded embeddings [B, L, D]; `tile` is as in `ModelOptions`."""
+        """`text` gives prompts' padded embeddings [B, L, D]; `tile`, `attention` are as in `ModelOptions`."""
         self.student = student
         self.text = text
         self.vae = vae
         self.sampler = sampler
         self.compression = compression
         self.tile = tile
+        self.attention = attention
+        self.cold = compiled
+        """Whether there is something left to compile."""
         self.device = student.device
 
     @classmethod
@@ -113,9 +150,13 @@ class Generator:
         text = PromptEmbeddings(bundle, options, progress)
         text.add(prompts)
         vae = bundle.load_vae(options.decoder_device or options.device, options.dtype)
+        multiply_fast(options.device, options.dtype)
+        if options.quantize:
+            quantize(student)
         if options.compile:
             student.compile_blocks()
-        return cls(student, text, vae, sampler, bundle.compression, options.tile)
+        compiled = bool(options.compile)
+        return cls(student, text, vae, sampler, bundle.compression, options.tile, options.attention, compiled)
 
     def frames(self, request: Request, changes: Changes | None = None) -> Iterator[Frames]:
         """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3].
@@ -142,6 +183,30 @@ class Generator:
     def pipeline(self, request: Request) -> Pipeline:
         """For the stages of a video: student, decoder, and whoever reads."""
         return Pipeline(threads=self.threads(request))
+
+    def warm_up(self, request: Request) -> float:
+        """Compile for the video's size, by a chunk that nobody sees: its seconds, 0 if all is compiled."""
+        if not self.cold:
+            return 0.0
+        self.cold = False
+        began = time.perf_counter()
+        with attention(self.attention, self.device):
+            next(self.latents(request))
+        synchronize(self.device)
+        return time.perf_counter() - began
+
+    def attention_kernel(self, request: Request) -> str:
+        """The kernel that the student's self-attention runs by once its context is full."""
+        config = self.student.config
+        height, width = self.chunk_shape(request)[3:]
+        tokens = self.student.tokens((height, width))
+        like = torch.empty((), dtype=self.student.dtype, device=self.device)
+        query, key = (
+            like.new_empty(1, config.num_attention_heads, frames * tokens, config.attention_head_dim)
+            for frames in (self.sampler.chunk, self.sampler.context)
+        )
+        with attention(self.attention, self.device):
+            return kernel_for(query, key)
 
     def threads(self, request: Request) -> int:
         """How many CPU threads an operation gets in each stage."""
@@ -199,10 +264,11 @@ class Generator:
 
     def made(self, latents: Iterable[Tensor]) -> Iterator[Made]:
         """The student's stage: `latents`, timed and on their way to the CPU."""
-        began = Moment(self.device)
-        for chunk in latents:
-            yield Made(chunk, began)
+        with attention(self.attention, self.device):
             began = Moment(self.device)
+            for chunk in latents:
+                yield Made(chunk, began)
+                began = Moment(self.device)
 
     def decoded(
         self, request: Request, chunks: Iterable[Tensor], cuts: Container[int] = ()

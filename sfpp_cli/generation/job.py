@@ -64,6 +64,8 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         **({"decoder_device": decoder.type} if decoder.type != options.device.type else {}),
         "tile": options.tile,
         "compile": options.compile,
+        **({"attention": options.attention} if options.attention else {}),
+        **({"quantize": options.quantize} if options.quantize else {}),
         "model": bundle.name,
         "weights": fingerprint(bundle),
     }
@@ -178,6 +180,9 @@ class Job:
                 log.append(chunk)
         timing = Timing()
         sampler = SheetSampler(request.frames, SHEET_FRAMES)
+        warm_up = generator.warm_up(request)
+        if warm_up:
+            progress.say(f"compiled in {warm_up:.1f} s")
         self._write(generator, log, sampler, timing, progress)
         content = {
             "video": output_path(request.out).name,
@@ -185,7 +190,8 @@ class Job:
             **self.description,
             "seconds": request.frames / request.fps,
             "resumed_at_chunk": resumed,
-            "speed": timing.figures(request.frames),
+            "speed": timing.figures(request.frames) | {"warm_up_s": round(warm_up, 3)},
+            "attention_kernel": generator.attention_kernel(request),
             "memory_mb": round(median(timing.megabytes)),
             "peak_memory_mb": round(peak_megabytes(generator.device)),
             "machine": f"{platform.machine()}, {generator.threads(request)} threads, {generator.device}",

@@ -46,7 +46,9 @@ def test_a_prompt_becomes_a_video_with_everything_beside_it(sfpp: Sfpp, tmp_path
     assert probe(tmp_path / "v.mp4").frames == 24
     beside = json.loads((tmp_path / "v.json").read_text())
     assert (beside["prompt"], beside["seed"], beside["frames"], beside["fps"]) == (PROMPT, 4, 24, 16)
-    assert set(beside["speed"]) == {"loop_fps", "vae_fps", "end_to_end_fps", "time_to_first_frame_s"}
+    assert set(beside["speed"]) == {
+        *("loop_fps", "vae_fps", "end_to_end_fps", "time_to_first_frame_s", "warm_up_s")
+    }
     inside = read_metadata(tmp_path / "v.mp4")
     assert (inside["prompt"], inside["seed"], inside["steps"]) == (PROMPT, "4", "[1000, 750, 500, 250]")
     assert inside["weights"] == beside["weights"]

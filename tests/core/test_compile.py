@@ -13,6 +13,7 @@ import torch
 from tiny import IDENTITY, SIZE, gradients, latents, make_student, make_teacher, prompts
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from sfpp_cli.core.student import CausalWanModel
 
@@ -86,7 +87,10 @@ def test_all_layers_and_chunks_share_two_graphs(monkeypatch: pytest.MonkeyPatch)
     """Else a long video, or 30 layers, would be compiled again and again until the compiler gives up."""
     counter = CompileCounter()
     compile_with(counter, monkeypatch)
+    counters.clear()
     student = make_student(num_layers=12).double()
     student.compile_blocks()
-    stream(student, frames=12)
+    stream(student, frames=30)
     assert counter.frame_count == 2
+    assert not counters["graph_break"]
+    assert not counters["recompiles"]
