@@ -12,6 +12,7 @@ Importing this loads no torch; `load` does.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sfpp_cli.errors import UserError
@@ -36,6 +37,7 @@ def load(
     device: str | None = None,
     decoder_device: str | None = None,
     dtype: str | None = None,
+    loras: Sequence[str] = (),
     context: int | None = None,
     sink: int | None = None,
     offload: str = "text",
@@ -48,8 +50,9 @@ def load(
 
     The arguments are the flags of `sfpp generate`. `student`: causal weights to use instead of the model's
     own. `device`: cpu, cuda or cuda:N; the GPU if there is one. `decoder_device`: where latents become
-    pictures, if elsewhere. `dtype`: float32, bfloat16 or float16. `context`, `sink`: how many latent frames
-    the student sees, and how many of the first it never forgets; as trained if not given. `offload`: what
+    pictures, if elsewhere. `dtype`: float32, bfloat16 or float16. `loras`: LoRAs to fold into the student,
+    each "FILE" or "FILE:WEIGHT". `context`, `sink`: how many latent frames the student sees, and how many of
+    the first it never forgets; as trained if not given. `offload`: what
     becomes of the text encoder between prompts ("text" frees it, "none" keeps it, "sequential" never has more
     than a layer of it on the device). `tile`: decode in tiles of so many latent cells, which saves memory.
     `compile`: torch.compile the student. `attention`: PyTorch's kernel for it (cudnn, flash, efficient or
@@ -63,6 +66,7 @@ def load(
         device=device,
         decoder_device=decoder_device,
         dtype=dtype,
+        loras=loras,
         context=context,
         sink=sink,
         offload=offload,

@@ -78,6 +78,14 @@ def generate(
         str | None,
         _model(help="Other weights for the network that makes the video: a folder or a name on the hub."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        _model(
+            help="LoRA to fold into that network, made for Wan 2.1 or for this model; may be given again. "
+            "The weight, 1 if not given, says how strongly.",
+            metavar="FILE[:WEIGHT]",
+        ),
+    ] = None,
     context: Annotated[
         int | None,
         _model(
@@ -183,6 +191,7 @@ def generate(
     from sfpp_cli.generation.generator import ModelOptions
     from sfpp_cli.generation.requests import GenerateOptions
     from sfpp_cli.models.bundle import Bundle
+    from sfpp_cli.models.lora import Lora
 
     ranks = Ranks.from_environment()
     where = pick_device(device, ranks.local)
@@ -197,6 +206,7 @@ def generate(
         compile=compile,
         attention=attention,
         quantize=quantize,
+        loras=[Lora.parse(text) for text in lora or []],
     )
     options = GenerateOptions(
         prompt=prompt,

@@ -38,6 +38,7 @@ from sfpp_cli.generation.kernels import (
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.lora import Lora, fold
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, to_uint8
@@ -72,6 +73,8 @@ class ModelOptions:
     """Name of the student's attention kernel; the fastest there is if not given."""
     quantize: str | None = None
     """"fp8" multiplies in eight bits in the student's blocks."""
+    loras: Sequence[Lora] = ()
+    """Folded into the student before anything is made."""
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
@@ -147,6 +150,7 @@ class Generator:
         """A bundle's parts on the device, ready for `prompts`."""
         sampler = options.sampler(bundle.settings)
         student = bundle.load_student(options.device, options.dtype)
+        fold(student, options.loras)
         text = PromptEmbeddings(bundle, options, progress)
         text.add(prompts)
         vae = bundle.load_vae(options.decoder_device or options.device, options.dtype)

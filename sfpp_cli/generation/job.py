@@ -48,6 +48,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
     sampler = options.sampler(settings)
     noise = {"context_noise": sampler.context_noise, "context_noise_on": sampler.context_noise_on}
     first = {"first_steps": sampler.first_steps}
+    loras = {"loras": [lora.described() for lora in options.loras]}
     decoder = options.decoder_device or options.device
     return {
         "chunk": settings.chunk,
@@ -59,6 +60,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         # Most have none of what is in brackets, and keep the keys of before.
         **(noise if sampler.context_noise else {}),
         **(first if sampler.first_steps else {}),
+        **(loras if options.loras else {}),
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": options.device.type,
         **({"decoder_device": decoder.type} if decoder.type != options.device.type else {}),

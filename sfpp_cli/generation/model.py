@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sfpp_cli.generation.job import describe_model, jobs_of
 from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan
 from sfpp_cli.generation.share import Share
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.lora import Lora
 from sfpp_cli.progress import Silent
 from sfpp_cli.video import Frames
 
@@ -29,6 +30,7 @@ class Model:
         device: str | None,
         dtype: str | None,
         decoder_device: str | None,
+        loras: Sequence[str],
         **options: Any,
     ) -> None:
         """As `sfpp_cli.load`, which says what the arguments mean."""
@@ -37,7 +39,11 @@ class Model:
         self._progress = Silent()
         self._bundle = Bundle(name, student)
         self._options = ModelOptions(
-            device=where, dtype=pick_dtype(dtype, where), decoder_device=decoder, **options
+            device=where,
+            dtype=pick_dtype(dtype, where),
+            decoder_device=decoder,
+            loras=[Lora.parse(text) for text in loras],
+            **options,
         )
         self._generator = Generator.load(self._bundle, self._options, [], self._progress)
 

@@ -175,8 +175,7 @@ def _student(
     config = infer_config(weights, num_heads or own_heads or _heads_of(layout, weights))
     _refuse_unmerged(original, which, loras)
     stored = weights["patch_embedding.weight"].dtype
-    for lora in loras:
-        weights = merge(weights, lora)
+    weights |= merge(weights, loras)
     student = student_from_original(weights, config)
     if layout is not None:
         layout.check_fit(student.config, str(original.path))

@@ -587,7 +587,11 @@ def test_two_loras_add_up(wan: Tensors, tmp_path: Path) -> None:
             },
             "k_img.weight is not in the model",
         ),
-        ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": (2, 96)}, "lora_unet_blocks_0_self_attn_q"),
+        ({"lora_unet_blocks_0_self_attn_q.lora_down.weight": (2, 96)}, "blocks.0.self_attn.q lacks a matrix"),
+        (
+            {"lora_unet_x.lora_down.weight": (2, 9), "lora_unet_x.lora_up.weight": (9, 2)},
+            "x.weight is not in the model",
+        ),
         ({"blocks.0.self_attn.q.hada_w1_a": (2, 96)}, "cannot merge blocks.0.self_attn.q.hada_w1_a"),
         ({"blocks.0.self_attn.q.lora_magnitude_vector": (96,)}, "cannot merge"),
         ({"blocks.0.norm3.diff": (96,), "blocks.0.diff_m": (6, 96)}, "cannot merge blocks.0.diff_m"),
