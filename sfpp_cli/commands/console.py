@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.markup import escape
@@ -46,6 +47,16 @@ class Terminal:
                 bar.update(task, completed=done, figures=text)
 
             yield advance
+
+
+def waiting(text: str) -> AbstractContextManager[object]:
+    """A line on a terminal while something loads, which takes seconds; gone at the block's end.
+
+    Of several ranks the first says it.
+    """
+    if err.is_terminal and os.environ.get("RANK", "0") == "0":
+        return err.status(escape(text), refresh_per_second=4)
+    return nullcontext()
 
 
 def error(text: str) -> None:

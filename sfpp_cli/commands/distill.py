@@ -7,8 +7,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from sfpp_cli.commands.console import result
-from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
+from sfpp_cli.commands.console import result, waiting
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, Verbose
 from sfpp_cli.commands.train import run_context
 
 
@@ -30,14 +30,16 @@ def distill(
     resume: Resume = False,
     dry_run: DryRun = False,
     device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Make a first causal student: sample the teacher many times, then train the student to jump to the ends.
 
     Both stages continue where they were interrupted: the first by itself, the second with --resume.
     """
-    from sfpp_cli.training import run
+    with waiting("loading PyTorch ..."):
+        from sfpp_cli.training import run
 
-    context = run_context(out, resume, device, dry_run)
+    context = run_context(out, resume, device, dry_run, verbose)
     changes = run.overrides(set_, steps, seed)
     if init:
         changes["init"] = init

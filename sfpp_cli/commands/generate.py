@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sfpp_cli import DEFAULT_MODEL
-from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.commands.console import Terminal, result, waiting
 
 _what = partial(typer.Option, rich_help_panel="What to make")
 _model = partial(typer.Option, rich_help_panel="Model")
@@ -185,13 +185,14 @@ def generate(
     The video is made in chunks of a few frames. Each chunk continues those before it, of which the model sees
     the most recent (--context), and is written to the file at once.
     """
-    from sfpp_cli.core.parallel import Ranks
-    from sfpp_cli.devices import pick_device, pick_dtype
-    from sfpp_cli.generation.batch import make_all
-    from sfpp_cli.generation.generator import ModelOptions
-    from sfpp_cli.generation.requests import GenerateOptions
-    from sfpp_cli.models.bundle import Bundle
-    from sfpp_cli.models.lora import Lora
+    with waiting("loading PyTorch ..."):
+        from sfpp_cli.core.parallel import Ranks
+        from sfpp_cli.devices import pick_device, pick_dtype
+        from sfpp_cli.generation.batch import make_all
+        from sfpp_cli.generation.generator import ModelOptions
+        from sfpp_cli.generation.requests import GenerateOptions
+        from sfpp_cli.models.bundle import Bundle
+        from sfpp_cli.models.lora import Lora
 
     ranks = Ranks.from_environment()
     where = pick_device(device, ranks.local)

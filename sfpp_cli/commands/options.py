@@ -19,3 +19,4 @@ DryRun = Annotated[
 Device = Annotated[
     str | None, Option(help="Where to train: cuda, cuda:1, cpu. A GPU by default, if there is one.")
 ]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Also say how it is run.")]

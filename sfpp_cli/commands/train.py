@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from sfpp_cli.commands.console import Terminal, result
-from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps
+from sfpp_cli.commands.console import Terminal, result, waiting
+from sfpp_cli.commands.options import Device, DryRun, Resume, RunFolder, Seed, Steps, Verbose
 
 if TYPE_CHECKING:
     from sfpp_cli.training.context import RunContext
@@ -47,6 +47,7 @@ def train(
         bool, Option("--schema", help="Print the JSON schema of recipes, for editors, and stop.")
     ] = False,
     device: Device = None,
+    verbose: Verbose = False,
 ) -> None:
     """Train a student on its own videos (Self-Forcing, Self-Forcing++, GRPO), or a teacher on stored ones.
 
@@ -66,9 +67,10 @@ def train(
         return
     if recipe is None:
         raise UserError("no recipe: give the path of a TOML file, such as those in examples/, or --plot RUN")
-    from sfpp_cli.training import run
+    with waiting("loading PyTorch ..."):
+        from sfpp_cli.training import run
 
-    context = run_context(out, resume, device, dry_run)
+    context = run_context(out, resume, device, dry_run, verbose)
     changes = run.overrides(set_, steps, seed, preview_seconds)
     if flow_band is not None:
         result(run.flow_band(recipe, changes, context, flow_band))
@@ -78,7 +80,7 @@ def train(
         result(plan)
 
 
-def run_context(out: Path, resume: bool, device: str | None, dry_run: bool) -> RunContext:
+def run_context(out: Path, resume: bool, device: str | None, dry_run: bool, verbose: bool) -> RunContext:
     """What the flags and the environment say about a run.
 
     A dry run may name a GPU that this machine lacks.
@@ -93,5 +95,5 @@ def run_context(out: Path, resume: bool, device: str | None, dry_run: bool) -> R
         resume=resume,
         device=pick_device(device, ranks.local, absent_too=dry_run),
         ranks=ranks,
-        progress=Terminal(quiet=not ranks.first),
+        progress=Terminal(quiet=not ranks.first, verbose=verbose),
     )

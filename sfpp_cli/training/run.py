@@ -7,19 +7,23 @@ from functools import partial
 from pathlib import Path
 
 import tomli_w
+import torch
 from torch import nn
 
 from sfpp_cli.core import checkpoint
+from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.prompts import read_prompts
-from sfpp_cli.devices import peak_megabytes
+from sfpp_cli.devices import peak_megabytes, threads_for
 from sfpp_cli.errors import Interrupted, UserError
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.training import objectives
 from sfpp_cli.training.check import check, planned_layout
 from sfpp_cli.training.context import RunContext
 from sfpp_cli.training.memory import plan
+from sfpp_cli.training.networks import measure
 from sfpp_cli.training.pairs import make_pairs
 from sfpp_cli.training.recipes import (
     GRPORecipe,
@@ -120,8 +124,20 @@ def begin(recipe: Recipe, bundle: Bundle, run: RunContext) -> Bundle:
     """The recipe's model, checked; the plan is said, and the ranks are joined."""
     check(recipe, bundle, run.ranks)
     run.progress.say(plan(recipe, bundle, run.ranks, run.device, run.out))
+    threads = threads_for(operations(recipe, bundle, run.ranks))
+    torch.set_num_threads(threads)
+    run.progress.detail(f"CPU threads for an operation: {threads}")
     run.ranks.join(run.device)
     return bundle
+
+
+def operations(recipe: Recipe, layout: Layout, ranks: Ranks) -> float:
+    """Floating-point operations of a pass over a window of all samples that a rank takes at once."""
+    training = recipe.training
+    share = training.batch // ranks.world
+    samples = min(training.micro_batch or share, share)
+    network = measure(layout.teacher or layout.student, layout)
+    return 2 * network.linear * samples * layout.teacher_horizon * network.shape.tokens
 
 
 def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:

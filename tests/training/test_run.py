@@ -19,13 +19,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sfpp_cli.core.noise import seeded
+from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.data import latents, trajectories
+from sfpp_cli.devices import cpu_threads, threads_for
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
-from sfpp_cli.training.run import duration, overrides
+from sfpp_cli.models.layout import Layout
+from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
+from sfpp_cli.training.run import duration, operations, overrides
 from sfpp_cli.video.reader import probe
 
-WAN = Path(__file__).parents[2] / "examples" / "wan-1.3b"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+WAN = EXAMPLES / "wan-1.3b"
 STUDENT = """
 objective = "ode"
 model = "toyworld"
@@ -184,7 +189,9 @@ def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Sfpp, tmp_path: 
 def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Sfpp, tmp_path: Path) -> None:
     clips = torch.randn(2, 23, 8, 8, 8, generator=seeded(1))
     latents.write_shard(tmp_path / "latents", 0, clips, [["a red circle"], ["a white square", "a square"]])
-    assert sfpp("train", "teacher.toml", "--out", "run")[0] == 0
+    code, _, err = sfpp("train", "teacher.toml", "--out", "run", "-v")
+    assert code == 0
+    assert "CPU threads for an operation: 1\n" in err
     assert (tmp_path / "run/recipe.toml").exists()
     one, two = (weights(tmp_path / f"run/step-{step:06d}/transformer") for step in (1, 2))
     assert any(not torch.equal(one[key], two[key]) for key in one)
@@ -371,6 +378,18 @@ def test_windows_start_mid_stream_as_often_as_asked_and_say_so(tmp_path: Path) -
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_small_runs_use_one_thread_and_large_ones_what_there_is() -> None:
+    ranks = Ranks(rank=0, world=1, local=0)
+    recipe = read_recipe(
+        EXAMPLES / "toyworld" / "self-forcing-pp.toml", MatchingRecipe, overrides={"training.batch": "8"}
+    )
+    toy = operations(recipe, Layout("toyworld"), ranks)
+    assert toy == pytest.approx(2 * 1.8e6 * 8 * 21 * 16, rel=0.2)
+    with cpu_threads(7):
+        assert threads_for(toy) == 1
+        assert threads_for(1000 * toy) == 7
 
 
 def test_overrides() -> None:
