@@ -212,7 +212,7 @@ def test_a_chunk_is_on_disk_before_it_is_decoded(
     ("error", "line"),
     [
         (UserError("the log cannot be written: free some space"), "the log cannot be written"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU's memory is full"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the memory is full"),
     ],
 )
 def test_an_error_of_any_stage_is_one_line(
