@@ -10,9 +10,9 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sfpp_cli.errors import UserError, suggest
@@ -23,6 +23,19 @@ Keys = tuple[str | int, ...]
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 """No unknown keys, no numbers in quotes, no infinity; fields are described by the docstrings below them."""
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+"""How many of something: steps, frames."""
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+"""A count that may be none."""
+AtOnce = Annotated[int, Field(ge=1, le=2**20)]
+"""How many of something that is held, or listed, at once."""
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+"""A learning rate, or what else is small and above 0."""
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Guidance = Annotated[float, Field(ge=-1e3, le=1e3)]
+Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+"""A file or a folder."""
 
 _PLAIN = {
     "Input should be": "must be",

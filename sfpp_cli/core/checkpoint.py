@@ -204,41 +204,49 @@ class Saver:
             self.extras[name](folder)
 
     def _put_in_place(self, step: int) -> None:
-        """Rename what is complete, and remove what need not be kept any more."""
+        """Rename what is complete."""
         final = path_of(self.run, step)
         remove(final)
         self._part(step).rename(final)
+        self.prune()
+
+    def prune(self) -> None:
+        """Remove what need not be kept, and what a killed process was writing or deleting."""
+        for folder in (*self.run.glob(".step-*.part"), *self.run.glob("step-*.old")):
+            shutil.rmtree(folder)
         for old in saved_steps(self.run)[: -self.keep]:
             if not (self.keep_every and old % self.keep_every == 0):
                 remove(path_of(self.run, old))
 
 
-def remove_unfinished(run: Path) -> None:
-    """Clear away what a killed process was writing or deleting."""
-    for folder in (*run.glob(".step-*.part"), *run.glob("step-*.old")):
-        shutil.rmtree(folder)
-
-
 def newest(run: Path, ranks: Ranks, warn: Callable[[str], None]) -> int | None:
     """The last step whose checkpoint is as it was written; None where nothing was saved.
 
-    `warn` is told of damaged ones. UserError if there are no others. All ranks take part.
+    Damaged ones after it are set aside, and `warn` is told. UserError if all are. All ranks take part.
     """
-    steps = saved_steps(run)
-    damaged: list[str] = []
-    for step in reversed(steps):
+    damaged: dict[int, Path] = {}
+    for step in reversed(saved_steps(run)):
         file = _damaged_file(path_of(run, step), ranks)
         if file is None:
-            if damaged:
-                warn(f"damaged: {', '.join(damaged)}; going on from {path_of(run, step)}")
-            return step
-        damaged.append(str(file))
-    if damaged:
+            break
+        damaged[step] = file
+    else:
+        step = None
+    if not damaged:
+        return step
+    files = ", ".join(map(str, damaged.values()))
+    if step is None:
         raise UserError(
-            f"damaged: {', '.join(damaged)}; no older checkpoint is whole: "
+            f"damaged: {files}; no older checkpoint is whole: "
             "delete these step-* folders to start anew, or choose another --out"
         )
-    return None
+    if ranks.first:
+        for folder in (path_of(run, broken) for broken in damaged):
+            aside = folder.with_name(f"{folder.name}.damaged")
+            remove(aside)
+            folder.rename(aside)
+        warn(f"damaged: {files}; going on from {path_of(run, step)}, what is damaged is set aside")
+    return step
 
 
 def load(run: Path, step: int, state: State, ranks: Ranks) -> None:

@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
 from sfpp_cli.core.geometry import window_chunks
-from sfpp_cli.schema import STRICT
+from sfpp_cli.schema import STRICT, AtOnce, Count, Guidance, Rate
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -18,9 +18,9 @@ class DMDConfig:
 
     method: Literal["self-forcing", "self-forcing++"]
     """A rollout of K frames, all of it the window; or windows of K frames out of rollouts of N."""
-    frames: Annotated[int | None, Field(ge=1, validate_default=True)] = None
+    frames: Annotated[int | None, Field(ge=1, lt=2**31, validate_default=True)] = None
     """N, the longest rollout."""
-    horizon: Annotated[int, Field(ge=1)] | None = None
+    horizon: Count | None = None
     """K, what the teacher can judge; the model's if not given."""
     window: Literal["uniform", "beta(1,2)"] = "uniform"
     """Where windows start; Beta(1, 2) prefers early ones."""
@@ -48,7 +48,7 @@ class DMDConfig:
     of them has a rollout and prompts of its own, as in Self-Forcing. Sharing leaves out most rollouts. Its
     price: the critic sees fewer samples, and made by the student before its update.
     """
-    guidance: float = 4.0
+    guidance: Guidance = 4.0
     """Of the teacher, in the usual convention; 4 is the reference's cond + 3 (cond - uncond)."""
     negative_prompt: str = ""
     """What guidance leads away from."""
@@ -56,9 +56,9 @@ class DMDConfig:
     """Whole timesteps, from the first to below the second, of which scores are drawn; shifted afterwards."""
     clamp: tuple[int, int] = (20, 980)
     """Least and greatest timestep of scores after the shift; those beyond are moved here."""
-    critic_updates: Annotated[int, Field(ge=1)] = 5
+    critic_updates: AtOnce = 5
     """Updates of the critic to one of the student."""
-    critic_lr: Annotated[float, Field(gt=0)] = 4e-7
+    critic_lr: Rate = 4e-7
     """Learning rate of the critic."""
 
     @field_validator("frames")

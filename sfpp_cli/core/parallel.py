@@ -158,6 +158,11 @@ class Ranks:
             dist.barrier()
 
 
+def is_restarted() -> bool:
+    """Whether `torchrun --max-restarts` has started this process anew, after one that failed."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
     """The full tensor, of which this rank may hold a shard. All ranks take part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -27,9 +27,8 @@ from sfpp_cli.core.objective import Objective, Player, Update, merge_metric
 from sfpp_cli.core.parallel import ALONE, Ranks, full_tensor
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import atomic_write
-from sfpp_cli.schema import STRICT
+from sfpp_cli.schema import STRICT, AtOnce, Count, Number, Rate, Weight
 
-Count = Annotated[int, Field(ge=1, lt=2**31)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -42,25 +41,25 @@ class Training:
 
     steps: Count
     """Training steps; each is one update of the student, or of whatever else the recipe trains."""
-    batch: Count = 8
+    batch: AtOnce = 8
     """Samples of a step, over all ranks."""
     micro_batch: Count | None = None
     """Samples that a rank runs at once; gradients accumulate. All of its share if not given."""
-    lr: Annotated[float, Field(gt=0)] = 2e-6
+    lr: Rate = 2e-6
     """Learning rate of AdamW."""
     betas: tuple[Decay, Decay] = (0.0, 0.999)
     """AdamW's decay of the first and second moments."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Weight = 0.01
     """AdamW's weight decay."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Number = 0
     """Steps over which the learning rate rises from 0."""
     decay: Literal["constant", "cosine"] = "constant"
     """The learning rate after the warm-up: as it is, or falling by a cosine to a hundredth."""
-    clip: Annotated[float, Field(gt=0)] = 10.0
+    clip: Annotated[float, Field(gt=0, le=1e30)] = 10.0
     """Largest norm of an update's gradient; longer ones are scaled down to it."""
     ema: Decay = 0.99
     """Decay of the moving average of the weights, per step."""
-    ema_start: Annotated[int, Field(ge=0)] = 40
+    ema_start: Number = 40
     """Step at which the moving average begins: Self-Forcing's 200th update of the critic."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of arithmetic, by autocast; auto is bfloat16 on CUDA, else float32. Weights are always float32."""
@@ -70,6 +69,8 @@ class Training:
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more time."""
     compile: bool = False
     """Compile the transformer blocks: slow first steps, faster ones after them."""
+    timeout: Annotated[float, Field(gt=0, le=10_080)] = 30.0
+    """Minutes that ranks wait for one another before they give a missing one up."""
     offload: bool = False
     """Keep the moving average, and the optimiser's moments between its updates, in main memory."""
     save_every: Count = 500
@@ -81,7 +82,7 @@ class Training:
     """
     keep: Count = 2
     """How many of the newest checkpoints to keep."""
-    keep_every: Annotated[int, Field(ge=0)] = 0
+    keep_every: Number = 0
     """Also keep every checkpoint whose step is a multiple of this; 0 keeps none."""
 
     def check(self, ranks: Ranks) -> None:
@@ -173,7 +174,7 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume()
         if self.ranks.first:
-            checkpoint.remove_unfinished(self.folder)
+            self.saver.prune()
             self._forget_records()
         try:
             while self.step < self.training.steps:

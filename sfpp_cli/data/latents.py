@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfpp_cli.data.digests import checked, digest
 from sfpp_cli.errors import UserError
 
 INDEX = "captions.jsonl"
@@ -24,10 +25,13 @@ def write_shard(folder: Path, shard: int, latents: Tensor, captions: list[list[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"latents-{shard:05d}.safetensors"
-    save_file({"latents": latents.half().contiguous()}, folder / name)
+    stored = latents.half().contiguous()
+    save_file({"latents": stored}, folder / name)
     with (folder / INDEX).open("a") as index:
         for row, choices in enumerate(captions):
-            index.write(json.dumps({"shard": name, "row": row, "captions": choices}) + "\n")
+            digests = [digest(frame) for frame in stored[row]]
+            line = {"shard": name, "row": row, "captions": choices, "digests": digests}
+            index.write(json.dumps(line) + "\n")
 
 
 class LatentWindows:
@@ -41,21 +45,26 @@ class LatentWindows:
         rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
         files = {name: safe_open(folder / name, framework="pt") for name in {row["shard"] for row in rows}}
         latents = {name: file.get_slice("latents") for name, file in files.items()}
-        self.videos = [(latents[row["shard"]], row["row"], row["captions"]) for row in rows]
+        self.videos = [(latents[row["shard"]], row) for row in rows]
+        self.folder = folder
         self.frames = frames
         self.mid_stream = mid_stream
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """A random window [F, C, H, W] in float32 and a caption."""
+        """A random window [F, C, H, W] in float32 and a caption. UserError if it is damaged."""
         # All four numbers are drawn whatever is done with them, so that a sample's draws depend on its seed
         # alone.
         which, choice, where, start = torch.rand(4, generator=generator).tolist()
-        latents, row, captions = self.videos[int(which * len(self.videos))]
+        latents, video = self.videos[int(which * len(self.videos))]
+        captions = video["captions"]
         caption = captions[int(choice * len(captions))]
         room = latents.get_shape()[1] - self.frames
         first = 0
         if where < self.mid_stream and room > 0:
             first = 1 + int(start * room)
             caption = f"{caption} {MID_STREAM}"
-        window: Tensor = latents[row, first : first + self.frames]
+        window: Tensor = latents[video["row"], first : first + self.frames]
+        digests = video.get("digests", [None] * latents.get_shape()[1])
+        for frame, wanted in zip(window, digests[first:], strict=False):
+            checked(frame, wanted, self.folder / video["shard"])
         return window.float(), caption

@@ -8,6 +8,7 @@ index. The file is named after its first prompt, so files of several ranks never
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.data.digests import checked, digest
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import remove_leftovers, replacing
 from sfpp_cli.models.bundle import weights_digest
@@ -36,21 +38,26 @@ class StoredPrompts:
         """`length` is what embeddings are padded to, in tokens."""
         self.folder = folder
         self.length = length
-        self.shards = {name: shard for _, shard in _shards(folder) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
+        self.shards = {
+            name: (path, shard, digests.get(name))
+            for path, shard, digests in _shards(folder)
+            for name in shard.keys()  # noqa: SIM118 (it is no mapping)
+        }
         if not self.shards:
             raise UserError(
                 f"no embeddings in {folder}: name another text_store, or start again to make them"
             )
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Padded embeddings [B, length, D] in float32. UserError if one is not stored, or is longer."""
+        """Padded embeddings [B, length, D], float32. UserError if one is not stored, damaged, or longer."""
         return padded([self._row(prompt).float() for prompt in prompts], self.length)
 
     def _row(self, prompt: str) -> Tensor:
         name = _name(prompt)
         if name not in self.shards:
             raise UserError(f"{self.folder} lacks the prompt {prompt[:60]!r}: start again to add it")
-        row: Tensor = self.shards[name].get_tensor(name)
+        path, shard, wanted = self.shards[name]
+        row = checked(shard.get_tensor(name), wanted, path)
         if row.shape[0] > self.length:
             long = f"a prompt of {row.shape[0]} tokens, more than {self.length}"
             raise UserError(f"{self.folder} holds {long}: delete the folder")
@@ -77,17 +84,28 @@ def store_prompts(
     missing = [(name, prompt) for name, prompt in mine.items() if name not in done]
     if missing:
         encoder = load_encoder()
+        too_long = 0
         with progress.stage("prompts", len(missing)) as advance:
             for start in range(0, len(missing), SHARD):
                 part = missing[start : start + SHARD]
                 # One by one: in a batch a prompt's last bits would depend on the others.
-                rows = {name: encoder.unpadded([prompt])[0].cpu().contiguous() for name, prompt in part}
+                embedded = {name: encoder.embed(prompt) for name, prompt in part}
+                rows = {name: row.cpu().contiguous() for name, (row, _) in embedded.items()}
+                too_long += sum(bool(end) for _, end in embedded.values())
                 path = folder / f"text-{part[0][0][:16]}.safetensors"
                 remove_leftovers(path)
+                digests = json.dumps({name: digest(row) for name, row in rows.items()})
                 with replacing(path) as whole:
-                    save_file(rows, whole, metadata={"origin": origin})
+                    save_file(rows, whole, metadata={"origin": origin, "digests": digests})
                 advance(start + len(part), {})
+        if too_long:
+            progress.warn(cut_short(too_long, encoder.length))
     ranks.wait()
+
+
+def cut_short(count: int, length: int) -> str:
+    """What to say of prompts that are longer than the text encoder reads."""
+    return f"{count} prompts are longer than {length} tokens: their ends are not seen"
 
 
 def text_origin(layout: Layout, dtype: torch.dtype) -> str:
@@ -101,7 +119,7 @@ def text_origin(layout: Layout, dtype: torch.dtype) -> str:
 
 def _names(folder: Path, origin: str) -> Iterator[str]:
     """Names of the prompts that are stored. UserError if they are of another origin."""
-    for path, shard in _shards(folder):
+    for path, shard, _ in _shards(folder):
         if (shard.metadata() or {}).get("origin") != origin:
             raise UserError(
                 f"{path} was made with another text encoder: choose another text_store, or delete this one"
@@ -109,11 +127,14 @@ def _names(folder: Path, origin: str) -> Iterator[str]:
         yield from shard.keys()
 
 
-def _shards(folder: Path) -> Iterator[tuple[Path, Any]]:
+def _shards(folder: Path) -> Iterator[tuple[Path, Any, dict[str, str]]]:
+    """Every file, open, with the digests of its tensors; those of before have none."""
     for path in sorted(folder.glob("text-*.safetensors")):
         try:
-            yield path, safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
+            shard = safe_open(path, framework="pt")
+            digests = json.loads((shard.metadata() or {}).get("digests", "{}"))
+            yield path, shard, digests
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}): delete it and start again") from error
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfpp_cli.data.digests import checked, digest
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import atomic_write, remove_leftovers, replacing
 
@@ -27,10 +28,12 @@ def write_shard(
 ) -> None:
     """Trajectories [N, S + 1, F, C, H, W] (stored as float16), their prompts, and how they were made."""
     path = shard_path(folder, shard)
-    metadata = {"prompts": json.dumps(prompts), "origin": json.dumps(origin)}
+    rows = trajectories.half().contiguous()
+    about = {"prompts": prompts, "origin": origin, "digests": [digest(row) for row in rows]}
     remove_leftovers(path)
     with replacing(path) as part:
-        save_file({"trajectories": trajectories.half().contiguous()}, part, metadata=metadata)
+        # As one text: safetensors writes several in any order, and the same pairs should be the same file.
+        save_file({"trajectories": rows}, part, metadata={"about": json.dumps(about)})
 
 
 def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]) -> list[int]:
@@ -38,8 +41,9 @@ def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]
     wanted = json.loads(json.dumps(origin))
     counts = {}
     for path in folder.glob("pairs-*.safetensors"):
-        prompts, stored = _described(path)
-        counts[path] = len(prompts)
+        about = _described(path)
+        stored = about["origin"]
+        counts[path] = len(about["prompts"])
         changed = [key for key in wanted if stored.get(key) != wanted[key]]
         if changed:
             raise UserError(
@@ -52,15 +56,18 @@ def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]
 def write_index(folder: Path, shards: int, origin: Mapping[str, Any]) -> None:
     """Say what the complete store holds: shard and prompt of every trajectory, in order, and their origin."""
     paths = [shard_path(folder, shard) for shard in range(shards)]
-    rows = {path.name: _described(path)[0] for path in paths}
+    rows = {path.name: _described(path)["prompts"] for path in paths}
     atomic_write(folder / INDEX, json.dumps({"origin": origin, "shards": rows}, indent=1) + "\n")
 
 
-def _described(path: Path) -> tuple[list[str], dict[str, Any]]:
+def _described(path: Path) -> dict[str, Any]:
+    """Prompts, origin and, but for shards of before, digests."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return json.loads(metadata.get("prompts", "[]")), json.loads(metadata.get("origin", "{}"))
+        if "about" in metadata:
+            return dict(json.loads(metadata["about"]))
+        return {key: json.loads(metadata.get(key, "{}")) for key in ("prompts", "origin")}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it will be made again") from error
 
@@ -77,16 +84,20 @@ class TrajectoryStore:
             ) from None
         self.rows = []
         for name, prompts in shards.items():
-            part = safe_open(folder / name, framework="pt").get_slice("trajectories")
-            self.rows += [(part, row, prompt) for row, prompt in enumerate(prompts)]
+            file = folder / name
+            digests = _described(file).get("digests", [None] * len(prompts))
+            part = safe_open(file, framework="pt").get_slice("trajectories")
+            self.rows += [
+                (file, part, row, prompt, wanted)
+                for row, (prompt, wanted) in enumerate(zip(prompts, digests, strict=True))
+            ]
 
     @property
     def prompts(self) -> list[str]:
-        return [prompt for _, _, prompt in self.rows]
+        return [prompt for _, _, _, prompt, _ in self.rows]
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
-        """A random trajectory [S + 1, F, C, H, W] in float32 and its prompt."""
+        """A random trajectory [S + 1, F, C, H, W] in float32 and its prompt. UserError if it is damaged."""
         number = int(torch.randint(len(self.rows), (), generator=generator))
-        part, row, prompt = self.rows[number]
-        trajectory: Tensor = part[row]
-        return trajectory.float(), prompt
+        file, part, row, prompt, wanted = self.rows[number]
+        return checked(part[row], wanted, file).float(), prompt

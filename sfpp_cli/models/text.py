@@ -82,6 +82,11 @@ class EmbeddedPrompts:
         for prompt in dict.fromkeys(prompts):
             self.embeddings[prompt], self.cut[prompt] = encoder.embed(prompt)
 
+    @property
+    def too_long(self) -> int:
+        """How many prompts did not fit."""
+        return sum(bool(end) for end in self.cut.values())
+
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """Padded embeddings [B, length, D]."""
         return padded([self.embeddings[prompt] for prompt in prompts], self.length)

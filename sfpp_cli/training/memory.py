@@ -7,7 +7,9 @@ holds them: a ~ says so.
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ from transformers import UMT5Config
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import pick_dtype
+from sfpp_cli.errors import UserError
 from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
@@ -25,6 +28,7 @@ from sfpp_cli.models.summary import ELEMENT_BYTES, readable
 from sfpp_cli.training.networks import WEIGHT, Frozen, Network, Trained, measure, parameters_of
 from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, Pairs, Recipe, StudentRecipe, TeacherRecipe
 
+_REMEDY = "try gradient_checkpointing, offload, a smaller micro_batch or more ranks"
 STORED = 2
 """Bytes of a number in a stored trajectory (float16)."""
 
@@ -59,8 +63,7 @@ def plan(
     """The plan of a run as aligned lines: networks, memory of a rank, files in `out`, what is `assumed`."""
     quiet_libraries()
     training = recipe.training
-    share = training.batch // ranks.world
-    samples = min(training.micro_batch or share, share)
+    samples = _samples(training, ranks)
     precision = str(training.dtype(device)).removeprefix("torch.")
     needs = _needs(recipe, layout, ELEMENT_BYTES[precision])
     lines = {
@@ -71,7 +74,8 @@ def plan(
     }
     if needs.text_encoder:
         lines["text encoder"] = f"{needs.text_encoder / 1e6:.1f} M parameters, freed before the first step"
-    lines |= _memory(needs, training, ranks, samples, device)
+    memory, most = _memory(needs, training, ranks)
+    lines |= memory | _fits(most, device)
     lines |= needs.lines
     lines |= _files(recipe, needs.trained.values(), layout, out)
     lines["time"] = "measured in the first step, and said then"
@@ -99,6 +103,34 @@ def _student(recipe: MatchingRecipe | GRPORecipe, student: Network, element: int
         return Trained(student.parameters)
     resting = student.frozen_bytes(element, float8=_float8(recipe))
     return Trained(student.parameters, adapters=recipe.lora_rank * student.adapter, frozen_bytes=resting)
+
+
+def refuse_excess(recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.device, out: Path) -> None:
+    """UserError, with the figure, if a run needs twice the machine's memory, or more disk than there is.
+
+    Twice, since activations are estimates.
+    """
+    training = recipe.training
+    needs = _needs(recipe, layout, training.dtype(device).itemsize)
+    _, most = _memory(needs, training, ranks)
+    there = _memory_of(device)
+    if most > 2 * there:
+        raise UserError(
+            f"it takes ~{readable(most)} of memory a rank, {device} has {readable(there)}: {_REMEDY}"
+        )
+    size, count = _checkpoints(training, needs.trained.values())
+    sizes = {out: size * count}
+    if isinstance(recipe, StudentRecipe):
+        latent = measure(layout.require_teacher(), layout).latent
+        pairs = trajectory_bytes(recipe.pairs, recipe.settings_for(layout), latent)
+        sizes[Path(recipe.pairs.folder)] = pairs
+    for folder, needed in sizes.items():
+        room = _free(folder) + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if needed > room:
+            raise UserError(
+                f"{folder} will take {readable(needed)}, and there is room for {readable(room)}: free space, "
+                "or see training.keep, training.save_every and pairs.count"
+            )
 
 
 def trajectory_bytes(pairs: Pairs, settings: Settings, latent: tuple[int, int, int]) -> int:
@@ -259,11 +291,17 @@ def _preview_bytes(
     return recipe.preview.count * student.shape.cache_bytes(settings.context, element)
 
 
-def _memory(
-    needs: Needs, training: Training, ranks: Ranks, samples: int, device: torch.device
-) -> dict[str, str]:
-    """What a rank holds, part by part, and at most."""
+def _samples(training: Training, ranks: Ranks) -> int:
+    """How many a rank runs at once."""
+    share = training.batch // ranks.world
+    return min(training.micro_batch or share, share)
+
+
+def _memory(needs: Needs, training: Training, ranks: Ranks) -> tuple[dict[str, str], float]:
+    """What a rank holds, part by part, and the bytes at most."""
+    samples = _samples(training, ranks)
     trained = needs.trained.values()
+    averaged = [n for n in trained if n.has_ema and training.ema_start <= training.steps]
     trainable = [network.trainable for network in trained]
     learning = sum(trainable) if needs.together else max(trainable)
     shards = ranks.world if training.parallel == "shard" else 1
@@ -275,14 +313,16 @@ def _memory(
         # What FSDP2 gathers for a step's first pass stays until its backward pass.
         "gathered": weights if shards > 1 else 0.0,
         "optimizer": 2 * WEIGHT * sum(trainable) / shards,
-        "EMA": WEIGHT * sum(network.trainable for network in trained if network.has_ema) / shards,
+        "EMA": WEIGHT * sum(network.trainable for network in averaged) / shards,
         "KV caches": samples * needs.caches,
         "activations": samples * needs.activations,
     }
     offloaded = ("optimizer", "EMA") if training.offload else ()
     lines = {name: readable(size) for name, size in parts.items() if size}
-    for name in offloaded:
+    for name in lines.keys() & offloaded:
         lines[name] += ", in main memory"
+    if not averaged:
+        lines["EMA"] = f"none: it would begin at step {training.ema_start} (training.ema_start)"
     checkpointing = "with" if training.gradient_checkpointing else "without"
     lines["activations"] = f"~{lines['activations']}, {checkpointing} checkpointing"
     passes = sum(size for name, size in parts.items() if name not in offloaded)
@@ -300,7 +340,7 @@ def _memory(
     most = max(moments.values())
     each = ", ".join(f"{moment} ~{readable(size)}" for moment, size in moments.items() if size)
     lines["memory"] = f"~{readable(most)} a rank at most ({each})"
-    return lines | _fits(most, device)
+    return lines, most
 
 
 def _fits(needed: float, device: torch.device) -> dict[str, str]:
@@ -310,17 +350,29 @@ def _fits(needed: float, device: torch.device) -> dict[str, str]:
     free, _ = torch.cuda.mem_get_info(device)
     if needed < free:
         return {"fits": f"yes, {readable(free)} are free on {device}"}
-    remedy = "try gradient_checkpointing, offload, a smaller micro_batch or more ranks"
-    return {"fits": f"no, {readable(free)} are free on {device}: {remedy}"}
+    return {"fits": f"no, {readable(free)} are free on {device}: {_REMEDY}"}
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes that the device has in all; as many as it takes where that is not known."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    if device.type == "cpu" and set(names) <= set(getattr(os, "sysconf_names", ())):
+        return math.prod(os.sysconf(name) for name in names)
+    return sys.maxsize
+
+
+def _checkpoints(training: Training, trained: Iterable[Trained]) -> tuple[int, int]:
+    """Bytes of a checkpoint, and how many there are at most: one more than are kept while it is written."""
+    saved = -(-training.steps // training.save_every)
+    rounds = training.steps // training.keep_every if training.keep_every else 0
+    return sum(network.checkpoint_bytes for network in trained), min(saved, training.keep + rounds + 1)
 
 
 def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path) -> dict[str, str]:
     training = recipe.training
-    size = sum(network.checkpoint_bytes for network in trained)
-    saved = -(-training.steps // training.save_every)
-    rounds = training.steps // training.keep_every if training.keep_every else 0
-    # One more than are kept exists while it is written.
-    count = min(saved, training.keep + rounds + 1)
+    size, count = _checkpoints(training, trained)
     lines = {"checkpoints": f"{readable(size)} each in {out}, {count} at most: {_on_disk(count * size, out)}"}
     if isinstance(recipe, TeacherRecipe):
         return lines
@@ -333,6 +385,10 @@ def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path
 
 def _on_disk(size: float, folder: Path) -> str:
     """A size, and a warning if the disk that `folder` is or will be on has less room."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = _free(folder)
     return readable(size) + (f" (too much: {readable(free)} are free)" if size > free else "")
+
+
+def _free(folder: Path) -> int:
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

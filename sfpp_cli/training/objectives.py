@@ -20,7 +20,7 @@ from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.data.latents import LatentWindows
-from sfpp_cli.data.text_store import StoredPrompts, store_prompts, text_origin
+from sfpp_cli.data.text_store import StoredPrompts, cut_short, store_prompts, text_origin
 from sfpp_cli.data.trajectories import TrajectoryStore
 from sfpp_cli.devices import pick_dtype
 from sfpp_cli.models.bundle import Bundle
@@ -178,6 +178,8 @@ def embed_prompts(bundle: Bundle, prompts: Sequence[str], store: str | None, run
     dtype = pick_dtype(None, run.device)
     if store is None:
         known = EmbeddedPrompts(bundle.load_text(run.device, dtype), prompts)
+        if known.too_long and run.ranks.first:
+            run.progress.warn(cut_short(known.too_long, known.length))
         return lambda chosen: known(chosen).float()
     store_prompts(
         Path(store),

@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.grpo_config import GRPOConfig
 from sfpp_cli.core.trainer import Training
@@ -20,7 +21,19 @@ from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.files import atomic_write
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.settings import Settings
-from sfpp_cli.schema import STRICT, Fault, Faults, Keys, line_of, validate
+from sfpp_cli.schema import (
+    STRICT,
+    AtOnce,
+    Count,
+    Fault,
+    Faults,
+    Guidance,
+    Keys,
+    Number,
+    Place,
+    line_of,
+    validate,
+)
 from sfpp_cli.training.reward_config import RewardConfig
 
 REMOVED = {("dmd", "windows_per_rollout"): "every rollout has one window"}
@@ -36,7 +49,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class TeacherData:
     """Captioned latents for flow matching."""
 
-    latents: str
+    latents: Place
     """Folder of encoded videos with their captions."""
     mid_stream: Share = 0.0
     """Share of the windows that start after a video's first frame."""
@@ -50,11 +63,11 @@ class TeacherRecipe:
 
     objective: Literal["flow-matching"]
     """What is trained, and by which loss."""
-    model: str
+    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
     """The model to start from: an embedded name, a folder or a hub id."""
     data: TeacherData
     training: Training
-    shift: Annotated[float, Field(gt=0)] = 3.0
+    shift: Annotated[float, Field(gt=0, le=1e3)] = 3.0
     """Shift of the noise schedule: above 1, training spends more time at high noise."""
     train_text_encoder: bool = False
     """Train the text encoder too."""
@@ -65,19 +78,19 @@ class TeacherRecipe:
 class Pairs:
     """ODE trajectories of the teacher (arXiv 2510.02283, section 3.1)."""
 
-    prompts: str
+    prompts: Place
     """File of prompts, .txt or .jsonl."""
-    count: Annotated[int, Field(ge=1)]
+    count: Count
     """Trajectories to make; prompts are used again where there are fewer."""
-    folder: str
+    folder: Place
     """Folder for the trajectories."""
-    guidance: float = 4.0
+    guidance: Guidance = 4.0
     """Guidance scale of the teacher: negative + guidance (prompt - negative)."""
     negative_prompt: str = ""
     """What guidance leads away from."""
-    sampling_steps: Annotated[int, Field(ge=1)] = 48
+    sampling_steps: Annotated[int, Field(ge=1, le=TRAIN_STEPS)] = 48
     """Steps of the teacher from noise to video; their grid must hold the student's steps."""
-    batch: Annotated[int, Field(ge=1)] = 8
+    batch: AtOnce = 8
     """Trajectories made at once, and in one file."""
 
 
@@ -85,11 +98,11 @@ class Pairs:
 class Preview:
     """Videos of the same prompts and seeds, made again and again to see a student change."""
 
-    every: Annotated[int, Field(ge=0)] = 0
+    every: Number = 0
     """Steps between two previews; 0 makes none."""
-    seconds: Annotated[float, Field(gt=0)] = 10.0
+    seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Length of a preview."""
-    count: Annotated[int, Field(ge=1)] = 4
+    count: Annotated[int, Field(ge=1, le=1000)] = 4
     """How many prompts, from the start of the recipe's file."""
 
 
@@ -99,13 +112,13 @@ class StudentRecipe:
 
     objective: Literal["ode"]
     """What is trained, and by which loss."""
-    model: str
+    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
     """The teacher: an embedded name, a folder or a hub id."""
     pairs: Pairs
     training: Training
-    init: str | None = None
+    init: Place | None = None
     """Causal weights to start from, instead of the teacher's."""
-    text_store: str | None = None
+    text_store: Place | None = None
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
     seed: Seed = 0
@@ -121,21 +134,21 @@ class MatchingRecipe:
 
     objective: Literal["dmd"]
     """What is trained, and by which loss."""
-    model: str
+    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
     """The model that teaches, and encodes text: an embedded name, a folder or a hub id."""
-    prompts: str
+    prompts: Place
     """File of prompts, .txt or .jsonl."""
     dmd: DMDConfig
     training: Training
-    student: str | None = None
+    student: Place | None = None
     """Causal weights to start from, instead of the model's own."""
-    context: Annotated[int, Field(ge=1)] | None = None
+    context: Count | None = None
     """Latent frames in the rolling cache (the paper's L), instead of what the student's settings say."""
-    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] = 0
     """Rank of adapters to train instead of all weights, the critic's over the teacher's; 0 trains all."""
     lora_base: Literal["auto", "float8"] = "auto"
     """What the weights under adapters rest in: auto is the arithmetic's precision, float8 half of that."""
-    text_store: str | None = None
+    text_store: Place | None = None
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
     seed: Seed = 0
@@ -161,20 +174,20 @@ class GRPORecipe:
 
     objective: Literal["grpo"]
     """What is trained, and by which loss."""
-    model: str
+    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
     """The model that decodes, and encodes text: an embedded name, a folder or a hub id."""
-    prompts: str
+    prompts: Place
     """File of prompts, .txt or .jsonl."""
     grpo: GRPOConfig
     reward: RewardConfig
     training: Training
-    student: str | None = None
+    student: Place | None = None
     """Causal weights to start from, instead of the model's own."""
-    lora_rank: Annotated[int, Field(ge=0)] = 0
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] = 0
     """Rank of adapters to train instead of all weights; 0 trains all weights."""
     lora_base: Literal["auto", "float8"] = "auto"
     """What the weights under adapters rest in: auto is the arithmetic's precision, float8 half of that."""
-    text_store: str | None = None
+    text_store: Place | None = None
     """Folder for the prompts' embeddings, computed once; they stay in memory without one."""
     preview: Preview = Preview()
     stop_on: tuple[Verdict, ...] = get_args(Verdict)
@@ -208,7 +221,7 @@ def read_recipe(
         raise UserError(
             f"no recipe at {path} ({reason(error)}): give the path of a TOML file, such as those in examples/"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8, a number of thousands of digits, a deep nest
         raise UserError(f"{path} is not TOML: {error}") from None
     changes = overrides or {}
     for key, value in changes.items():
@@ -283,7 +296,7 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

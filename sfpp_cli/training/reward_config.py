@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic.dataclasses import dataclass
 
-from sfpp_cli.schema import STRICT
+from sfpp_cli.core.constants import TRAIN_STEPS
+from sfpp_cli.schema import STRICT, Guidance, Weight
 
-Weight = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=1e-12, le=1e6)]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -30,15 +30,15 @@ class RewardConfig:
     """Weight of the reward for motion."""
     exposure: Weight = 0.5
     """Weight of the reward for keeping the brightness of the video's beginning."""
-    own: dict[str, float] = Field(default_factory=dict)
+    own: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(default_factory=dict)
     """Weights of rewards of one's own: "module:function", from frames uint8 [T, H, W, 3] to a number."""
     estimator: Literal["dis", "raft"] = "dis"
     """What measures flow: OpenCV's DIS on the CPU, or torchvision's RAFT on the device."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that measure with DIS; 0 measures in the training process."""
-    guidance: float = 4.0
+    guidance: Guidance = 4.0
     """Of the teacher whose clips `--flow-band` measures."""
-    sampling_steps: Annotated[int, Field(ge=1)] = 48
+    sampling_steps: Annotated[int, Field(ge=1, le=TRAIN_STEPS)] = 48
     """Steps of these clips."""
 
     @field_validator("own")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,18 +12,19 @@ import torch
 from torch import nn
 
 from sfpp_cli.core import checkpoint
-from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.parallel import Ranks, is_restarted
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.devices import peak_megabytes, threads_for
-from sfpp_cli.errors import Interrupted, UserError
+from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory, reason
+from sfpp_cli.files import owned
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.training import objectives
 from sfpp_cli.training.check import check, planned_layout
 from sfpp_cli.training.context import RunContext
-from sfpp_cli.training.memory import plan
+from sfpp_cli.training.memory import plan, refuse_excess
 from sfpp_cli.training.networks import measure
 from sfpp_cli.training.pairs import make_pairs
 from sfpp_cli.training.recipes import (
@@ -59,20 +61,23 @@ def train(path: Path, changes: dict[str, str], run: RunContext, *, dry_run: bool
     recipe = read_recipe(path, TeacherRecipe, *kinds, overrides=changes)
     if dry_run:
         return dry_plan(recipe, run)
-    refuse_to_overwrite(run)
+    with owning(run), explained(recipe, run):
+        fit(task_of(recipe, run), recipe, run)
+    return None
+
+
+def task_of(recipe: TeacherRecipe | MatchingRecipe | GRPORecipe, run: RunContext) -> objectives.Task:
+    """What `sfpp train` trains."""
     if isinstance(recipe, TeacherRecipe):
         bundle = begin(recipe, Bundle(recipe.model), run)
-        fit(objectives.flow_matching(recipe, bundle, run), recipe, run)
-        return None
+        return objectives.flow_matching(recipe, bundle, run)
     bundle = begin(recipe, Bundle(recipe.model, recipe.student), run)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))]
     if isinstance(recipe, GRPORecipe):
         text = objectives.embed_prompts(bundle, prompts, recipe.text_store, run)
-        fit(objectives.policy_optimisation(recipe, bundle, prompts, text, run), recipe, run)
-        return None
+        return objectives.policy_optimisation(recipe, bundle, prompts, text, run)
     text = objectives.embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], recipe.text_store, run)
-    fit(objectives.distribution_matching(recipe, bundle, prompts, text, run), recipe, run)
-    return None
+    return objectives.distribution_matching(recipe, bundle, prompts, text, run)
 
 
 def flow_band(path: Path, changes: dict[str, str], run: RunContext, clips: int) -> str:
@@ -94,15 +99,14 @@ def distill(
     recipe = read_recipe(path, StudentRecipe, overrides=changes)
     if dry_run:
         return dry_plan(recipe, run)
-    if not pairs_only:
-        refuse_to_overwrite(run)
-    bundle = begin(recipe, Bundle(recipe.model), run)
-    pairs = recipe.pairs
-    prompts = [line.prompt for line in read_prompts(Path(pairs.prompts))][: pairs.count]
-    text = objectives.embed_prompts(bundle, [pairs.negative_prompt, *prompts], recipe.text_store, run)
-    make_pairs(bundle, recipe, prompts, text, run)
-    if not pairs_only:
-        fit(objectives.trajectory_regression(recipe, bundle, prompts, text, run), recipe, run)
+    with nullcontext() if pairs_only else owning(run), explained(recipe, run):
+        bundle = begin(recipe, Bundle(recipe.model), run)
+        pairs = recipe.pairs
+        prompts = [line.prompt for line in read_prompts(Path(pairs.prompts))][: pairs.count]
+        text = objectives.embed_prompts(bundle, [pairs.negative_prompt, *prompts], recipe.text_store, run)
+        make_pairs(bundle, recipe, prompts, text, run)
+        if not pairs_only:
+            fit(objectives.trajectory_regression(recipe, bundle, prompts, text, run), recipe, run)
     return None
 
 
@@ -114,20 +118,82 @@ def dry_plan(recipe: Recipe, run: RunContext) -> str:
     return plan(recipe, layout, run.ranks, run.device, run.out, assumed)
 
 
+@contextmanager
+def owning(run: RunContext) -> Iterator[None]:
+    """Be the only command that writes into the run folder, which stays away if nothing is written.
+
+    UserError if another one is at it, or if it holds a run that the command does not continue.
+    """
+    if not run.ranks.first:
+        yield
+        return
+    try:
+        with owned(run.out / ".lock", run.out):
+            refuse_to_overwrite(run)
+            yield
+    finally:
+        with suppress(OSError):  # it holds something, as it should
+            run.out.rmdir()
+
+
 def refuse_to_overwrite(run: RunContext) -> None:
-    """UserError if the run folder holds checkpoints that the command does not continue."""
-    if checkpoint.saved_steps(run.out) and not run.resume:
+    """UserError if the run folder holds what the command would write over."""
+    saved = checkpoint.saved_steps(run.out)
+    metrics = run.out / "metrics.jsonl"
+    begun = any(run.out.glob("step-*")) or (metrics.exists() and metrics.stat().st_size > 0)
+    if begun and not (run.resume or is_restarted()):
         raise UserError(f"{run.out} holds a run already: continue it with --resume, or choose another --out")
+    if not saved and (stateless := [path for path in run.out.glob("step-*") if not path.suffix]):
+        raise UserError(
+            f"{max(stateless)} has no {checkpoint.STATE} to continue from, and would be written over: "
+            "choose another --out"
+        )
+
+
+@contextmanager
+def explained(recipe: Recipe, run: RunContext) -> Iterator[None]:
+    """What ends a run before its time, in a line: the cause, what is kept, how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {kept(recipe, run)}") from None
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(
+                f"out of memory ({reason(error)[:100]}): lower training.micro_batch, set "
+                f"training.gradient_checkpointing or training.offload, or use more ranks; {kept(recipe, run)}"
+            ) from error
+        if missing := run.ranks.missing(error):
+            patience = f"{recipe.training.timeout:g} minutes (training.timeout)"
+            raise UserError(
+                f"rank {run.ranks.rank}: {missing} has gone, or did not answer for {patience}; "
+                f"{kept(recipe, run)}"
+            ) from error
+        raise
+    except OSError as error:
+        where = error.filename or run.out
+        raise UserError(f"{where}: {reason(error)}; {kept(recipe, run)}") from error
+
+
+def kept(recipe: Recipe, run: RunContext) -> str:
+    """What an interrupted run leaves, and how it goes on."""
+    saved = checkpoint.saved_steps(run.out)
+    if saved:
+        return f"{checkpoint.path_of(run.out, saved[-1])} is kept: the same command with --resume goes on"
+    if isinstance(recipe, StudentRecipe) and Path(recipe.pairs.folder).exists():
+        return f"the trajectories in {recipe.pairs.folder} are kept: the same command with --resume goes on"
+    return "no checkpoint is kept yet: the same command with --resume begins again"
 
 
 def begin(recipe: Recipe, bundle: Bundle, run: RunContext) -> Bundle:
-    """The recipe's model, checked; the plan is said, and the ranks are joined."""
+    """The recipe's model, checked; the plan is said, and the ranks are joined. UserError if it cannot fit."""
     check(recipe, bundle, run.ranks)
     run.progress.say(plan(recipe, bundle, run.ranks, run.device, run.out))
+    refuse_excess(recipe, bundle, run.ranks, run.device, run.out)
     threads = threads_for(operations(recipe, bundle, run.ranks))
     torch.set_num_threads(threads)
     run.progress.detail(f"CPU threads for an operation: {threads}")
-    run.ranks.join(run.device)
+    run.ranks.join(run.device, recipe.training.timeout)
     return bundle
 
 
@@ -141,7 +207,7 @@ def operations(recipe: Recipe, layout: Layout, ranks: Ranks) -> float:
 
 
 def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:
-    """Train, and show progress. Interrupted by Ctrl-C, it says how to go on."""
+    """Train, and show progress."""
     training = recipe.training
     if run.ranks.first:
         write_recipe(recipe, run.out / "recipe.toml")
@@ -157,13 +223,9 @@ def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:
             advance(step, {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
 
         watch = partial(gauges, task=task, run=run)
-        try:
-            trainer = Trainer(task.objective, training, run.out, run.ranks, on_step, watch)
-            prepare(task.networks, training)
-            trainer.run()
-        except KeyboardInterrupt:
-            last = f"the last checkpoint in {run.out}"
-            raise Interrupted(f"interrupted; the same command with --resume goes on from {last}") from None
+        trainer = Trainer(task.objective, training, run.out, run.ranks, on_step, watch, run.progress.warn)
+        prepare(task.networks, training)
+        trainer.run()
     if run.ranks.first:
         from sfpp_cli.training.curves import plot_run  # matplotlib is slow to import
 

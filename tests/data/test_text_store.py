@@ -48,11 +48,11 @@ class Counting(TextEncoder):
         self.asked: list[str] = []
         self.patience = patience
 
-    def unpadded(self, prompts: Any) -> list[Tensor]:
+    def embed(self, prompt: str) -> tuple[Tensor, str]:
         if len(self.asked) == self.patience:
             raise KeyboardInterrupt
-        self.asked += prompts
-        return super().unpadded(prompts)
+        self.asked.append(prompt)
+        return super().embed(prompt)
 
 
 class Silent:

@@ -1,0 +1,282 @@
+"""What ends a run before its time says so in a line, with the right code, and leaves what can be resumed."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Sfpp
+from killed import Forked, command
+from toy_training import metrics
+
+from sfpp_cli.core import checkpoint
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.files import owned
+
+pytest_plugins = ["tiny_bundle"]
+
+RECIPE = """
+objective = "dmd"
+model = "tiny"
+prompts = "prompts.txt"
+[dmd]
+method = "self-forcing++"
+frames = 12
+horizon = 6
+critic_updates = 1
+[training]
+steps = 4
+batch = 2
+lr = 1e-3
+ema_start = 1
+save_every = 2
+"""
+DISTILL = """
+objective = "ode"
+model = "tiny"
+[pairs]
+prompts = "prompts.txt"
+count = 3
+folder = "pairs"
+sampling_steps = 4
+batch = 2
+[training]
+steps = 4
+batch = 2
+save_every = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, a prompt file and recipes; commands run there."""
+    (tmp_path / "tiny").symlink_to(tiny_bundle)
+    (tmp_path / "prompts.txt").write_text("a red circle moving left\na blue square moving right\n")
+    (tmp_path / "train.toml").write_text(RECIPE)
+    (tmp_path / "distill.toml").write_text(DISTILL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def whole(sfpp: Sfpp, folder: Path) -> Path:
+    assert sfpp("train", "train.toml", "--out", "whole")[0] == 0
+    return folder / "whole"
+
+
+def errors(err: str) -> list[str]:
+    """The lines that end a command, without what it had to say before."""
+    assert "Traceback" not in err
+    return [line for line in err.splitlines() if line.startswith("error: ")]
+
+
+def leftovers(run: Path) -> list[str]:
+    return sorted(path.name for path in run.iterdir() if path.name.startswith(".") or path.suffix == ".old")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes"
+        ),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "python"],
+)
+def test_out_of_memory_says_what_helps(
+    error: BaseException, sfpp: Sfpp, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Trainer.update
+
+    def failing(trainer: Trainer) -> dict[str, float]:
+        if trainer.step == 3:
+            raise error
+        return update(trainer)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    code, _, err = sfpp("train", "train.toml", "--out", "run")
+    assert code == 2
+    (line,) = errors(err)
+    assert "out of memory" in line
+    assert "training.micro_batch" in line
+    assert "run/step-000002 is kept: the same command with --resume goes on" in line
+    assert leftovers(folder / "run") == []
+
+
+def test_another_error_stays_what_it_is(sfpp: Sfpp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(trainer: Trainer) -> dict[str, float]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(RuntimeError, match="a bug"):
+        sfpp("train", "train.toml", "--out", "run")
+
+
+def test_weights_that_are_not_finite_stop_the_run(sfpp: Sfpp, folder: Path) -> None:
+    code, _, err = sfpp(
+        "train", "train.toml", "--out", "run", "--set", "training.lr=1e6", "--set", "training.clip=1e9"
+    )
+    assert code == 2
+    (line,) = errors(err)
+    assert "is not finite; stopped before the update" in line
+    assert leftovers(folder / "run") == []
+
+
+@pytest.mark.parametrize("recipe", ["train", "distill"])
+def test_a_run_has_one_owner(recipe: str, sfpp: Sfpp, folder: Path) -> None:
+    """The second one is refused before anything is loaded; a dead owner's lock holds nobody up."""
+
+    def own() -> None:
+        with owned(folder / "run/.lock", folder / "run"):
+            (folder / "ready").touch()
+            time.sleep(600)
+
+    owner = Forked.start(own)
+    while not (folder / "ready").exists():
+        time.sleep(0.01)
+    code, _, err = sfpp(recipe, f"{recipe}.toml", "--out", "run")
+    assert code == 2
+    (line,) = errors(err)
+    assert f"run is in use by process {owner.pid} on " in line
+    assert not (folder / "pairs").exists()
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.end()
+    assert sfpp(recipe, f"{recipe}.toml", "--out", "run")[0] == 0
+    assert leftovers(folder / "run") == []
+
+
+def test_a_refused_run_leaves_no_folder(sfpp: Sfpp, folder: Path) -> None:
+    (folder / "prompts.txt").unlink()
+    assert sfpp("train", "train.toml", "--out", "run")[0] == 2
+    assert not (folder / "run").exists()
+
+
+def test_a_run_without_its_state_is_not_written_over(whole: Path, sfpp: Sfpp) -> None:
+    """Deleted to save disk, say: neither without --resume nor with it."""
+    for state in whole.glob("step-*/state"):
+        shutil.rmtree(state)
+    before = sorted(whole.rglob("*"))
+    code, _, err = sfpp("train", "train.toml", "--out", "whole", "--steps", "2", "--seed", "9")
+    assert code == 2
+    assert "whole holds a run already" in err
+    code, _, err = sfpp("train", "train.toml", "--out", "whole", "--resume")
+    assert code == 2
+    assert "step-000004 has no state to continue from" in err
+    for step in whole.glob("step-*"):
+        shutil.rmtree(step)
+    assert "holds a run already" in sfpp("train", "train.toml", "--out", "whole")[2], (
+        "the log alone is enough"
+    )
+    assert set(whole.rglob("*")) < set(before)
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(("recipe", "what"), [("train", "run"), ("distill", "pairs")])
+def test_a_full_disk_is_known_before_the_first_step(
+    recipe: str, what: str, sfpp: Sfpp, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 20_000))
+    changes = ("--set", "training.steps=1", "--set", "training.ema_start=9") if recipe == "distill" else ()
+    changes += ("--set", "pairs.count=99") if recipe == "distill" else ()
+    code, _, err = sfpp(recipe, f"{recipe}.toml", "--out", "run", *changes)
+    assert code == 2
+    (line,) = errors(err)
+    assert "will take" in line
+    assert "there is room for 20.0 kB" in line
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "change", ["training.batch=1048576", "context=2147483647", "dmd.horizon=1073741823", "lora_rank=4096"]
+)
+def test_what_the_machine_cannot_hold_is_refused_before_it_is_tried(
+    change: str, sfpp: Sfpp, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine of two megabytes."""
+    pages = 2_000_000 // os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}[name])
+    more = ("--set", "dmd.frames=1073741823") if "horizon" in change else ()
+    code, _, err = sfpp("train", "train.toml", "--out", "run", "--set", change, *more)
+    assert code == 2
+    (line,) = errors(err)
+    assert "of memory a rank, cpu has 2.0 MB" in line
+    assert not (folder / "run").exists()
+
+
+def limit(size: int) -> Callable[[], None]:
+    """Let no file of this process grow beyond so many bytes: a full disk, but for the error's name."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+SIZES = (0, 30, 300, 3_000, 20_000, 60_000, 120_000, 250_000)
+
+
+@pytest.mark.parametrize("recipe", ["train", "distill"])
+@pytest.mark.parametrize("size", [3_000, *(pytest.param(size, marks=pytest.mark.slow) for size in SIZES)])
+def test_a_disk_that_fills_up(size: int, recipe: str, sfpp: Sfpp, folder: Path) -> None:
+    """At any file; then there is room again, and the run goes on."""
+    work = command(recipe, f"{recipe}.toml", "--out", "run", before=limit(size))
+    code, _, err = Forked.start(work).end()
+    assert code == 2, err
+    assert len(errors(err)) == 1
+    if (folder / "run").exists():
+        assert [name for name in leftovers(folder / "run") if "part" in name] == []
+    assert sfpp(recipe, f"{recipe}.toml", "--out", "run", "--resume")[0] == 0
+    assert checkpoint.saved_steps(folder / "run") == [2, 4]
+    assert [record["step"] for record in metrics(folder / "run")] == [1, 2, 3, 4]
+
+
+MOMENTS = [0.0, 0.3, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("recipe", ["train", "distill"])
+@pytest.mark.parametrize(
+    "moment", [1.0, *(pytest.param(moment, marks=pytest.mark.slow) for moment in MOMENTS)]
+)
+def test_interrupted_at_any_moment(moment: float, recipe: str, number: int, folder: Path) -> None:
+    """One line says what is kept and how to go on."""
+    steps = ("--set", "training.steps=100000", "--set", "pairs.count=200")[: 2 if recipe == "train" else 4]
+    process = Forked.start(command(recipe, f"{recipe}.toml", "--out", "run", *steps))
+    time.sleep(moment)
+    os.kill(process.pid, number)
+    code, _, err = process.end()
+    assert code == 130, err
+    (line,) = errors(err)
+    assert "interrupted" in line
+    if (folder / "run").exists():
+        assert leftovers(folder / "run") == []
+
+
+def test_interrupted_amid_a_checkpoint(sfpp: Sfpp, folder: Path) -> None:
+    """Nothing that is half written stays, and what the line names is whole."""
+
+    def before() -> None:
+        write = checkpoint.Saver._export
+        times = iter(range(99))
+
+        def interrupted(*arguments: object) -> None:
+            if next(times) == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            write(*arguments)  # type: ignore[arg-type]
+
+        checkpoint.Saver._export = interrupted  # type: ignore[method-assign]
+
+    code, _, err = Forked.start(command("train", "train.toml", "--out", "run", before=before)).end()
+    assert code == 130
+    (line,) = errors(err)
+    assert "run/step-000002 is kept: the same command with --resume goes on" in line
+    assert leftovers(folder / "run") == []
+    assert sfpp("train", "train.toml", "--out", "run", "--resume")[0] == 0

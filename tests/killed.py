@@ -1,0 +1,103 @@
+"""Work in forked processes, which need not import anything again: killed, signalled, short of something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sfpp_cli import app
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+@dataclass
+class Forked:
+    """A process at work, what it says going to files."""
+
+    pid: int
+    out: IO[bytes]
+    err: IO[bytes]
+
+    @classmethod
+    def start(cls, work: Callable[[], object]) -> Forked:
+        out = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
+        err = tempfile.TemporaryFile()  # noqa: SIM115
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            code: object = 1
+            try:
+                work()
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+            except BaseException:
+                traceback.print_exc(file=open(2, "w", closefd=False))  # noqa: SIM115
+            finally:
+                os._exit(int(str(code)))
+        return cls(pid, out, err)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait: exit code (below 0: killed by that signal), stdout, stderr."""
+        _, status = os.waitpid(self.pid, 0)
+        texts = []
+        for file in (self.out, self.err):
+            file.seek(0)
+            texts.append(file.read().decode())
+            file.close()
+        return os.waitstatus_to_exitcode(status), texts[0], texts[1]
+
+
+def command(*arguments: str, before: Callable[[], object] = lambda: None) -> Callable[[], None]:
+    """The command line as work; `before` sets something up in its process."""
+
+    def work() -> None:
+        before()
+        sys.argv = ["sfpp", *arguments]
+        app.main()
+
+    return work
+
+
+def kill_at_touch(touch: int, work: Callable[[], object]) -> bool:
+    """Do `work` in a process that is killed just before its change of a file number `touch`, from 0.
+
+    Answers whether it came to that; if not, it must have ended well. Counted is what Python itself does:
+    files opened for writing, renamed or deleted, folders made or deleted.
+    """
+
+    def watched() -> None:
+        sys.addaudithook(_Killer(touch))
+        work()
+
+    code, _, err = Forked.start(watched).end()
+    assert code in (0, -signal.SIGKILL), err
+    return code != 0
+
+
+class _Killer:
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            written = any(letter in str(mode) for letter in "wax+") if mode else int(str(flags)) & WRITING
+            if not written or Path("/dev") in Path(os.fsdecode(str(path))).parents:
+                return
+        elif event not in CHANGES:
+            return
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
