@@ -36,6 +36,7 @@ class Forked:
         if pid == 0:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             code: object = 1
             try:
                 work()
@@ -43,8 +44,10 @@ class Forked:
             except SystemExit as stop:
                 code = stop.code or 0
             except BaseException:
-                traceback.print_exc(file=open(2, "w", closefd=False))  # noqa: SIM115
+                traceback.print_exc()
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(int(str(code)))
         return cls(pid, out, err)
 

@@ -109,10 +109,12 @@ class Saver:
         keep_every: int = 0,
         extras: Mapping[str, Callable[[Path], None]] | None = None,
         background: bool = False,
+        timeout: float = 30.0,
     ) -> None:
         """`skeletons`, models without weights, know their format; `extras` write beside them.
 
-        Of all checkpoints the newest `keep` stay, and those whose step is a multiple of `keep_every`.
+        Of all checkpoints the newest `keep` stay, and those whose step is a multiple of `keep_every`. In the
+        background ranks wait `timeout` minutes for one another.
         """
         self.run = run
         self.skeletons = skeletons
@@ -122,7 +124,7 @@ class Saver:
         self.extras = extras or {}
         self.writer = ThreadPoolExecutor(1, "checkpoint") if background else None
         # What is written in the background must not wait for the passes of a step, or they for it.
-        self.group = ranks.cpu_group() if background else None
+        self.group = ranks.cpu_group(timeout) if background else None
         self.pending: Future[None] | None = None
 
     def save(self, step: int, state: State) -> None:
@@ -184,9 +186,11 @@ class Saver:
             if self.ranks.first:
                 _sum_up(part)
                 self._put_in_place(step)
-        except (OSError, SafetensorError, CheckpointException) as error:
+        except BaseException as error:
             if self.ranks.first:
                 shutil.rmtree(part, ignore_errors=True)
+            if not isinstance(error, OSError | SafetensorError | CheckpointException):
+                raise
             whole = saved_steps(self.run)
             kept = f"the last one is {path_of(self.run, whole[-1])}" if whole else "there is none yet"
             raise UserError(

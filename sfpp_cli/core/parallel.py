@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import uuid
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from sfpp_cli.errors import UserError, reason
@@ -78,13 +81,41 @@ class Ranks:
             torch.cuda.set_device(device)
         if self.world > 1 and not dist.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            patience = timedelta(minutes=timeout)
             try:
-                dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
+                shared, _, _ = next(rendezvous("env://", self.rank, self.world, timeout=patience))
+                store = PrefixStore(self._meet(shared, patience), shared)
+                dist.init_process_group(
+                    backend, store=store, rank=self.rank, world_size=self.world, timeout=patience
+                )
             except (dist.DistError, ValueError) as error:
                 raise UserError(
                     f"rank {self.rank} of {self.world} does not meet the others ({reason(error)}): "
                     "see that all were started, and that MASTER_ADDR and MASTER_PORT are theirs"
                 ) from error
+
+    def _meet(self, store: Store, patience: timedelta) -> str:
+        """A word that these processes share, and none before them: what they name their keys by.
+
+        After a restart `torchrun` gives its workers the store of those before them, with all addresses of
+        the dead. So the first rank offers a word of its own, and goes by it once every rank has answered
+        with one of its own; these come back with the word, which tells an offer of the dead.
+        """
+        own = uuid.uuid4().hex
+        deadline = time.monotonic() + patience.total_seconds()
+        others = [f"{own}/{rank}" for rank in range(1, self.world)]
+        if self.first:
+            store.set("offer", own)
+            store.wait(others, patience)
+            store.set(f"{own}/met", " ".join(store.get(key).decode() for key in others))
+            return own
+        while time.monotonic() < deadline:
+            offer: str = store.get("offer").decode()
+            store.set(f"{offer}/{self.rank}", own)
+            if store.check([f"{offer}/met"]) and own.encode() in store.get(f"{offer}/met").split():
+                return offer
+            time.sleep(0.05)
+        raise dist.DistStoreError("no answer from the first rank")
 
     def missing(self, error: BaseException) -> str | None:
         """If `error` says that other ranks have gone, or stopped answering, which: in words, where known.
@@ -149,9 +180,12 @@ class Ranks:
         dist.all_gather(parts, mine)
         return torch.stack(parts, dim=1).flatten(0, 1)
 
-    def cpu_group(self) -> dist.ProcessGroup | None:
-        """A process group of its own for what a thread exchanges beside the others; None for one process."""
-        return dist.new_group(backend="gloo") if self.world > 1 else None
+    def cpu_group(self, timeout: float) -> dist.ProcessGroup | None:
+        """A process group for what a thread exchanges beside the others; None for one process."""
+        if self.world == 1:
+            return None
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout))
+        return group
 
     def wait(self) -> None:
         if self.world > 1:

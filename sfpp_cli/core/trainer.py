@@ -180,7 +180,7 @@ class Trainer:
             while self.step < self.training.steps:
                 self._step_and_save()
         except BaseException:
-            with suppress(UserError):  # of what went wrong first, the reader should hear
+            with suppress(Exception):  # of what went wrong first, the reader should hear
                 self.saver.settle()
             raise
         self.saver.finish()
@@ -340,6 +340,7 @@ class Trainer:
             keep_every=t.keep_every,
             extras=extras,
             background=t.saves_in_background(device),
+            timeout=t.timeout,
         )
 
     def _state(self) -> checkpoint.State:

@@ -74,7 +74,7 @@ def plan(
     }
     if needs.text_encoder:
         lines["text encoder"] = f"{needs.text_encoder / 1e6:.1f} M parameters, freed before the first step"
-    memory, most = _memory(needs, training, ranks)
+    memory, most = _memory(needs, training, ranks, device)
     lines |= memory | _fits(most, device)
     lines |= needs.lines
     lines |= _files(recipe, needs.trained.values(), layout, out)
@@ -112,7 +112,7 @@ def refuse_excess(recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.de
     """
     training = recipe.training
     needs = _needs(recipe, layout, training.dtype(device).itemsize)
-    _, most = _memory(needs, training, ranks)
+    _, most = _memory(needs, training, ranks, device)
     there = _memory_of(device)
     if most > 2 * there:
         raise UserError(
@@ -275,8 +275,11 @@ def _window_bytes(
         block = student.block_bytes(settings.chunk, element)
         activations += _block_again(student, settings, element) - block
     else:
-        seen = [min((starts + chunk) * settings.chunk, settings.context) for chunk in range(window)]
-        activations += student.shape.cache_bytes(passes * sum(seen), element)
+        # In sight of chunk i are (starts + i) chunks, but never more than the context.
+        growing = max(0, min(window, settings.context // settings.chunk - starts + 1))
+        seen = settings.chunk * (growing * starts + growing * (growing - 1) // 2)
+        seen += (window - growing) * settings.context
+        activations += student.shape.cache_bytes(passes * seen, element)
     past = settings.context - settings.chunk
     held = past + max(settings.context, frames) if rolled else frames
     return student.shape.cache_bytes(held, element), activations
@@ -297,7 +300,9 @@ def _samples(training: Training, ranks: Ranks) -> int:
     return min(training.micro_batch or share, share)
 
 
-def _memory(needs: Needs, training: Training, ranks: Ranks) -> tuple[dict[str, str], float]:
+def _memory(
+    needs: Needs, training: Training, ranks: Ranks, device: torch.device
+) -> tuple[dict[str, str], float]:
     """What a rank holds, part by part, and the bytes at most."""
     samples = _samples(training, ranks)
     trained = needs.trained.values()
