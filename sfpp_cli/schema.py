@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sfpp_cli.errors import UserError, suggest
@@ -34,7 +34,17 @@ Rate = Annotated[float, Field(gt=0, le=1e6)]
 """A learning rate, or what else is small and above 0."""
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 Guidance = Annotated[float, Field(ge=-1e3, le=1e3)]
-Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
+
+
+def _path(name: str) -> str:
+    if "\0" in name or any(len(part.encode("utf-8", "replace")) > 255 for part in name.split("/")):
+        raise ValueError("must be a path, without NUL, of names of at most 255 bytes")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_path)]
+"""A path, or what else names a model."""
+Place = Annotated[Name, Field(min_length=1)]
 """A file or a folder."""
 
 _PLAIN = {

@@ -29,6 +29,7 @@ from sfpp_cli.schema import (
     Faults,
     Guidance,
     Keys,
+    Name,
     Number,
     Place,
     line_of,
@@ -63,7 +64,7 @@ class TeacherRecipe:
 
     objective: Literal["flow-matching"]
     """What is trained, and by which loss."""
-    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
+    model: Name
     """The model to start from: an embedded name, a folder or a hub id."""
     data: TeacherData
     training: Training
@@ -112,7 +113,7 @@ class StudentRecipe:
 
     objective: Literal["ode"]
     """What is trained, and by which loss."""
-    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
+    model: Name
     """The teacher: an embedded name, a folder or a hub id."""
     pairs: Pairs
     training: Training
@@ -134,7 +135,7 @@ class MatchingRecipe:
 
     objective: Literal["dmd"]
     """What is trained, and by which loss."""
-    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
+    model: Name
     """The model that teaches, and encodes text: an embedded name, a folder or a hub id."""
     prompts: Place
     """File of prompts, .txt or .jsonl."""
@@ -174,7 +175,7 @@ class GRPORecipe:
 
     objective: Literal["grpo"]
     """What is trained, and by which loss."""
-    model: Annotated[str, Field(pattern=r"^[^\x00]*$")]
+    model: Name
     """The model that decodes, and encodes text: an embedded name, a folder or a hub id."""
     prompts: Place
     """File of prompts, .txt or .jsonl."""

@@ -253,7 +253,7 @@ def test_interrupted_at_any_moment(moment: float, recipe: str, number: int, fold
     time.sleep(moment)
     os.kill(process.pid, number)
     code, _, err = process.end()
-    assert code == 130, err
+    assert code == 128 + number, err
     (line,) = errors(err)
     assert "interrupted" in line
     if (folder / "run").exists():
