@@ -146,6 +146,13 @@ def generate(
             "Default: the fastest that there is."
         ),
     ] = None,
+    split: Annotated[
+        str | None,
+        _run(
+            help="heads: all processes that torchrun starts make every video together, each on a GPU of its "
+            "own with some of the heads of attention. Default: each makes other videos."
+        ),
+    ] = None,
     quantize: Annotated[
         str | None,
         _run(help="fp8: multiply in eight bits, on GPUs that can (Ada, Hopper). Needs torchao."),
@@ -191,6 +198,7 @@ def generate(
         from sfpp_cli.generation.batch import make_all
         from sfpp_cli.generation.generator import ModelOptions
         from sfpp_cli.generation.requests import GenerateOptions
+        from sfpp_cli.generation.together import check_split
         from sfpp_cli.models.bundle import Bundle
         from sfpp_cli.models.lora import Lora
 
@@ -208,6 +216,7 @@ def generate(
         attention=attention,
         quantize=quantize,
         loras=[Lora.parse(text) for text in lora or []],
+        split=check_split(split, ranks),
     )
     options = GenerateOptions(
         prompt=prompt,

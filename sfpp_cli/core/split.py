@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfpp_cli.core.cache import Attend, KeysValues, KVCache
 from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class Split:
     ranks: Ranks
 
     def check(self, heads: int, tokens: int) -> None:
-        """ValueError unless heads, and a latent frame's tokens, can be shared out evenly."""
+        """UserError unless heads, and a latent frame's tokens, can be shared out evenly."""
         if heads % self.ranks.world or tokens % self.ranks.world:
-            raise ValueError(
-                f"{heads} heads and {tokens} tokens cannot be shared out evenly over {self.ranks.world} ranks"
+            raise UserError(
+                f"--split heads: {heads} heads, and {tokens} tokens of a latent frame, cannot be shared out "
+                f"evenly over {self.ranks.world} processes: start another number of them"
             )
 
     def mine(self, x: Tensor) -> Tensor:

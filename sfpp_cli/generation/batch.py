@@ -12,6 +12,7 @@ from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model, jobs_of
 from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan
 from sfpp_cli.generation.share import Share
+from sfpp_cli.generation.together import follow, lead, tell
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Progress
 
@@ -21,7 +22,8 @@ def make_all(
 ) -> list[dict[str, Any]]:
     """Make this rank's share of the videos; returns their descriptions, finished ones included.
 
-    Several processes that make the same videos in the same folder share the work.
+    Several processes that make the same videos in the same folder share the work. Ranks that make every video
+    together are led by the first, which has all the work to the others' eyes.
     """
     model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
     requests = plan(options, bundle)
@@ -31,13 +33,27 @@ def make_all(
     _warn_beyond_horizon(requests, bundle, progress)
     model = model.decided(max(request.frames / request.fps for request in requests))
     jobs = jobs_of(requests, describe_model(bundle, model))
-    mine = [jobs[i] for i in ranks.share(len(jobs))]
+    if model.split is not None:
+        ranks.join(model.device)
+        if not ranks.first:
+            follow(bundle, model, progress)
+            return []
+    mine = jobs if model.split is not None else [jobs[i] for i in ranks.share(len(jobs))]
     with Share(mine, options, progress, wait=len(jobs) > 1) as share, _explained(share):
         if not share.left:
+            if model.split is not None:
+                tell(None)
             return share.run(lambda job: {})
         prompts = [prompt for job in share.left for prompt in job.request.prompts]
+        if model.split is not None:
+            tell(prompts)
         generator = Generator.load(bundle, model, prompts, progress)
-        return share.run(lambda job: make(job, generator, options, progress))
+        if model.split is not None:
+            generator.lead = lead
+        made = share.run(lambda job: make(job, generator, options, progress))
+        if model.split is not None:
+            tell(None)
+        return made
 
 
 def make(job: Job, generator: Generator, options: GenerateOptions, progress: Progress) -> dict[str, Any]:

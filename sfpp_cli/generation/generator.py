@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sfpp_cli.core.geometry import Compression, Timeline
 from sfpp_cli.core.noise import VideoNoise
+from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.rollout import Change, Changes, Sampler
+from sfpp_cli.core.split import Split
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.devices import (
     Made,
@@ -75,6 +77,8 @@ class ModelOptions:
     """"fp8" multiplies in eight bits in the student's blocks."""
     loras: Sequence[Lora] = ()
     """Folded into the student before anything is made."""
+    split: Ranks | None = None
+    """Ranks that make every video together, each with some of the student's heads."""
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
@@ -142,6 +146,8 @@ class Generator:
         self.cold = compiled
         """Whether there is something left to compile."""
         self.device = student.device
+        self.lead: Callable[[Request, Iterable[Tensor], int], Iterable[Tensor]] | None = None
+        """Tells other ranks what is made, and answers its past, if they make it together."""
 
     @classmethod
     def load(
@@ -155,6 +161,8 @@ class Generator:
         text.add(prompts)
         vae = bundle.load_vae(options.decoder_device or options.device, options.dtype)
         multiply_fast(options.device, options.dtype)
+        if options.split is not None:
+            student.split = Split(options.split)
         if options.quantize:
             quantize(student)
         if options.compile:
@@ -195,7 +203,7 @@ class Generator:
         self.cold = False
         began = time.perf_counter()
         with attention(self.attention, self.device):
-            next(self.latents(request))
+            next(self.latents(replace(request, frames=1)))
         synchronize(self.device)
         return time.perf_counter() - began
 
@@ -230,6 +238,8 @@ class Generator:
 
         With `stages`, noise for a GPU is drawn by one.
         """
+        if self.lead is not None:
+            past = self.lead(request, past, done)
         noise = VideoNoise([request.seed], self.chunk_shape(request)[1:], self.device)
         chunks = noise.chunks(done, self.chunks(request))
         if stages is not None and self.device.type == "cuda":

@@ -68,6 +68,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         "compile": options.compile,
         **({"attention": options.attention} if options.attention else {}),
         **({"quantize": options.quantize} if options.quantize else {}),
+        **({"split": options.split.world} if options.split else {}),
         "model": bundle.name,
         "weights": fingerprint(bundle),
     }

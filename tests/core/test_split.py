@@ -16,6 +16,7 @@ from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.split import Split, SplitCache
 from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.errors import UserError
 
 SAMPLER = Sampler(schedule=FlowSchedule(5.0), steps=(1000, 500), chunk=3, context=8, sink=1)
 
@@ -48,5 +49,5 @@ def test_two_ranks_make_the_same_video(tmp_path: Path) -> None:
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
     Split(ALONE).check(heads=12, tokens=7)
-    with pytest.raises(ValueError, match="12 heads and 1560 tokens cannot be shared out evenly over 8"):
+    with pytest.raises(UserError, match="12 heads, and 1560 tokens of a latent frame, cannot be shared out"):
         Split(Ranks(0, 8, 0)).check(heads=12, tokens=1560)
