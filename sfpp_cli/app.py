@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import NoReturn
 
@@ -11,6 +12,9 @@ from sfpp_cli import __version__, interruption
 from sfpp_cli.commands import distill, evaluate, generate, live, train, weights
 from sfpp_cli.commands.console import error
 from sfpp_cli.errors import Interrupted, UserError
+
+_REFUSALS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What the system says of paths, wherever one is looked at first."""
 
 app = typer.Typer(
     name="sfpp",
@@ -59,6 +63,8 @@ def main() -> None:
             _end(interruption.UNFINISHED, interruption.exit_code())
         if isinstance(problem, UserError):
             _end(str(problem), 2)
+        if isinstance(problem, OSError) and problem.errno in _REFUSALS:
+            _end(f"{problem.filename}: {problem.strerror}; choose another path, or see its permissions", 2)
         raise
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import re
-import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -79,6 +81,23 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile needs and this machine lacks."""
+    if device.type == "cuda":
+        names = [os.environ.get("CC") or "gcc", "clang"]
+    else:
+        names = [os.environ.get("CXX") or ("clang++" if platform.system() == "Darwin" else "g++")]
+    if not any(map(shutil.which, names)) and platform.system() != "Windows":
+        return f"the compiler {names[0]}"
+    return "triton" if device.type == "cuda" and find_spec("triton") is None else None
+
+
+def require_compiler(device: torch.device) -> None:
+    """UserError where torch.compile would fail, after the model has been loaded, for want of a compiler."""
+    if missing := missing_compiler(device):
+        raise UserError(f"--compile needs {missing}, which is not here: install it, or leave that out")
 
 
 def synchronize(device: torch.device) -> None:
@@ -156,7 +175,7 @@ def used_megabytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:
         return peak_megabytes(device)
 
@@ -165,11 +184,16 @@ def peak_megabytes(device: torch.device) -> float:
     """The most memory that was ever in use: the GPU's since `release_memory`, or this process's resident one.
 
     Linux is asked for the high-water mark, since a new process's `ru_maxrss` begins at that of its parent.
+    Windows has no such thing: 0.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     with suppress(OSError):
         if mark := re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text()):
             return int(mark[1]) * 1024 / 1e6
+    if platform.system() == "Windows":
+        return 0.0
+    import resource
+
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

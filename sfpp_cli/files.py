@@ -157,6 +157,12 @@ def natural(path: Path) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
 
 
+def nearest_folder(path: Path) -> Path:
+    """What exists of a path. A name that is too long for the system, or holds what none may, does not."""
+    whole = path.absolute()
+    return next(part for part in (whole, *whole.parents) if os.path.exists(part))
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

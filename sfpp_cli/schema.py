@@ -47,6 +47,9 @@ Name = Annotated[str, AfterValidator(_path)]
 Place = Annotated[Name, Field(min_length=1)]
 """A file or a folder."""
 
+LARGEST_JSON = 2**26
+"""Bytes of a JSON file that is read whole: no settings, index or description comes near."""
+
 _PLAIN = {
     "Input should be": "must be",
     "Tuple should have": "must have",
@@ -95,6 +98,16 @@ def validate(schema: TypeAdapter[T], values: str | Mapping[str, Any]) -> T:
     except ValidationError as error:
         tree = schema.json_schema()
         raise Faults([_fault(detail, tree) for detail in error.errors(include_url=False)]) from None
+
+
+def load_json(path: Path) -> Any:
+    """What a JSON file from elsewhere holds. OSError or ValueError, whose text says what is wrong with it."""
+    if path.stat().st_size > LARGEST_JSON or not path.is_file():
+        raise ValueError(f"no regular file of at most {LARGEST_JSON} bytes")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def line_of(text: str, keys: Keys) -> int | None:

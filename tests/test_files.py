@@ -214,7 +214,18 @@ def test_a_folder_goes_by_rename_first(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_numbers_in_names_count_by_value() -> None:
     names = ["10-0_ema.mp4", "2-0_ema.mp4", "b.mp4", "a10", "a²", "a9", "a09", "1-0_ema.mp4", "1-10", "1-9"]
-    expected = "1-0_ema.mp4 1-9 1-10 2-0_ema.mp4 10-0_ema.mp4 a09 a9 a10 a² b.mp4".split()
+    expected = [
+        "1-0_ema.mp4",
+        "1-9",
+        "1-10",
+        "2-0_ema.mp4",
+        "10-0_ema.mp4",
+        "a09",
+        "a9",
+        "a10",
+        "a²",
+        "b.mp4",
+    ]
     assert [path.name for path in sorted(map(Path, names), key=natural)] == expected
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sfpp_cli.commands.console import Terminal, error, result
+from sfpp_cli.commands.console import Terminal, error, plain, result
 
 _what = partial(typer.Option, rich_help_panel="What to measure")
 _metric = partial(typer.Option, rich_help_panel="Metrics")
@@ -163,7 +163,7 @@ def evaluate(
     measured = run(targets, failed, parameters, options, Terminal(), command)
     if json_:
         result(json.dumps(measured))
-    else:
+    elif measured["videos"]:
         result(measured.get("report") or as_text(measured, options.metrics))
     fired = failures(measured, options.fail_on)
     for line in (*(failure["error"] for failure in measured["failed"]), *fired):
@@ -193,7 +193,7 @@ def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:
     for video in measured["videos"]:
         numbers = (video["metrics"].get(name) for name in names)
         cells = ("-" if number is None else f"{number:.2f}" for number in numbers)
-        table.add_row(*cells, _fired(video["verdicts"]), escape(video["path"]))
+        table.add_row(*cells, _fired(video["verdicts"]), plain(video["path"]))
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_NEVER_FOLDED)

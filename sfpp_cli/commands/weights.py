@@ -10,11 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from sfpp_cli.commands.console import Terminal, result
+from sfpp_cli.commands.console import Terminal, plain, result
 
 app = typer.Typer(
     help="Models: list, look at, fetch, convert, export and publish them.", no_args_is_help=True
@@ -170,5 +169,5 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(plain, row))
     Console().print(table)

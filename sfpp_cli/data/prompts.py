@@ -16,10 +16,15 @@ from pydantic.dataclasses import dataclass
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.schema import STRICT, Faults, validate
 
+LONGEST = 10_000
+"""Characters of a prompt. Encoders read 512 tokens of it, and systems limit what a program can be told."""
+
 
 def _words(text: str) -> str:
     if not text.strip():
         raise ValueError("must be text that is not empty")
+    if len(text) > LONGEST:
+        raise ValueError(f"must have at most {LONGEST} characters, not {len(text)}")
     return text.strip()
 
 
@@ -154,10 +159,14 @@ def read_prompts(path: Path) -> list[PromptLine]:
     if kind not in (".txt", ".jsonl"):
         raise UserError(f"{path}: unknown kind of prompt file '{path.suffix}'; use .txt or .jsonl")
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file")
         data = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}); give the path of a prompt file") from error
 
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path} is UTF-16, as PowerShell writes text: save it as UTF-8")
     lines: dict[int, PromptLine] = {}
     faults: list[tuple[int, str]] = []
     for number, raw in enumerate(data.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
@@ -166,7 +175,7 @@ def read_prompts(path: Path) -> list[PromptLine]:
             if text and kind == ".jsonl":
                 lines[number] = validate(_SCHEMA, text)
             elif text and not _COMMENT.match(text):
-                lines[number] = PromptLine(text)
+                lines[number] = validate(_SCHEMA, {"prompt": text})
         except UnicodeDecodeError:
             faults.append((number, "not UTF-8 text"))
         except Faults as found:

@@ -7,9 +7,7 @@ In a notebook:
     report = evaluate(["a.mp4", "b.webm"], parameters=Parameters(reference_seconds=5))
     report["videos"][0]["metrics"], report["videos"][0]["verdicts"]["over_exposure"]
 
-`results.schema.json` (a JSON Schema) describes the result. A plain script that measures several videos needs
-the usual `if __name__ == "__main__":`, since they are measured in processes of their own. Nothing here
-imports torch.
+`results.schema.json` (a JSON Schema) describes the result. Nothing here imports torch.
 """
 
 from sfpp_cli.evaluation.metrics.measure import measure

@@ -40,7 +40,7 @@ def evaluate(
     parameters: Parameters | None = None,
     prompts: Sequence[str | None] | None = None,
     scenes: Sequence[float] = (),
-    workers: int | None = None,
+    workers: int | None = 1,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -49,16 +49,17 @@ def evaluate(
 
     Prompt, seed and system come from the JSON that `sfpp generate` writes beside a video; `prompts`, one
     for each path, and `scenes`, the seconds at which another scene is meant to begin in every video, fill in
-    where that does not say. `workers` processes share the work (default: one a
-    core, but no more than videos); if that is one, the work is done in this process. `cache` is a folder
-    that keeps results by content, parameters and versions. `progress` is told of a stage with a unit for
-    each video. ValueError if `prompts` are not as many as `paths`.
+    where that does not say. `workers` processes share the work (None: one a core, but no more than videos);
+    if that is one, the work is done in this process. Several start the script anew, so its work has to stand
+    under `if __name__ == "__main__":` then. `cache` is a folder that keeps results by content, parameters and
+    versions. `progress` is told of a stage with a unit for each video. ValueError if `prompts` are not as
+    many as `paths`.
     """
     if prompts is not None and len(prompts) != len(paths):
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
     files = [Path(path) for path in paths]
     parameters = parameters or Parameters()
-    beside = [sidecar(file) for file in files]
+    beside = [sidecar(file, progress) for file in files]
     announced = [scenes_of(known, scenes) for known in beside]
     jobs = [(file, parameters, borders_of(parts)) for file, parts in zip(files, announced, strict=True)]
     outcomes = _measure_all(jobs, workers, cache, progress)
@@ -112,7 +113,12 @@ def _measure_all(
         for index, outcome in measuring:
             outcomes[index] = outcome
             if isinstance(outcome, dict) and index in entries:
-                atomic_write(entries[index], json.dumps(outcome))
+                try:
+                    atomic_write(entries[index], json.dumps(outcome))
+                except UserError as error:  # the cache is a convenience
+                    entries = {}
+                    if progress:
+                        progress.warn(f"results are not kept for the next time: {error}")
             if advance:
                 advance(len(outcomes), {})
     return [outcomes[index] for index in range(len(jobs))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,14 +94,13 @@ def run(
     models, raft, skipped = _load_models(options)
     for line in skipped:
         progress.say(line)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     result = evaluate(
         [target.path for target in targets],
         parameters=parameters,
         prompts=[target.prompt for target in targets],
         scenes=options.scenes,
         workers=options.workers,
-        cache=Path(home, "sfpp", "evaluation") if options.cache else None,
+        cache=_cache_folder() if options.cache else None,
         progress=progress,
     )
     result["failed"] = [*failed, *result["failed"]]
@@ -144,6 +144,13 @@ def _refuse_unknown_verdicts(names: Sequence[str]) -> None:
         if name not in NAMES:
             remedy = suggest(name, NAMES) or f"; there are {', '.join(NAMES)}"
             raise UserError(f"--fail-on: there is no verdict '{name}'{remedy}")
+
+
+def _cache_folder() -> Path | None:
+    """Where results are kept for the next time; None for an account without a home."""
+    with suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "sfpp", "evaluation")
+    return None
 
 
 def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:

@@ -28,7 +28,7 @@ def _scene(entry: object) -> Scene | None:
     if not isinstance(entry, dict):
         return None
     at = entry.get("at")
-    if not isinstance(at, int | float) or not math.isfinite(at):
+    if not isinstance(at, int | float) or not 0 <= at <= 1e9:
         return None
     texts = {key: entry.get(key) for key in ("prompt", "how")}
     return Scene(

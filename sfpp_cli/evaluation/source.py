@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +17,14 @@ from PIL import Image
 
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import file_digest, natural
+from sfpp_cli.progress import Progress
+from sfpp_cli.schema import load_json
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import ask_ffmpeg, reading
 from sfpp_cli.video.reader import VideoInfo, probe, read_frames
 
+_KINDS = {"prompt": str, "seed": int, "model": str}
+"""What is taken from the file beside a video, and its types: the file may be a stranger's."""
 _RATE_TOLERANCE = 0.03
 """By how much a file's header may be wrong about the frame rate before the frames' times are believed."""
 
@@ -73,14 +76,23 @@ def _frame_times(path: Path) -> tuple[NDArray[np.float64], float]:
     return np.array(ticks, np.float64) * tick, tick
 
 
-def sidecar(path: Path) -> dict[str, Any]:
-    """What `sfpp generate` wrote beside the video, or nothing."""
+def sidecar(path: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """What `sfpp generate` wrote beside the video, or nothing; `progress` hears of what cannot be from it."""
     for file in (path.with_suffix(".json"), Path(f"{path}.json")):
         with suppress(OSError, ValueError):
-            content = json.loads(file.read_text())
-            if isinstance(content, dict) and content.get("video") == path.name:
-                return content
+            content = load_json(file)
+            if not isinstance(content, dict) or content.get("video") != path.name:
+                continue
+            wrong = [key for key, kind in _KINDS.items() if type(content.get(key)) not in (kind, type(None))]
+            if wrong and progress:
+                progress.warn(f"{file}: {', '.join(wrong)} cannot be what made the video, and is left out")
+            return {key: _whole(value) for key, value in content.items() if key not in wrong}
     return {}
+
+
+def _whole(value: Any) -> Any:
+    """Text without halves of surrogate pairs, which JSON can smuggle in and no file takes."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def digest(path: Path) -> str:

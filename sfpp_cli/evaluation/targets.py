@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from glob import escape
 from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import natural
+from sfpp_cli.schema import STRICT, load_json, validate
 
 VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 """What a folder is searched for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(**{**STRICT, "extra": "ignore"}))
 class Target:
     """A video to measure, and what is known of it."""
 
@@ -40,15 +44,23 @@ def find_targets(
     for place, name in zip(places, names, strict=True):
         files = [place]
         if place.is_dir():
-            files = [file for file in place.iterdir() if file.suffix.lower() in VIDEOS]
-            files.sort(key=natural)
+            files = sorted(filter(_is_video, place.iterdir()), key=natural)
+            if not files and next(place.glob("*.png"), None):
+                files = [place]
         if not files:
-            error = f"{place} holds no videos: it takes {', '.join(VIDEOS)}"
+            error = f"{place} holds no videos: it takes {', '.join(VIDEOS)}, or PNG frames"
             failed.append({"path": str(place), "error": error})
         targets += [Target(file, name) for file in files]
     if prompts is not None:
         targets = _with_prompts(targets, prompts)
     return targets, failed
+
+
+def _is_video(path: Path) -> bool:
+    """A video file, or a folder of frames as `sfpp generate -o NAME.png` makes one."""
+    if path.is_dir():
+        return next(path.glob(f"{escape(path.name)}-*[0-9].png"), None) is not None
+    return path.suffix.lower() in VIDEOS
 
 
 def _with_prompts(targets: Sequence[Target], path: Path) -> list[Target]:
@@ -73,13 +85,16 @@ def _manifest(path: Path) -> list[Target]:
     """What `sfpp generate --json` prints, or a list of such videos; relative paths start at the manifest."""
     takes = "the JSON that `sfpp generate --json` prints"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        videos = content["videos"] if isinstance(content, dict) else content
-        return [
-            Target(path.parent / video["path"], video.get("system"), video.get("prompt"), video.get("seed"))
-            for video in videos
-        ]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}): give {takes}") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no manifest ({error!r}): it takes {takes}") from error
+        content = load_json(path)
+        videos = validate(_MANIFEST, content if isinstance(content, dict) else {"videos": content}).videos
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no manifest ({reason(error)}): it takes {takes}") from error
+    return [replace(video, path=path.parent / video.path) for video in videos]
+
+
+@dataclass(frozen=True, config=ConfigDict(**{**STRICT, "extra": "ignore"}))
+class _Manifest:
+    videos: list[Target]
+
+
+_MANIFEST = TypeAdapter(_Manifest)

@@ -101,7 +101,7 @@ def _name(videos: Sequence[Path]) -> dict[str, Path]:
 
 def _refuse_others(place: Path, named: dict[str, Path]) -> None:
     """The tools measure whatever lies in the folder, and reuse what they cut from videos of earlier runs."""
-    if not place.exists():
+    if not os.path.exists(place):
         return
     entries = sorted(place.iterdir(), key=natural) if place.is_dir() else [place]
     files = [entry.name for entry in entries if not entry.is_dir()]

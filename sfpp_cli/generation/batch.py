@@ -10,6 +10,7 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model, jobs_of
+from sfpp_cli.generation.limits import check_fits
 from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan
 from sfpp_cli.generation.share import Share
 from sfpp_cli.generation.together import follow, lead, tell
@@ -30,6 +31,7 @@ def make_all(
     check_outputs(requests)
     for line in dict.fromkeys(line for request in requests for line in request.said()):
         progress.say(line)
+    check_fits(requests, bundle, model)
     _warn_beyond_horizon(requests, bundle, progress)
     model = model.decided(max(request.frames / request.fps for request in requests))
     jobs = jobs_of(requests, describe_model(bundle, model))

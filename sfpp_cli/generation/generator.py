@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from sfpp_cli.devices import (
     Made,
     Moment,
     cpu_threads,
+    missing_compiler,
     own_stream,
     release_memory,
+    require_compiler,
     synchronize,
     threads_for,
 )
@@ -38,10 +41,10 @@ from sfpp_cli.generation.kernels import (
     quantize,
 )
 from sfpp_cli.generation.pipeline import Pipeline
-from sfpp_cli.generation.requests import Request
+from sfpp_cli.generation.requests import MAX_SIDE, Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.lora import Lora, fold
-from sfpp_cli.models.settings import Settings
+from sfpp_cli.models.settings import MAX_CONTEXT, Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, to_uint8
 from sfpp_cli.progress import Progress
@@ -83,8 +86,10 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
             raise UserError(f"--offload {self.offload}: it takes {', '.join(OFFLOAD)}")
-        if self.tile is not None and self.tile < 2:
-            raise UserError(f"--tile {self.tile}: it takes 2 latent cells or more")
+        if self.tile is not None and not 2 <= self.tile <= MAX_SIDE:
+            raise UserError(f"--tile {self.tile}: it takes from 2 to {MAX_SIDE} latent cells")
+        if self.compile:
+            require_compiler(self.device)
         check_attention(self.attention, self.device)
         check_quantize(self.quantize, self.device, self.dtype)
 
@@ -92,10 +97,13 @@ class ModelOptions:
         """These options for videos of which the longest has so many seconds."""
         if self.compile is not None:
             return self
-        return replace(self, compile=self.device.type == "cuda" and seconds >= COMPILE_FROM)
+        worth_it = self.device.type == "cuda" and seconds >= COMPILE_FROM
+        return replace(self, compile=worth_it and missing_compiler(self.device) is None)
 
     def sampler(self, settings: Settings) -> Sampler:
         """How the student samples: as trained, but for what is asked here. UserError if that cannot be."""
+        if self.context is not None and self.context > MAX_CONTEXT:
+            raise UserError(f"--context {self.context}: it takes at most {MAX_CONTEXT} latent frames")
         sampler = settings.sampler(context=self.context, sink=self.sink)
         if sampler.sink < 0 or sampler.context - sampler.sink < sampler.chunk:
             raise UserError(
@@ -369,9 +377,9 @@ class PromptEmbeddings:
         with cpu_threads(threads_for(operations)):
             embedded = EmbeddedPrompts(encoder, new)
         self.embeddings |= embedded.embeddings
-        for rest in filter(None, embedded.cut.values()):
-            self.progress.warn(
-                f"the prompt is longer than {self.length} tokens; this part is not seen: '{rest}'"
-            )
+        for prompt, rest in embedded.cut.items():
+            if rest:
+                known = f"the prompt '{shorten(prompt, 60)}' is longer than {self.length} tokens"
+                self.progress.warn(f"{known}; this part is not seen: '{shorten(rest, 120)}'")
         if options.offload == "none":
             self._encoder = encoder

@@ -13,14 +13,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sfpp_cli.core.geometry import Timeline
-from sfpp_cli.data.prompts import How, PromptLine, read_prompts, scenes_line, slug
+from sfpp_cli.data.prompts import LONGEST, How, PromptLine, read_prompts, scenes_line, slug
 from sfpp_cli.errors import UserError, reason
+from sfpp_cli.files import nearest_folder
 from sfpp_cli.generation.start import Start, Target, read_start
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.video.writer import EXTENSIONS, output_path
 
 DEFAULT_SECONDS = 10.0
+MIN_FPS = 0.01
 MAX_FPS = 240
+MAX_SIDE = 2**14
+MAX_FRAMES = 10**8
+MAX_VIDEOS = 100_000
+"""More is a slip of the hand: a list of them would fill memory before the first is begun."""
+MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,13 +140,15 @@ def plan(options: GenerateOptions, model: Layout) -> list[Request]:
     if options.out is not None and options.out_dir is not None:
         raise UserError("--out names one video and --out-dir a folder for many: give one of them")
     fps = model.settings.fps if options.fps is None else options.fps
-    if not 0 < fps <= MAX_FPS:
-        raise UserError(f"--fps {fps:g}: it takes a rate above 0 and at most {MAX_FPS}")
     if options.how not in (None, *get_args(How)):
         raise UserError(f"--how {options.how}: it takes {', '.join(get_args(How))}")
     if options.how and not options.then:
         raise UserError("--how says how --then changes the prompt: give --then too")
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise UserError(f"--fps {fps:g}: it takes a rate from {MIN_FPS} to {MAX_FPS}")
     width, height = _size(options.size, model)
+    if not 0 <= options.seed <= MAX_SEED:
+        raise UserError(f"--seed {options.seed}: it takes whole numbers from 0 to {MAX_SEED}")
     seeds = [options.seed] if options.seeds is None else parse_seeds(options.seeds)
     videos = [
         (line, seed)
@@ -193,10 +202,9 @@ def refuse_existing(requests: Sequence[Request]) -> None:
     """Never replace a file unasked."""
     existing = [request.out for request in requests if output_path(request.out).exists()]
     if existing:
-        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        more = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
         raise UserError(
-            f"{existing[0]}{more} exists: use --overwrite, another --out, "
-            "or --resume if it is this very video"
+            f"{existing[0]}{more}: use --overwrite, another --out, or --resume if it is this very video"
         )
 
 
@@ -204,10 +212,14 @@ def parse_seeds(text: str) -> list[int]:
     """`0,3,8-11` -> [0, 3, 8, 9, 10, 11]."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
+        match = re.fullmatch(r"\s*(\d{1,19})(?:\s*-\s*(\d{1,19}))?\s*", part, re.ASCII)
+        first = int(match[1]) if match else 0
+        last = int(match[2] or match[1]) if match else -1
+        if not first <= last <= MAX_SEED:
             raise UserError(f"--seeds {text}: it takes numbers and ranges, such as 0,3,8-11")
-        seeds += range(int(match[1]), int(match[2] or match[1]) + 1)
+        if len(seeds) + last - first >= MAX_VIDEOS:
+            raise UserError(f"--seeds {text}: it takes at most {MAX_VIDEOS} at once")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 
@@ -222,6 +234,8 @@ def _lines(options: GenerateOptions, example: str) -> list[PromptLine]:
     prompt = example if options.prompt is None else options.prompt
     if not prompt.strip():
         raise UserError("the prompt is empty: say what the video should show")
+    if len(prompt) > LONGEST:
+        raise UserError(f"the prompt has {len(prompt)} characters: it takes at most {LONGEST}")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # bytes of another encoding on the command line
@@ -255,7 +269,7 @@ def _scenes(
     timeline = Timeline(model.compression, model.settings.chunk)
     scenes: list[NextScene] = []
     for scene in line.timed()[0]:
-        while timeline.frames_before(index) < before + scene.at * fps:
+        while timeline.frames_before(index) < before + min(scene.at * fps, frames):
             index += 1
         first = timeline.frames_before(index)
         name = f"the scene at {scene.at:g} s"
@@ -273,14 +287,16 @@ def _scenes(
 def _frames(options: GenerateOptions, line: PromptLine, fps: float) -> int:
     """The length of a line's video in frames; what the line says goes before the flags."""
     if options.frames is not None and line.timed()[1] is None:
-        if options.frames < 1:
-            raise UserError(f"--frames {options.frames}: it takes at least 1 video frame")
+        if not 1 <= options.frames <= MAX_FRAMES:
+            raise UserError(f"--frames {options.frames}: it takes from 1 to {MAX_FRAMES} video frames")
         return options.frames
     seconds = line.timed()[1]
     if seconds is None:
         seconds = DEFAULT_SECONDS if options.seconds is None else options.seconds
     if not (math.isfinite(seconds) and seconds > 0):
         raise UserError(f"--seconds {seconds:g}: it takes a length above 0")
+    if seconds * fps > MAX_FRAMES:
+        raise UserError(f"--seconds {seconds:g}: it takes at most {MAX_FRAMES} video frames in all")
     return max(1, round(seconds * fps))
 
 
@@ -289,19 +305,19 @@ def _size(text: str | None, model: Layout) -> tuple[int, int]:
     settings = model.settings
     if text is None:
         return settings.width, settings.height
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text, re.ASCII)
     if match is None:
         example = f"{settings.width}x{settings.height}"
         raise UserError(f"--size {text}: write it as WIDTHxHEIGHT, such as {example}")
     width = int(match[1])
     height = int(match[2])
-    _, patch_height, patch_width = model.transformer_config()["patch_size"]
-    across = model.compression.spatial * patch_width
-    down = model.compression.spatial * patch_height
+    if max(width, height) > MAX_SIDE:
+        raise UserError(f"--size {text}: it takes sides of at most {MAX_SIDE} pixels")
+    across, down = model.multiples
     if not width or not height or width % across or height % down:
         nearest = f"{max(1, round(width / across)) * across}x{max(1, round(height / down)) * down}"
         raise UserError(
-            f"--size {text}: width must be a multiple of {across} and height of {down}; "
+            f"--size {text}: width must be a multiple of {across} and height one of {down}; "
             f"the nearest is {nearest}"
         )
     return width, height
@@ -326,9 +342,8 @@ def _out(options: GenerateOptions, line: PromptLine, seed: int, position: int, t
 
 def _check_writable(folder: Path) -> None:
     """See that a file can be written into the folder, or into what exists of its path; none is left."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing) as probe:
+        with tempfile.TemporaryFile(dir=nearest_folder(folder)) as probe:
             probe.write(os.urandom(4096))
     except OSError as error:
         raise UserError(

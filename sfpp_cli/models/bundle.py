@@ -57,6 +57,11 @@ class Bundle(Layout):
         options = {"ignore_mismatched_sizes": True, "tie_word_embeddings": True}
         model = _load(UMT5EncoderModel, self.folder / "text_encoder", dtype, **options)
         tokenizer = _from_pretrained(AutoTokenizer, self.folder / "tokenizer", trust_remote_code=False)
+        if not tokenizer.is_fast or tokenizer.pad_token is None or len(tokenizer) > model.config.vocab_size:
+            raise UserError(
+                f"{self.folder / 'tokenizer'} does not fit the text encoder: it takes a fast tokenizer with "
+                f"a padding token and at most {model.config.vocab_size} tokens; fetch it again"
+            )
         encoder = TextEncoder(tokenizer, model, self.settings.text_length)
         encoder.place(device, layerwise=layerwise and device.type != "cpu")
         return encoder

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan
 from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
 
 
 def student_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> CausalWanModel:
-    """The causal student, in float32, its weights copied. UserError unless weights and config fit."""
+    """The causal student, with these very tensors as its weights. UserError unless weights and config fit."""
     student: CausalWanModel = _build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
     return student
 
@@ -122,7 +123,7 @@ def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str,
 
 
 def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoencoderKLWan:
-    """Wan's VAE, in float32, its weights copied. UserError if weights and config do not fit each other."""
+    """Wan's VAE, as `student_from_original` makes a student."""
     return _build(AutoencoderKLWan, vae_config(config), vae_keys(state_dict, config))
 
 
@@ -242,7 +243,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights: Weights) -> Model:
-    with no_init_weights():
+    with no_init_weights(), init_empty_weights():  # tables that are computed are there, parameters are not
         model = model_class(**config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -261,7 +262,7 @@ def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights
             f"the weights do not fit a {type(model).__name__} of this config ({found}); "
             "check the file and its config"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
@@ -291,7 +292,7 @@ def _sizes(
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value > 0
+    return type(value) is int and 0 < value <= 2**20
 
 
 def _statistics(config: Mapping[str, Any], channels: int) -> dict[str, list[float]]:

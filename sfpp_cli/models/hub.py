@@ -39,6 +39,9 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
     """
     if name in embedded():
         return EMBEDDED / name
+    if name in embedded_students():
+        model, _, part = name.partition(":")
+        return EMBEDDED / model / "students" / part
     path = os.path.expanduser(name)
     if name and os.path.isdir(path):
         return Path(path)
@@ -46,15 +49,27 @@ def resolve(name: str, *, student: bool = False, offline: bool = False) -> Path:
         remedy = "make one of original weights with `sfpp weights convert`"
         raise UserError(f"{name} is a file, but a model is a folder: {remedy}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        beside = [part.parent.name for part in sorted(Path(path).parent.glob("*/config.json"))]
+        if student and beside:
+            why = ", before whose ema_start there is no average" if name.endswith("-ema") else ""
+            raise UserError(f"there is no {name} in its run{why}: beside it there is {', '.join(beside)}")
         names = ", ".join(embedded()) or "none here"
         takes = f": it takes an embedded name ({names}), a folder that exists, or a hub id (owner/name)"
-        raise UserError(f"unknown model '{name}'" + (suggest(name, embedded()) or takes))
+        raise UserError(
+            f"unknown model '{name}'" + (suggest(name, [*embedded(), *embedded_students()]) or takes)
+        )
     return _download(name, STUDENT_FILES if student else MODEL_FILES, offline)
 
 
 def embedded() -> list[str]:
     """Names of the models that come with the package."""
     return sorted(settings.parent.name for settings in EMBEDDED.glob(f"*/{SETTINGS}"))
+
+
+def embedded_students() -> list[str]:
+    """Names of the students that come with them, for --student: `toyworld:self-forcing`."""
+    folders = (config.parent for config in EMBEDDED.glob("*/students/*/config.json"))
+    return sorted(f"{folder.parts[-3]}:{folder.name}" for folder in folders)
 
 
 def cached() -> Iterator[tuple[str, Path]]:

@@ -8,7 +8,6 @@ for `--student`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sfpp_cli.core.geometry import Compression
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
+from sfpp_cli.models.configs import check_config
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.models.settings import SETTINGS, Settings
+from sfpp_cli.schema import load_json
 
 SHARED = ("vae", "text_encoder", "tokenizer")
 """What every bundle needs besides a transformer."""
@@ -49,6 +50,7 @@ class Layout:
         self.settings = Settings.read(settings) if settings else Settings()
         if class_of(self.student) in (*STUDENTS, *TEACHERS):
             self.check_fit(self.transformer_config(), str(self.student))
+            self._check_size()
 
     @property
     def teacher(self) -> Path | None:
@@ -77,6 +79,12 @@ class Layout:
         return Compression(temporal=2 ** sum(down), spatial=spatial)
 
     @property
+    def multiples(self) -> tuple[int, int]:
+        """Width and height of a patch in pixels, which divide every picture's."""
+        _, down, across = self.transformer_config()["patch_size"]
+        return self.compression.spatial * across, self.compression.spatial * down
+
+    @property
     def latent_size(self) -> tuple[int, int]:
         """Height and width of a latent frame at the native size."""
         return self.compression.latent_size(self.settings.width, self.settings.height)
@@ -102,6 +110,16 @@ class Layout:
                     "use a base of its family"
                 )
 
+    def _check_size(self) -> None:
+        """Refuse a native size that is not made of whole patches."""
+        across, down = self.multiples
+        if self.settings.width % across or self.settings.height % down:
+            size = f"{self.settings.width}x{self.settings.height}"
+            raise UserError(
+                f"{self.name} has a native size of {size}, but it makes pictures of {across}x{down} pixels "
+                f"and multiples: correct width and height in its {SETTINGS}"
+            )
+
 
 @dataclass(frozen=True)
 class Header:
@@ -117,16 +135,21 @@ class Header:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A component's config.json."""
-    return read_json(folder / "config.json")
+    """A component's config.json. UserError with all that is wrong with it."""
+    path = folder / "config.json"
+    config = read_json(path)
+    check_config(config, path)
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of a model's folder. UserError if the file holds anything else."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): fetch or convert the model again") from error
+        config = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}): fetch or convert the model again"
+        ) from error
     if not isinstance(config, dict):
         raise UserError(f"{path} must hold one JSON object: fetch or convert the model again")
     return config
@@ -150,10 +173,15 @@ def weight_files(folder: Path) -> list[Path]:
 def indexed_files(index: Path) -> list[Path]:
     """The files that an index of shards lists. UserError if it is damaged, or one of them is missing."""
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = load_json(index)["weight_map"].values()
         files = [index.parent / name for name in sorted(set(names))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} cannot be read ({error}): fetch or convert the model again") from error
+        raise UserError(
+            f"{index} cannot be read ({reason(error)}): fetch or convert the model again"
+        ) from error
+    outside = next((name for name in names if Path(name).name != name), None)
+    if outside is not None:
+        raise UserError(f"{index} names {outside}, which is not beside it: fetch or convert the model again")
     return _present(files)
 
 

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.models.layout import indexed_files, read_config, weight_files
@@ -31,6 +33,13 @@ PARTS = (
 """Top-level keys under which training scripts store weights, in order of preference."""
 LORA_PARTS = ("generator_lora", "lora", "state_dict", "model", "generator")
 FP8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
+
+_scalar = np.float64(0).__reduce__()[0]
+_NUMBERS: list[Any] = [
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd")),
+]
+"""What numpy's numbers are pickled with: scripts store a step or a loss as one. It executes nothing."""
 
 _WRAPPERS = re.compile(
     # FSDP, checkpointing, compile; PEFT's layers that carry a LoRA
@@ -153,7 +162,8 @@ def _read(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a hostile file can make the restricted unpickler fail in any way
         held = re.search(r"GLOBAL (\S+)", str(error))
         cause = f"it holds {held[1]} besides tensors" if held else f"it is damaged: {reason(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -84,7 +85,7 @@ def parse_steps(text: str, option: str) -> list[int]:
 
 def _check_target(target: Path, overwrite: bool) -> None:
     """Never walk over anything but an earlier conversion, and over that only if told to."""
-    if not target.exists():
+    if not os.path.exists(target):
         return
     if not (target / SETTINGS).exists():
         raise UserError(f"{target} exists and is no converted model: choose another folder")

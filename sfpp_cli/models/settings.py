@@ -13,29 +13,32 @@ from pydantic import Field, TypeAdapter, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass
 
 from sfpp_cli.core.constants import CLEAN, TRAIN_STEPS
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import atomic_write
-from sfpp_cli.schema import STRICT, Faults, line_of, validate
+from sfpp_cli.schema import STRICT, Faults, line_of, load_json, validate
 
 if TYPE_CHECKING:
     from sfpp_cli.core.rollout import Sampler
 
 SETTINGS = "sfpp.json"
 
-AtLeast1 = Annotated[int, Field(ge=1)]
+MAX_CONTEXT = 10**6
+"""Latent frames: three days of video."""
+Frames = Annotated[int, Field(ge=1, le=MAX_CONTEXT)]
+Side = Annotated[int, Field(ge=1, le=2**14)]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Settings:
     """How a student was trained, hence how it wants to be run. The defaults are Wan 1.3B's."""
 
-    chunk: AtLeast1 = 3
+    chunk: Annotated[int, Field(ge=1, le=1000)] = 3
     """Latent frames that are denoised together."""
-    context: int = 21
+    context: Frames = 21
     """Latent frames that the student sees at once: sink, past and the chunk in the making."""
     sink: Annotated[int, Field(ge=0, validate_default=True)] = 0
     """First latent frames of a video, which stay in the context for ever."""
-    shift: Annotated[float, Field(gt=0)] = 5.0
+    shift: Annotated[float, Field(gt=0, le=1000)] = 5.0
     """How far timesteps are moved towards noise; 1 leaves them as they are."""
     steps: tuple[int, ...] = (1000, 750, 500, 250)
     """Nominal timesteps of a chunk's denoising passes, before the shift."""
@@ -45,12 +48,12 @@ class Settings:
     """Timestep of the noise in the cached past, in training as at inference; 0 is none."""
     context_noise_on: Literal["latents", "keys"] = "latents"
     """What that noise is added to: a clean chunk, or queries and keys of its context pass."""
-    horizon: AtLeast1 = 21
+    horizon: Frames = 21
     """Longest rollout seen in training, in latent frames."""
-    fps: AtLeast1 = 16
-    width: AtLeast1 = 832
-    height: AtLeast1 = 480
-    text_length: AtLeast1 = 512
+    fps: Annotated[int, Field(ge=1, le=240)] = 16
+    width: Side = 832
+    height: Side = 480
+    text_length: Annotated[int, Field(ge=1, le=2**16)] = 512
     """Tokens of a prompt; what is longer is cut."""
     prompt: str = ""
     """What `sfpp generate` shows when it is given no prompt."""
@@ -59,11 +62,12 @@ class Settings:
     def read(cls, path: Path) -> Settings:
         """Raises UserError with all that is wrong, a line a fault."""
         try:
+            load_json(path)
             text = path.read_text(encoding="utf-8")
-            json.loads(text)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"{path} cannot be read ({error}): restore it, or write it anew with `sfpp weights convert`"
+                f"{path} cannot be read ({reason(error)}): restore it, or write it anew with "
+                "`sfpp weights convert`"
             ) from error
         try:
             return validate(_SCHEMA, text)

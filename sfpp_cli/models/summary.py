@@ -9,7 +9,7 @@ from typing import Any
 
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.errors import UserError
-from sfpp_cli.models.hub import cached, embedded, resolve
+from sfpp_cli.models.hub import cached, embedded, embedded_students, resolve
 from sfpp_cli.models.layout import SHARED, STUDENTS, TEACHERS, Header, Layout, class_of, headers
 from sfpp_cli.models.settings import SETTINGS
 
@@ -122,12 +122,12 @@ def summarise(model: str, student: str | None = None) -> Summary:
     if is_student and layout.teacher is not None:
         folders["teacher"] = layout.teacher
     parts = {name: _part(headers(folder)) for name, folder in folders.items()}
-    return Summary(layout, "student" if is_student else "teacher", parts, _shape(layout))
+    return Summary(layout, "student" if is_student else "teacher", parts, transformer_shape(layout))
 
 
 def listing() -> list[Listed]:
     """The embedded models, then those in the hub's cache."""
-    here = [(name, "embedded", resolve(name)) for name in embedded()]
+    here = [(name, "embedded", resolve(name)) for name in (*embedded(), *embedded_students())]
     hub = [(name, "hub cache", folder) for name, folder in cached()]
     return [
         Listed(name, source, kind, _size(folder), str(folder))
@@ -154,14 +154,15 @@ def _part(tensors: dict[str, Header]) -> Part:
     return Part(by_dtype.total(), _DTYPES.get(dtype, dtype))
 
 
-def _shape(layout: Layout) -> Shape:
+def transformer_shape(layout: Layout, latent_size: tuple[int, int] | None = None) -> Shape:
+    """The sizes of a model's transformer, at the native size or another."""
     config = layout.transformer_config()
     try:
         return Shape(
             layers=config["num_layers"],
             heads=config["num_attention_heads"],
             head_dim=config["attention_head_dim"],
-            tokens=tokens_per_frame(*layout.latent_size, config["patch_size"]),
+            tokens=tokens_per_frame(*(latent_size or layout.latent_size), config["patch_size"]),
         )
     except KeyError as error:
         raise UserError(

@@ -17,6 +17,12 @@ from sfpp_cli.errors import UserError, reason
 
 EXACT = "flags=bicubic+accurate_rnd+full_chroma_int+bitexact"
 """Options of its `scale` filter: colours are rounded, not cut off, and the same on every processor."""
+_FORMATS = (
+    "mov,matroska,avi,gif,mpegts,mpeg,flv,asf,ogg,nut,ivf,yuv4mpegpipe,h264,hevc,wav,mp3,flac,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+)
+"""Formats that hold their pictures themselves. Playlists (HLS, DASH, concat) and drawings (SVG) name other
+files, whatever they are called, and ffmpeg would show what is in those."""
 
 
 def _executable() -> str:
@@ -63,7 +69,8 @@ def open_video(path: Path, *arguments: str) -> Iterator[IO[bytes]]:
     """What ffmpeg makes of a file, as a stream. A complaint is an error: a damaged file may cause no more."""
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a video")
-    source = ("-xerror", "-i", f"file:{path}")
+    pinned = ("-format_whitelist", _FORMATS, "-protocol_whitelist", "file,pipe")
+    source = ("-xerror", *pinned, "-i", f"file:{path}")
     with run_ffmpeg(*source, *arguments, stdout=subprocess.PIPE, strict=True) as process:
         yield pipe(process.stdout)
 
@@ -82,6 +89,11 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         if "matches no streams" in str(error):
             raise UserError(f"{path} has no video stream; give the path of a video") from error
+        if "whitelist" in str(error):
+            raise UserError(
+                f"{path} cannot be read as a video: it is a playlist, a drawing or of another kind that may "
+                "name other files; give one such as .mp4, .mov, .webm, .mkv, .avi or .gif"
+            ) from error
         raise UserError(
             f"{path} cannot be read as a video ({reason(error)}); it may be damaged or cut short"
         ) from error

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sfpp_cli.errors import UserError
+from sfpp_cli.errors import UserError, reason
 from sfpp_cli.files import natural
 from sfpp_cli.video import Frames
 from sfpp_cli.video.ffmpeg import EXACT, ask_ffmpeg, open_video, reading
@@ -47,11 +49,8 @@ def probe(path: Path) -> VideoInfo:
     with reading(path):
         if path.is_dir():
             files = _png_files(path)
-            with Image.open(files[0]) as image:
-                if "fps" not in image.info:
-                    remedy = "make a video file of them first"
-                    raise UserError(f"{path} holds frames without a frame rate; {remedy}")
-                return VideoInfo(image.width, image.height, float(image.info["fps"]), len(files))
+            with _open_png(files[0]) as image:
+                return VideoInfo(image.width, image.height, _rate(path, image), len(files))
         head = ask_ffmpeg(
             path, "-map", "0:v:0", "-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "pipe:1"
         )
@@ -72,8 +71,9 @@ def read_frames(path: Path) -> Iterator[Frames]:
     with reading(path):
         if path.is_dir():
             for file in _png_files(path):
-                with Image.open(file) as image:
-                    yield np.array(image.convert("RGB"))
+                with _open_png(file) as image:
+                    frame = np.array(image.convert("RGB"))
+                yield frame
             return
         source = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", f"scale={EXACT},format=rgb24")
         with open_video(path, *source, "-c:v", "ppm", "-f", "image2pipe", "pipe:1") as stream:
@@ -88,12 +88,12 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What `VideoWriter` was given; of another program's file, its tags. UserError if unreadable."""
     with reading(path):
         if path.is_dir():
-            with Image.open(_png_files(path)[0]) as image:
+            with _open_png(_png_files(path)[0]) as image:
                 tags = {str(key): str(value) for key, value in image.info.items()}
         else:
             text = ask_ffmpeg(path, "-map_chapters", "-1", "-f", "ffmetadata", "pipe:1")
             tags = _parse_ffmetadata(text.decode(errors="replace"))
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         recorded = json.loads(tags.get("comment", ""))
         if isinstance(recorded, dict) and all(isinstance(value, str) for value in recorded.values()):
             return recorded
@@ -105,6 +105,31 @@ def _parse_ffmetadata(text: str) -> dict[str, str]:
     entries = re.findall(r"^((?:[^\\=\n]|\\.)+)=((?:[^\\\n]|\\.)*)$", text, re.MULTILINE | re.DOTALL)
     plain = [[re.sub(r"\\(.)", r"\1", part, flags=re.DOTALL) for part in entry] for entry in entries]
     return {key.lower(): value for key, value in plain}
+
+
+@contextmanager
+def _open_png(file: Path) -> Iterator[Image.Image]:
+    """A picture. No other format is tried, whatever the file holds; OSError for what is damaged or a bomb."""
+    try:
+        with (
+            warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+            Image.open(file, formats=("PNG",)) as image,
+        ):
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, SyntaxError, ValueError) as error:
+        raise OSError(f"{file.name}: {reason(error)}") from error
+
+
+def _rate(path: Path, image: Image.Image) -> float:
+    """Frames a second, as `VideoWriter` wrote into each picture."""
+    try:
+        rate = float(image.info["fps"])
+    except (KeyError, TypeError, ValueError):
+        rate = 0.0
+    if not 0 < rate < math.inf:
+        remedy = "make a video file of them first"
+        raise UserError(f"{path} holds frames without a frame rate; {remedy}")
+    return rate
 
 
 def _png_files(directory: Path) -> list[Path]:

@@ -34,6 +34,8 @@ YUV420 = (
 _PALETTE_PER_FRAME = (
     "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=bayer:bayer_scale=3"
 )
+_LONGEST_TAG = 125_000
+"""Bytes of an argument that Linux gives to a program are 131,072 at most; what is longer is left out."""
 _THREADS = "4"
 """Fixed, since x264's output depends on the number of threads."""
 
@@ -228,7 +230,12 @@ class _PngSink:
 def _tags(metadata: Mapping[str, str]) -> dict[str, str]:
     """Metadata as two tags that every container knows: the prompt, and all of it as JSON in ASCII."""
     title = "".join(filter(str.isprintable, metadata.get("prompt", "")))
-    return {"title": title, "comment": json.dumps(dict(metadata))}
+    comment = json.dumps(dict(metadata))
+    if len(comment) > _LONGEST_TAG:
+        comment = json.dumps(
+            {key: value for key, value in metadata.items() if len(value) < _LONGEST_TAG // 50}
+        )
+    return {"title": title, "comment": comment}
 
 
 def _insert_gif_comment(file: Path, comment: str) -> None:

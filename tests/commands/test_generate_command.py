@@ -199,7 +199,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no size": ([PROMPT, "--size", "big"], "WIDTHxHEIGHT"),
     "no length": ([PROMPT, "--seconds", "0"], "above 0"),
     "negative length": ([PROMPT, "--seconds", "-3"], "above 0"),
-    "no frames": ([PROMPT, "--frames", "0"], "at least 1"),
+    "no frames": ([PROMPT, "--frames", "0"], "from 1 to"),
     "two lengths": ([PROMPT, "--frames", "8", "--seconds", "1"], "one of them"),
     "small context": ([PROMPT, "--context", "2"], "--context"),
     "all sink": ([PROMPT, "--sink", "20"], "--sink"),

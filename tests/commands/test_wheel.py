@@ -52,3 +52,33 @@ def test_an_installed_wheel_finds_its_weights_and_templates(wheel: Path, tmp_pat
         text=True,
     )
     assert Path(done.stdout.strip()) == (tmp_path / "site/sfpp_cli/weights/toyworld").resolve()
+
+
+@pytest.mark.slow
+def test_a_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) -> None:
+    """What a new user does first, with nothing of the checkout in sight."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    recipe = (ROOT / "examples" / "wan-1.3b" / "self-forcing-pp.toml").read_text()
+    (tmp_path / "recipe.toml").write_text(recipe)
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(site), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (arguments, done.stderr)
+        return done.stdout
+
+    assert Path(python("-c", "import sfpp_cli; print(sfpp_cli.__file__)").strip()).is_relative_to(site)
+    sfpp = ("-m", "sfpp_cli")
+    python(*sfpp, "generate", "--frames", "9", "-o", "v.mp4")
+    python(*sfpp, "generate", "--frames", "9", "-o", "w.mp4", "--student", "toyworld:self-forcing")
+    python(*sfpp, "evaluate", "v.mp4", "w.mp4", "--out", "report")
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+    assert "toyworld:ode" in python(*sfpp, "weights", "list")
+    assert "networks" in python(*sfpp, "train", "recipe.toml", "--dry-run")

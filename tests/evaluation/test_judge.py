@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -250,6 +251,91 @@ def test_the_key_is_nowhere_on_disk(
     assert KEY not in repr(verdict)
     responses = json.loads(kept[0].read_text())["responses"]
     assert [response["status"] for response in responses] == [500, 200, 200]
+
+
+FORMS = {
+    "plain": lambda key: key,
+    "upper": str.upper,
+    "reversed": lambda key: key[::-1],
+    "hex": lambda key: key.encode().hex(),
+    "base64": lambda key: base64.b64encode(key.encode()).decode(),
+    "base64-of-header": lambda key: base64.b64encode(f"Bearer {key}".encode()).decode(),
+    "base64-url": lambda key: base64.urlsafe_b64encode(f"k={key}".encode()).decode(),
+    "base32": lambda key: base64.b32encode(key.encode()).decode(),
+    "escaped": lambda key: "".join(f"\\u{ord(letter):04x}" for letter in key),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_server_that_echoes_the_key_does_not_get_it_onto_disk(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path, form: str, status: int
+) -> None:
+    said = FORMS[form](KEY)
+    body = {
+        "choices": [{"message": {"content": f"{said} is fine.\n\nRating: 4"}, "finish_reason": "stop"}],
+        "error": {"message": said} if status == 400 else None,
+        "debug": {"headers": said},
+    }
+    text = json.dumps(body).replace(json.dumps(said)[1:-1], said)  # an escape stays one
+    server.script = [reply(status, text.encode())]
+    (judgement,) = ask(film, settings, tmp_path)
+    assert judgement.rating == (4 if status == 200 else None)
+    kept = "".join(path.read_text() for path in tmp_path.rglob("*.json")) + str(judgement)
+    kernel = FORMS[form](KEY)[8:24] if form != "escaped" else KEY[8:24]
+    assert kernel not in kept
+    assert "[key]" in kept
+
+
+@pytest.mark.parametrize(
+    "header", ["\u00b2", "9" * 5000, "-5", "1e9", "nan", "Thu, 99 Foo 9999 99:99:99 GMT", ""]
+)
+def test_retry_after_that_makes_no_sense(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path, header: str
+) -> None:
+    server.script = [reply(503, {}, Retry_After=header), chat(REASONED)]
+    (judgement,) = ask(film, settings, tmp_path)
+    assert judgement.rating == 4 or "given up" in str(judgement.missing)
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 400, "-1", "x"])
+def test_lengths_that_make_no_sense(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path, length: str
+) -> None:
+    def send(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", length)
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+        handler.close_connection = True
+
+    server.script = [send]
+    (judgement,) = ask(film, replace(settings, retries=0), tmp_path)
+    assert judgement.rating is None
+    assert judgement.missing
+
+
+def test_an_answer_that_drips_has_a_deadline(
+    server: Server, settings: JudgeSettings, film: Path, tmp_path: Path
+) -> None:
+    """Every byte comes in time; the whole does not."""
+
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(1000):
+            if server.released.wait(0.05):
+                break
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+        handler.close_connection = True
+
+    server.script = [drip]
+    began = time.monotonic()
+    (judgement,) = ask(film, replace(settings, retries=0, timeout=0.5), tmp_path)
+    assert time.monotonic() - began < 10
+    assert "no whole answer within 0.5 s" in str(judgement.missing)
 
 
 def test_no_key_is_sent_to_a_server_that_needs_none(

@@ -51,13 +51,17 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--dtype bfloat16" in refusal(device=CUDA, dtype=torch.float16, quantize="fp8")
 
 
-def test_long_videos_are_compiled_on_a_gpu() -> None:
+def test_long_videos_are_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfpp_cli.devices.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("sfpp_cli.devices.find_spec", lambda name: object())
     undecided = options(CUDA, compile=None)
     assert not undecided.decided(19.9).compile
     assert undecided.decided(20).compile
     assert options(CPU, compile=None).decided(1000).compile is False
     for asked in (True, False):
         assert replace(undecided, compile=asked).decided(20).compile is asked
+    monkeypatch.setattr("sfpp_cli.devices.find_spec", lambda name: None)  # no triton
+    assert undecided.decided(20).compile is False
 
 
 def test_a_video_tells_its_kernel_and_a_named_one_is_part_of_it(sfpp: Sfpp, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_who_comes_late_counts_what_a_living_process_finished(
 def test_of_a_finished_batch_nothing_is_made_again_unasked(tmp_path: Path) -> None:
     with share(batch(tmp_path)) as mine:
         mine.run(make)
-    with pytest.raises(UserError, match=r"0-a\.mp4 and 5 more exists: .*--resume"):
+    with pytest.raises(UserError, match=r"0-a\.mp4 and 5 more exist: .*--resume"):
         share(batch(tmp_path))
     with share(batch(tmp_path), RESUME) as mine:
         assert not mine.left

@@ -204,8 +204,13 @@ def test_show_a_teacher(weights: Command, own_bundle: Path) -> None:
 
 def test_show_refuses_what_is_damaged(weights: Command, own_bundle: Path) -> None:
     config = own_bundle / "transformer" / "config.json"
+    sound = json.loads(config.read_text())
     config.write_text(json.dumps({"_class_name": "CausalWanModel", "num_layers": 2}))
-    refused(weights("show", own_bundle), "config.json lacks 'num_attention_heads'")
+    code, out, err = weights("show", own_bundle)
+    assert (code, out) == (2, "")
+    missing = ("num_attention_heads", "attention_head_dim", "patch_size")
+    assert err.splitlines() == [f"error: {config}: '{key}' is missing" for key in missing]
+    config.write_text(json.dumps(sound))
     (own_bundle / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\0" * 99)
     refused(weights("show", own_bundle), "is damaged")
 

@@ -1,7 +1,7 @@
 """One video and the question about it: what the judge is asked, what came back, and how that is read.
 
-Everything that comes back is kept, one JSON file a question, before it is read: what was paid for once is
-never paid for again.
+What an answer says is kept, one JSON file a question, before it is read: what was paid for once is never paid
+for again. The rest of what comes back is not.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.judge.service import BACK_ENDS, JudgeSettings, Unusable
+from sfpp_cli.evaluation.judge.service import JudgeSettings, Unusable
 from sfpp_cli.evaluation.source import digest
 from sfpp_cli.files import atomic_write
+from sfpp_cli.schema import load_json
 from sfpp_cli.video.reader import probe
 
 PROTOCOL = "sfpp-visual-stability-1"
@@ -63,7 +64,7 @@ _RATING = re.compile(
 @dataclass(frozen=True)
 class Judgement:
     """What is known of one video: a rating from 0 to `HIGHEST`, or why it is `missing`, and the file in which
-    raw responses are `kept`. `requests` were sent this time: 0 where the answer was kept already."""
+    answers are `kept`. `requests` were sent this time: 0 where the answer was kept already."""
 
     path: str
     prompt: str | None
@@ -134,7 +135,7 @@ class Case:
         """Read what is kept by now: another video with the same content may have been answered meanwhile."""
         if self.file and self.file.exists():
             try:
-                responses = json.loads(self.file.read_bytes())["responses"]
+                responses = load_json(self.file)["responses"]
                 self.record["responses"] = [{**response} for response in responses]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 remedy = "remove it to ask again"
@@ -182,13 +183,13 @@ class Case:
         """(rating or None, reasoning, what is wrong) of the last answer."""
         if not self.answers:
             return None, "", "never answered"
+        last = self.answers[-1]
+        if not isinstance(text := last.get("text"), str):
+            return None, "", str(last.get("unusable"))
         try:
-            text = BACK_ENDS[self.settings.back_end].text(self.answers[-1]["body"])
             return *_verdict(text), ""
         except Unusable as error:
             return None, "", str(error)
-        except (KeyError, IndexError, TypeError, AttributeError):
-            return None, "", "a response that does not follow the protocol"
 
 
 def _verdict(text: str) -> tuple[int, str]:

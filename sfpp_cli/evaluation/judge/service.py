@@ -11,16 +11,19 @@ import base64
 import http.client
 import json
 import os
+import queue
 import random
 import re
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from sfpp_cli.errors import UserError
@@ -29,6 +32,9 @@ _TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 529}
 """Statuses after which the same request may succeed later."""
 _LONGEST_BODY = 16 << 20
 """Bytes of a response that are read."""
+_LONGEST_TEXT = 20_000
+"""Characters of an answer that are kept; its end, where the rating stands."""
+T = TypeVar("T")
 Media = list[tuple[str, str, bytes]]
 """(label, MIME type, data)."""
 
@@ -236,7 +242,7 @@ class Service:
             response, wait = self._send(body)
             keep(response)
             status = response["status"]
-            said = f"{urlsplit(self.address).hostname}: {_complaint(response)}"
+            said = f"{urlsplit(self.address).hostname}: {response.get('complaint') or response.get('error')}"
             if status == 200:
                 return
             self._refuse(status, said)
@@ -258,29 +264,53 @@ class Service:
         """What came back, as it is kept (status None: nothing), and the seconds we were told to wait."""
         request = urllib.request.Request(self.address, body, self._headers)
         try:
-            try:
-                answer = self._opener.open(request, timeout=self.settings.timeout)
-            except urllib.error.HTTPError as error:
-                answer = error
-            with answer:
-                data = answer.read(_LONGEST_BODY)
-            promised = answer.headers.get("Content-Length", "")
-            # `read` with a limit does not notice a connection that is closed early
-            if promised.isdigit() and len(data) < min(int(promised), _LONGEST_BODY):
-                raise http.client.IncompleteRead(data, int(promised) - len(data))
+            number, headers, data = _within(self.settings.timeout, lambda: self._exchange(request))
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None) or error
-            return {"status": None, "error": self._hide(str(cause) or type(error).__name__)}, 0.0
-        text = self._hide(data.decode(errors="replace"))
+            return {
+                "status": None,
+                "error": self._hide(str(cause) or type(error).__name__)[:_LONGEST_TEXT],
+            }, 0.0
+        text = data.decode(errors="replace")
         try:
             parsed = json.loads(text)
         except (ValueError, RecursionError):
             parsed = text
-        wait = _told_to_wait(answer.headers.get("Retry-After"), text)
-        return {"status": _status(answer.status, parsed), "body": parsed}, wait
+        wait = _told_to_wait(headers.get("Retry-After"), text)
+        status = _status(number, parsed)
+        return {"status": status, **self._used(status, parsed)}, wait
+
+    def _exchange(self, request: urllib.request.Request) -> tuple[int, Message, bytes]:
+        """Status, headers and body of an answer."""
+        try:
+            answer = self._opener.open(request, timeout=self.settings.timeout)
+        except urllib.error.HTTPError as error:
+            answer = error
+        with answer:
+            data = answer.read(_LONGEST_BODY)
+        # `read` with a limit does not notice a connection that is closed early
+        promised = re.fullmatch(r"[0-9]{1,12}", answer.headers.get("Content-Length", ""))
+        if promised and len(data) < min(int(promised[0]), _LONGEST_BODY):
+            raise http.client.IncompleteRead(data, int(promised[0]) - len(data))
+        return answer.status, answer.headers, data
+
+    def _used(self, status: int, parsed: Any) -> dict[str, Any]:
+        """What is kept of a body: the text of an answer, or why there is none. Never the body itself, since a
+        service can repeat the key in it in a form that nobody would look for."""
+        if status != 200:
+            return {"complaint": self._hide(_complaint(status, parsed))}
+        try:
+            said = BACK_ENDS[self.settings.back_end].text(parsed)
+            return {"text": self._hide(said)[-_LONGEST_TEXT:]}
+        except Unusable as error:
+            return {"unusable": self._hide(str(error))[:_LONGEST_TEXT]}
+        except (KeyError, IndexError, TypeError, AttributeError):
+            return {"unusable": "a response that does not follow the protocol"}
 
     def _hide(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        """The text without the key, whatever its case, and in forms that any program reads back."""
+        forms = sorted(_forms(self._key), key=len, reverse=True)
+        return re.sub("|".join(map(re.escape, forms)), "[key]", text, flags=re.IGNORECASE) if forms else text
 
     def _refuse(self, status: int | None, said: str) -> None:
         """UserError for what no patience mends."""
@@ -295,6 +325,38 @@ class Service:
             raise UserError(f"{said}; the address {url} leads elsewhere: give the one it leads to")
 
 
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """What `call` answers, or TimeoutError: a service that sends a byte now and then would hold us."""
+    answers: queue.Queue[T | BaseException] = queue.Queue(1)
+
+    def run() -> None:
+        try:
+            answers.put(call())
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"timed out: no whole answer within {seconds:g} s") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
+def _forms(key: str) -> set[str]:
+    """A key as it is, backwards, and in usual encodings, those of base64 at all three of its alignments."""
+    if len(key) < 8:
+        return {key} if key else set()
+    raw = key.encode()
+    forms = {key, key[::-1], quote(key, safe=""), raw.hex(), base64.b32encode(raw).decode().rstrip("=")[:-1]}
+    for before, skipped in ((0, 0), (1, 2), (2, 3)):
+        encoded = base64.b64encode(bytes(before) + raw).decode().rstrip("=")[skipped:-1]
+        forms |= {encoded, encoded.translate(str.maketrans("+/", "-_"))}
+    return forms
+
+
 def _status(status: int, body: Any) -> int:
     """What a response means: some gateways answer 200 and put the real status inside."""
     error = body.get("error") if isinstance(body, dict) else None
@@ -304,22 +366,20 @@ def _status(status: int, body: Any) -> int:
     return code if type(code) is int and code >= 400 else 502
 
 
-def _complaint(response: Mapping[str, Any]) -> str:
-    if response["status"] is None:
-        return str(response["error"])
-    body = response["body"]
+def _complaint(status: int, body: Any) -> str:
+    """A service's words about what went wrong, short."""
     error = body.get("error", body) if isinstance(body, dict) else body
     message = str(error.get("message") or "") if isinstance(error, dict) else str(error)
     codes = re.findall(r"API_KEY_INVALID|insufficient_quota", json.dumps(body))
-    return " ".join([f"status {response['status']}", *codes[:1], *message.split()])[:240]
+    return " ".join([f"status {status}", *codes[:1], *message.split()])[:240]
 
 
 def _told_to_wait(header: str | None, text: str) -> float:
     """Seconds of a Retry-After header, or of the retryDelay in Gemini's details, or 0."""
-    if header and header.strip().isdigit():
+    if header and re.fullmatch(r"\s*[0-9]{1,9}\s*", header):
         return float(header)
     if header:
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError, OverflowError):
             return max(0.0, parsedate_to_datetime(header).timestamp() - time.time())
-    delay = re.search(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"', text)
+    delay = re.search(r'"retryDelay":\s*"([0-9]{1,9}(?:\.[0-9]{1,9})?)s"', text)
     return float(delay[1]) if delay else 0.0

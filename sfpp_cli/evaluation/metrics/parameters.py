@@ -124,8 +124,8 @@ class Parameters:
     def __post_init__(self) -> None:
         lengths = ("flow_short_side", "flow_window", "chunk_period", "curve_points")
         for name in ("reference_seconds", "clip_seconds", *lengths):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} is {getattr(self, name)}; it has to be positive")
+            if not 0 < getattr(self, name) <= 10**6:
+                raise UserError(f"{name} is {getattr(self, name)}; it has to be above 0 and at most 1000000")
         if (self.norepeat_position is None) != (self.norepeat_halfwidth is None):
             raise UserError("norepeat_position and norepeat_halfwidth go together; give both or neither")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont, get_font
 
 from sfpp_cli.evaluation.report.drift import Drift
 from sfpp_cli.evaluation.report.labels import label, printable
@@ -121,15 +121,22 @@ def write_panels(panels: Sequence[Drift], path: Path) -> None:
     names = {name: band.color for panel in panels for name, band in panel.systems.items()}
     if len(names) > 1:
         lines = [figure.axes[0].plot([], [], **_style(color))[0] for color in names.values()]
-        labels = [f" {name}" for name in names]  # a name that starts with "_" would be left out
+        labels = [f" {name}" for name in _drawable(names)]  # one that starts with "_" would be left out
         legend = figure.legend(
             lines, labels, loc="outside upper left", ncols=min(len(names), columns), fontsize=9, frameon=False
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a system's name may be in a script that the font lacks
-        write_png(figure, path)
+    write_png(figure, path)
+
+
+def _drawable(names: Iterable[str]) -> list[str]:
+    """The names of systems; A, B ... after their order for those in a script that the font lacks."""
+    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
+    return [
+        name if all(ord(letter) in glyphs for letter in name) else chr(ord("A") + place % 26)
+        for place, name in enumerate(names)
+    ]
 
 
 def _style(color: int) -> dict[str, Any]:
