@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 
@@ -27,6 +28,8 @@ def main() -> None:
     parser.add_argument("--student")
     parser.add_argument("--chunks", type=int, default=1000)
     parser.add_argument("--span", type=int, default=20, help="chunks in each median")
+    parser.add_argument("--sink", type=int, default=0)
+    parser.add_argument("--sink-positions", choices=("absolute", "relative"), default="relative")
     parser.add_argument("--device")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args()
@@ -42,11 +45,12 @@ def main() -> None:
     text = bundle.load_text(device, torch.float32)
     with torch.no_grad():
         embedded = text([settings.prompt]).to(student.dtype)
-    cache = student.new_cache(embedded, size, context=settings.context, sink=settings.sink)
+    sampler = replace(settings.sampler(sink=options.sink), sink_positions=options.sink_positions)
+    cache = student.new_cache(embedded, size, context=settings.context, sink=options.sink)
     print(f"cache: {cache.nbytes / 1e6:.2f} MB for {settings.context} latent frames, whatever the length")
 
     noise = VideoNoise([0], (settings.chunk, student.config.in_channels, *size), device)
-    chunks = settings.sampler().rollout(student, noise.chunks(0, options.chunks), embedded, noise.draw)
+    chunks = sampler.rollout(student, noise.chunks(0, options.chunks), embedded, noise.draw)
     seconds, resident = [], []
     began = time.perf_counter()
     for x0 in chunks:

@@ -2,8 +2,10 @@
 
 All hold the text's keys and values, all answer `attention`, so the student is written once. Keys are stored
 after RoPE at absolute positions; attention is blind to their order, so the cache is a ring and eviction moves
-nothing. Passes that carry gradient need a past that nothing overwrites: `KVCache.snapshot` gives one that
-sees the same frames.
+nothing. Only a sink's keys may move along, so that its distance stays one that training knew: `turn` rotates
+them, once for each chunk, to where they would be if the frames that left the context had never been. Passes
+that carry gradient need a past that nothing overwrites: `KVCache.snapshot` gives one that sees the same
+frames.
 """
 
 from __future__ import annotations
@@ -20,6 +22,10 @@ KeysValues = tuple[Tensor, Tensor]
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Self-attention of one transformer block: query, key, value -> answer, each [B, heads, L, head_dim]."""
+
+
+Turn = Callable[[Tensor, int], Tensor]
+"""(keys [B, heads, L, head_dim] after RoPE, latent frames) -> the same keys so many frames later."""
 
 
 class Memory(Protocol):
@@ -56,16 +62,32 @@ class KVCache:
     overwrites it. Memory depends on the context alone.
     """
 
-    def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
-        """`tokens` per latent frame. Batch, heads, head_dim, device and dtype are those of `text`'s keys."""
+    def __init__(
+        self,
+        text: Sequence[KeysValues],
+        *,
+        tokens: int,
+        context: int,
+        sink: int = 0,
+        turn: Turn | None = None,
+    ) -> None:
+        """`tokens` per latent frame; `turn` moves the sink along, which without it stays where it is.
+
+        Batch, heads, head_dim, device and dtype are those of `text`'s keys.
+        """
         if not 0 <= sink < context:
             raise ValueError(f"sink frames ({sink}) must leave room in the context ({context} latent frames)")
         self.text = text
         self.tokens = tokens
         self.context = context
         self.sink = sink
+        self.turn = turn
         self.origin = sink
         self.frame = 0
+        self._turned = [0 for _ in text]
+        """By layer, how many frames the sink's keys in the ring have been moved along."""
+        self._sinks: dict[int, Tensor] = {}
+        """By layer, the sink's keys as they were before that."""
         like = text[0][0]
         shape = (like.shape[0], like.shape[1], context * tokens, like.shape[3])
         self.keys = [like.new_zeros(shape) for _ in text]
@@ -100,8 +122,20 @@ class KVCache:
             there = _span(slot, length, self.tokens)
             keys[:, :, there] = key[:, :, here]
             values[:, :, there] = value[:, :, here]
+        self._turn_sink(layer, self.frame + frames)
         filled = min(self.sink + self.frame + frames - self.origin, self.context) * self.tokens
         return keys[:, :, :filled], values[:, :, :filled]
+
+    def _turn_sink(self, layer: int, end: int) -> None:
+        """Move the sink's keys to where a pass that ends before frame `end` sees them."""
+        passed = _passed(end, self.context, self.sink, self.origin)
+        if self.turn is None or not self.sink or passed == self._turned[layer]:
+            return
+        ring = self.keys[layer][:, :, : self.sink * self.tokens]
+        if layer not in self._sinks:
+            self._sinks[layer] = ring.clone()
+        ring.copy_(self.turn(self._sinks[layer], passed))
+        self._turned[layer] = passed
 
     def _runs(self, frames: int) -> list[tuple[int, int, int]]:
         """The slots of the next `frames` latent frames as runs (offset in the chunk, first slot, length).
@@ -129,7 +163,8 @@ class KVCache:
         slots are the oldest frames', which no later pass sees.
         """
         past = _visible(self.frame, self.frame + frames, self.context, self.sink, self.origin)
-        snapshot = CacheSnapshot(self.text, tokens=self.tokens, context=self.context, sink=self.sink)
+        room = {"tokens": self.tokens, "context": self.context, "sink": self.sink}
+        snapshot = CacheSnapshot(self.text, **room, turn=self.turn)
         snapshot.frame = self.frame
         snapshot.origin = self.origin
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
@@ -138,6 +173,9 @@ class KVCache:
             snapshot.past[layer] = {
                 f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()
             }
+            if layer in self._sinks:
+                for frame, key in enumerate(self._sinks[layer].split(self.tokens, 2)):
+                    snapshot.past[layer][frame] = key.clone(), snapshot.past[layer][frame][1]
         return snapshot
 
     @property
@@ -160,11 +198,20 @@ class CacheSnapshot:
     7 % of their L2 norm (cosine 0.998).
     """
 
-    def __init__(self, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0) -> None:
+    def __init__(
+        self,
+        text: Sequence[KeysValues],
+        *,
+        tokens: int,
+        context: int,
+        sink: int = 0,
+        turn: Turn | None = None,
+    ) -> None:
         self.text = text
         self.tokens = tokens
         self.context = context
         self.sink = sink
+        self.turn = turn
         self.origin = sink
         self.frame = 0
         self.past: list[dict[int, KeysValues]] = [{} for _ in text]
@@ -184,6 +231,8 @@ class CacheSnapshot:
             self.write(layer, key, value)
             end = frame + key.shape[2] // self.tokens
             known = self._seen(past, end, origin) | self._by_frame(frame, key, value)
+            if passed := self.turn and _passed(end, self.context, self.sink, origin):
+                known |= {f: (self.turn(known[f][0], passed), known[f][1]) for f in range(self.sink)}
             # In the order of the ring's slots: sums then round alike, and a chunk that learns is bit for bit
             # the chunk that the ring's rollout would have made.
             ordered = [known[f] for f in sorted(known, key=slot)]
@@ -271,12 +320,14 @@ class BlockCausal:
         chunk: int,
         context: int | None = None,
         sink: int = 0,
+        turn: Turn | None = None,
     ) -> None:
         self.text = text
         self.tokens = tokens
         self.chunk = chunk
         self.context = context
         self.sink = sink
+        self.turn = turn
 
     def attention(self, layer: int) -> Attend:
         return self.attend
@@ -287,17 +338,21 @@ class BlockCausal:
         for start in range(0, frames, self.chunk):
             end = min(start + self.chunk, frames)
             asking = slice(start * self.tokens, end * self.tokens)
-            keys, values = (self._seen(part, end) for part in (key, value))
+            keys = self._seen(key, end, self.turn)
+            values = self._seen(value, end, None)
             pieces.append(F.scaled_dot_product_attention(query[:, :, asking], keys, values))
         return torch.cat(pieces, dim=2)
 
-    def _seen(self, part: Tensor, end: int) -> Tensor:
+    def _seen(self, part: Tensor, end: int, turn: Turn | None) -> Tensor:
         """Of a pass's keys or values, what a chunk that ends before frame `end` sees."""
         first = 0 if self.context is None else end - (self.context - self.sink)
         if first <= self.sink:
             return part[:, :, : end * self.tokens]
         recent = part[:, :, first * self.tokens : end * self.tokens]
-        return torch.cat([part[:, :, : self.sink * self.tokens], recent], dim=2) if self.sink else recent
+        if not self.sink:
+            return recent
+        sink = part[:, :, : self.sink * self.tokens]
+        return torch.cat([sink if turn is None else turn(sink, first - self.sink), recent], dim=2)
 
 
 def _visible(count: int, end: int, context: int, sink: int, origin: int) -> list[int]:
@@ -309,6 +364,11 @@ def _visible(count: int, end: int, context: int, sink: int, origin: int) -> list
     """
     oldest = max(origin, end - (context - sink))
     return [*range(min(sink, count)), *range(min(oldest, count), count)]
+
+
+def _passed(end: int, context: int, sink: int, origin: int) -> int:
+    """How many frames between the sink and the rest a pass that ends before frame `end` no longer sees."""
+    return max(origin, end - (context - sink)) - sink
 
 
 def _slot(frame: int, context: int, sink: int, origin: int) -> int:

@@ -18,7 +18,7 @@ from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import seeded
 from sfpp_cli.core.objective import Loss, Player, Update
-from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.student import CausalWanModel, SinkPositions
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError
 
@@ -98,6 +98,7 @@ class TrajectoryRegression:
         chunk: int,
         context: int,
         sink: int = 0,
+        sink_positions: SinkPositions = "absolute",
         seed: int,
         save_extra: Callable[[Path], None] | None = None,
     ) -> None:
@@ -109,6 +110,7 @@ class TrajectoryRegression:
         self.chunk = chunk
         self.context = context
         self.sink = sink
+        self.sink_positions = sink_positions
         self.seed = seed
         self.players = (Player({"student": student}, self.loss, save_extra=save_extra),)
 
@@ -126,6 +128,7 @@ class TrajectoryRegression:
             chunk=self.chunk,
             context=self.context,
             sink=self.sink,
+            sink_positions=self.sink_positions,
         )
         x0 = self.schedule.x0_from_flow(self.student(x_t, timestep, memory), x_t, timestep)
         return F.mse_loss(x0, path[:, -1]), {}

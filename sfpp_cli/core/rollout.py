@@ -15,7 +15,7 @@ from torch import Tensor
 from sfpp_cli.core.cache import CacheSnapshot, KeysValues, KVCache, NoisyPast
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.flow import FlowSchedule
-from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.student import CausalWanModel, SinkPositions
 
 Draw = Callable[[int, int, Tensor], Tensor]
 """(chunk index, denoising step, tensor to be like) -> the Gaussian noise that re-noises that step's x0."""
@@ -61,6 +61,8 @@ class Sampler:
     """Frames that attention sees, the current chunk included."""
     sink: int = 0
     """How many of the first frames are never evicted from the context."""
+    sink_positions: SinkPositions = "absolute"
+    """Whether the sink keeps its place in time, or moves along with the context."""
     first_steps: tuple[int, ...] | None = None
     """Other steps for the chunk that begins a video (Causal-Forcing++ takes more of them there)."""
     context_noise: float = CLEAN
@@ -280,11 +282,13 @@ class _History:
             student = self.student
             size = (like.shape[3], like.shape[4])
             room = {"context": self.sampler.context, "sink": self.sampler.sink}
+            positions = self.sampler.sink_positions
             if self.carries_gradient:
-                self.cache = CacheSnapshot(self._embedded(), tokens=student.tokens(size), **room)
+                turn = student.sink_turn(positions)
+                self.cache = CacheSnapshot(self._embedded(), tokens=student.tokens(size), **room, turn=turn)
             else:
                 with torch.no_grad():
-                    self.cache = student.new_cache(self.text, size, **room)
+                    self.cache = student.new_cache(self.text, size, **room, sink_positions=positions)
         return self.cache
 
     def _embedded(self) -> list[KeysValues]:

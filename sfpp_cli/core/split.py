@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfpp_cli.core.cache import Attend, KeysValues, KVCache
+from sfpp_cli.core.cache import Attend, KeysValues, KVCache, Turn
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
 
@@ -72,11 +72,18 @@ class SplitCache(KVCache):
     """A rolling cache of this rank's heads, for passes over its tokens."""
 
     def __init__(
-        self, split: Split, text: Sequence[KeysValues], *, tokens: int, context: int, sink: int = 0
+        self,
+        split: Split,
+        text: Sequence[KeysValues],
+        *,
+        tokens: int,
+        context: int,
+        sink: int = 0,
+        turn: Turn | None = None,
     ) -> None:
         split.check(text[0][0].shape[1], tokens)
         mine = [(split.my_heads(key), split.my_heads(value)) for key, value in text]
-        super().__init__(mine, tokens=tokens, context=context, sink=sink)
+        super().__init__(mine, tokens=tokens, context=context, sink=sink, turn=turn)
         self.text = text  # whole: its attention needs no other token
         self.split = split
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial, wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,17 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past
+from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past, Turn
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.norm import norm_in_own_precision
 from sfpp_cli.core.split import Split, SplitCache
 
 ROPE_BASE = 10000.0
+
+SinkPositions = Literal["absolute", "relative"]
+"""Where a sink's keys are: where they were made, or always before what else the context holds, so that they
+are never farther away than it is long."""
 
 
 class CausalBlock(WanTransformerBlock):  # type: ignore[misc]
@@ -112,11 +116,18 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
             block.finish = torch.compile(block.finish)
 
     def new_cache(
-        self, text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int = 0
+        self,
+        text: Tensor,
+        latent_size: tuple[int, int],
+        *,
+        context: int,
+        sink: int = 0,
+        sink_positions: SinkPositions = "absolute",
     ) -> KVCache:
         """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
         cache = KVCache if self.split is None else partial(SplitCache, self.split)
-        return cache(self.embed_text(text), tokens=self.tokens(latent_size), context=context, sink=sink)
+        room = {"tokens": self.tokens(latent_size), "context": context, "sink": sink}
+        return cache(self.embed_text(text), **room, turn=self.sink_turn(sink_positions))
 
     def block_causal(
         self,
@@ -126,10 +137,20 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         chunk: int,
         context: int | None = None,
         sink: int = 0,
+        sink_positions: SinkPositions = "absolute",
     ) -> BlockCausal:
         """The memory of one pass over all chunks of a clip (ODE training, arXiv 2510.02283, equation 4)."""
-        tokens = self.tokens(latent_size)
-        return BlockCausal(self.embed_text(text), tokens=tokens, chunk=chunk, context=context, sink=sink)
+        room = {"tokens": self.tokens(latent_size), "chunk": chunk, "sink": sink}
+        turn = self.sink_turn(sink_positions)
+        return BlockCausal(self.embed_text(text), **room, context=context, turn=turn)
+
+    def sink_turn(self, positions: SinkPositions) -> Turn | None:
+        """What moves a sink's keys along, if anything does."""
+        return self._turn if positions == "relative" else None
+
+    def _turn(self, keys: Tensor, frames: int) -> Tensor:
+        """Keys after RoPE, so many frames later: of the head's pairs only those of time are rotated."""
+        return rotate(keys, _time_rotation(frames, self.config.attention_head_dim // 2, keys.device))
 
     def tokens(self, latent_size: tuple[int, int]) -> int:
         return tokens_per_frame(*latent_size, self.config.patch_size)
@@ -235,6 +256,15 @@ def _rope_table(
         _angles(0, columns, spatial, device)[None, None].expand(frames, rows, -1, -1),
     ]
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+@lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _time_rotation(frames: int, pairs: int, device: torch.device) -> KeysValues:
+    """Cosine and sine [1, head_dim / 2] that move keys by so many frames."""
+    time = pairs - 2 * (pairs // 3)
+    angle = F.pad(_angles(frames, 1, time, device), (0, pairs - time))
     return angle.cos().float(), angle.sin().float()
 
 

@@ -49,6 +49,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
     noise = {"context_noise": sampler.context_noise, "context_noise_on": sampler.context_noise_on}
     first = {"first_steps": sampler.first_steps}
     loras = {"loras": [lora.described() for lora in options.loras]}
+    sink = {"sink_positions": sampler.sink_positions}
     decoder = options.decoder_device or options.device
     return {
         "chunk": settings.chunk,
@@ -61,6 +62,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         **(noise if sampler.context_noise else {}),
         **(first if sampler.first_steps else {}),
         **(loras if options.loras else {}),
+        **(sink if sampler.sink and sampler.sink_positions != "absolute" else {}),
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": options.device.type,
         **({"decoder_device": decoder.type} if decoder.type != options.device.type else {}),

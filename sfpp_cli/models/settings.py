@@ -57,6 +57,8 @@ class Settings:
     """Tokens of a prompt; what is longer is cut."""
     prompt: str = ""
     """What `sfpp generate` shows when it is given no prompt."""
+    sink_positions: Literal["absolute", "relative"] = "absolute"
+    """Whether the sink keeps its place in time, or is always just before the rest of the context."""
 
     @classmethod
     def read(cls, path: Path) -> Settings:
@@ -79,7 +81,11 @@ class Settings:
         return validate(_SCHEMA, {**asdict(self), **values})
 
     def sampler(self, *, context: int | None = None, sink: int | None = None) -> Sampler:
-        """How the student samples; another `context` or `sink` than it was trained with may be tried."""
+        """How the student samples; another `context` or `sink` than it was trained with may be tried.
+
+        A sink of a student that has none moves along with the context, so that it is never farther away than
+        anything the student saw in training.
+        """
         from sfpp_cli.core.flow import FlowSchedule
         from sfpp_cli.core.rollout import Sampler
 
@@ -89,6 +95,7 @@ class Settings:
             chunk=self.chunk,
             context=self.context if context is None else context,
             sink=self.sink if sink is None else sink,
+            sink_positions="relative" if sink and not self.sink else self.sink_positions,
             first_steps=self.first_steps,
             context_noise=self.context_noise,
             context_noise_on=self.context_noise_on,

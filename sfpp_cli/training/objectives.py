@@ -81,6 +81,7 @@ def trajectory_regression(
         chunk=settings.chunk,
         context=settings.context,
         sink=settings.sink,
+        sink_positions=settings.sink_positions,
         seed=recipe.seed,
         save_extra=lambda folder: settings.write(folder / SETTINGS),
     )
