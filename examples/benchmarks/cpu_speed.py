@@ -75,13 +75,13 @@ def update(tree: Path, model: Path) -> dict[str, float]:
         changes = {
             "model": model,
             "student": model / "students" / "ode",
-            "dmd.frames": 42,
-            "training.batch": 4,
+            "dmd.frames": 30,
+            "training.batch": 2,
             "training.save_every": 100,
             "training.keep_every": 100,
         }
         sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-        run(tree, "train", str(recipe), *sets, "--steps", "4", "--device", "cpu", "--out", folder)
+        run(tree, "train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", folder)
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return {"++ update": statistics.median(json.loads(line)["step_s"] for line in lines[1:])}
 

@@ -137,6 +137,20 @@ def test_a_small_model_gets_one_thread_and_a_large_frame_what_there_is(generator
         assert generator.threads(large) == 5
 
 
+def test_the_number_of_cores_changes_neither_latents_nor_video(tmp_path: Path) -> None:
+    options = ModelOptions(device=CPU, dtype=torch.float32)
+    bundle = Bundle("toyworld")
+    files = []
+    for count in (1, 3):
+        request = wish(20, tmp_path / str(count))
+        request.out.parent.mkdir()
+        with cpu_threads(count):
+            generator = Generator.load(bundle, options, [PROMPT], Silent())
+            Job(request, describe_model(bundle, options)).run(generator, Silent(), save_latents=True)
+        files.append([request.out.with_suffix(kind).read_bytes() for kind in (".mp4", ".safetensors")])
+    assert files[0] == files[1]
+
+
 def test_noise_drawn_ahead_is_the_noise() -> None:
     plain = VideoNoise([1, 5], (3, 4, 2, 2))
     ahead = VideoNoise([1, 5], (3, 4, 2, 2))
