@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import runpy
 import signal
 import stat
 import sys
@@ -24,6 +25,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,10 @@ class Answer:
     code: int
     out: str
     err: str
+
+
+Process = tuple[int, int, int]
+"""Its id, and where its output and errors are to be read."""
 
 
 class Bench:
@@ -72,36 +78,44 @@ class Bench:
 
     def start(
         self, command: tuple[str, ...], folder: Path, before: Callable[[], None] | None = None
-    ) -> tuple[int, Path]:
-        """A process at work; `before` is called in it first."""
-        self.number += 1
-        log = self.root / f"log-{self.number}"
-        log.mkdir()
+    ) -> Process:
+        """A process at work, when it has begun; `before` is called in it first."""
+        out, err, ready = (os.pipe() for _ in range(3))  # pipes, which no limit of files concerns
         pid = os.fork()
         if pid == 0:
-            _be_a_command((*command, "--model", str(self.model)), folder, log, before)
-        return pid, log
+            os.dup2(out[1], 1)
+            os.dup2(err[1], 2)
+            _be_a_command((*command, "--model", str(self.model)), folder, ready, before)
+        for _, end in (out, err, ready):
+            os.close(end)
+        os.read(ready[0], 1)
+        os.close(ready[0])
+        return pid, out[0], err[0]
 
-    def end(self, process: tuple[int, Path]) -> Answer:
-        pid, log = process
+    def end(self, process: Process) -> Answer:
+        pid, out, err = process
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return Answer(code, (log / "out").read_text(), (log / "err").read_text())
+        texts = []
+        for stream in (out, err):
+            # What a killed one's ffmpeg holds open does not end.
+            os.set_blocking(stream, False)
+            with suppress(BlockingIOError), open(stream, "rb", buffering=0) as file:
+                texts.append((file.read(65536) or b"").decode())
+        return Answer(code, *texts)
 
 
 def _be_a_command(
-    command: tuple[str, ...], folder: Path, log: Path, before: Callable[[], None] | None
+    command: tuple[str, ...], folder: Path, ready: tuple[int, int], before: Callable[[], None] | None
 ) -> None:
     code: Any = 1
     try:
         os.chdir(folder)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(log / name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["sfpp", *command]
         if before is not None:
             before()
-        from sfpp_cli.app import main
-
-        main()
+        os.close(ready[0])
+        os.close(ready[1])
+        runpy.run_module("sfpp_cli", run_name="__main__")
     except SystemExit as leaving:
         code = leaving.code or 0
     except BaseException:
@@ -275,11 +289,7 @@ def full_disks(bench: Bench) -> Iterator[Case]:
         first = bench.run(command, folder, small)
         if first.code == 0:
             return compared(folder, expected)
-        return (
-            told(first, 2)
-            or done(bench.run((*command, "--resume"), folder))
-            or compared(folder, expected)
-        )
+        return told(first, 2) or done(bench.run((*command, "--resume"), folder)) or compared(folder, expected)
 
     png = ("generate", "a red circle", "--frames", "33", "-o", "w.png", "--sheet", "--save-latents")
     pictures = bench.reference(png)
@@ -296,8 +306,8 @@ def damage(bench: Bench) -> Iterator[Case]:
         process = bench.start(SINGLE, folder)
         while not any(path.stat().st_size > 2000 for path in folder.glob(".sfpp-*/latents.f32")):
             time.sleep(0.005)
-            if os.waitpid(process[0], os.WNOHANG)[0]:
-                return None  # it was faster
+            if list(folder.glob("v.json")):
+                break  # it was faster
         os.kill(process[0], signal.SIGKILL)
         bench.end(process)
         for file in folder.glob(f".sfpp-*/{name}"):
@@ -340,7 +350,7 @@ def signals(bench: Bench) -> Iterator[Case]:
     for number in (signal.SIGINT, signal.SIGTERM):
         for again in (None, 0.0, 0.3):
             for step in range(8):
-                pause = 0.02 + 0.15 * step
+                pause = 0.05 + 0.15 * step
                 yield f"{number.name} {pause:.2f} {again}", lambda n=number, p=pause, a=again: case(n, p, a)
 
 
@@ -368,6 +378,8 @@ KINDS = {kind.__name__: kind for kind in (kills, restarts, pairs, full_disks, da
 def load_once(model: Path) -> None:
     """Import everything and load the model, so that forked processes need not."""
     import torch
+
+    import sfpp_cli.app  # noqa: F401
 
     torch.set_num_threads(1)
     from sfpp_cli.devices import pick_device
@@ -398,7 +410,9 @@ def campaign(kinds: list[str], every: int, root: Path, model: Path) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--tree", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--model", type=Path, required=True, help="a model of toy size")
