@@ -8,7 +8,12 @@ def main() -> None:
     with interruption.handled():
         from sfpp_cli.app import main as command
 
-        command()
+        try:
+            command()
+        except SystemExit as leaving:
+            if interruption.seen() and isinstance(leaving.code, int):
+                interruption.leave(leaving.code)
+            raise
 
 
 if __name__ == "__main__":

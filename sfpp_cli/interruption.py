@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 STARTING = "interrupted before it began: nothing was changed, and the same command starts again"
 UNFINISHED = "interrupted: what is finished is kept, what is not is gone, and the same command starts again"
@@ -56,6 +57,14 @@ def exit_code() -> int:
     return 128 + _signal
 
 
+def leave(code: int) -> NoReturn:
+    """End with this very code. Left to itself, Python may take the signal's own where a KeyboardInterrupt has
+    passed through the `exec` of a text, though it was caught; and threads might not survive a slow end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _is_minded(number: signal.Signals) -> bool:
     """Not where the parent has it ignored, as `nohup` and a shell's background do."""
     return signal.getsignal(number) is not signal.SIG_IGN
@@ -66,12 +75,12 @@ def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _first is not None:
         if now - _first > ECHO:
-            _leave(AT_ONCE)
+            _end(AT_ONCE)
         return
     _first = now
     _signal = signal.Signals(number)
     if _is_importing(frame) and not at_stake:
-        _leave(STARTING)
+        _end(STARTING)
     _interrupt(number, frame)
 
 
@@ -91,8 +100,7 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _leave(line: str) -> None:
-    """End without a word to anybody but the user; threads and half-loaded modules would not survive more."""
-    sys.stdout.flush()
+def _end(line: str) -> NoReturn:
+    """Say a line and be gone, wherever the process is."""
     os.write(2, f"error: {line}\n".encode())
-    os._exit(exit_code())
+    leave(exit_code())

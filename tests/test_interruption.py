@@ -19,8 +19,9 @@ LOCK = "from pathlib import Path; from sfpp_cli.files import owned"
 
 def run(script: str, folder: Path, *, signals: tuple[tuple[float, int], ...]) -> tuple[int, str, float]:
     """A process that prints a line when it may be interrupted: (exit code, stderr, seconds to its end)."""
+    (folder / "entry.py").write_text(script)
     process = subprocess.Popen(
-        [sys.executable, "-c", script],
+        [sys.executable, "-m", "entry"],  # as `python -m sfpp_cli`
         cwd=folder,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
         stdout=subprocess.PIPE,
@@ -122,6 +123,22 @@ app.main()
     returned, err, _ = run(script, tmp_path, signals=((0, number),))
     assert (returned, err.count("\n")) == (code, 1), err
     assert err.startswith("error: interrupted: what is finished is kept")
+
+
+def test_the_code_is_the_commands_own(tmp_path: Path) -> None:
+    """Python ends by the signal if the interrupt has passed through an `exec` of text, as in dataclasses."""
+    script = """
+import sys
+from sfpp_cli import __main__, app
+def command():
+    print(1, flush=True)
+    exec("import time; time.sleep(30)")
+app.app.command()(command)
+sys.argv = ["sfpp", "command"]
+__main__.main()
+"""
+    returned, err, _ = run(script, tmp_path, signals=((0, signal.SIGINT),))
+    assert (returned, err.count("\n")) == (130, 1)
 
 
 def test_what_a_shell_has_ignored_stays_so(tmp_path: Path) -> None:

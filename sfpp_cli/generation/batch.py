@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from sfpp_cli.core.parallel import Ranks
@@ -42,17 +43,19 @@ def make_all(
             return []
     mine = jobs if model.split is not None else [jobs[i] for i in ranks.share(len(jobs))]
     with Share(mine, options, progress, wait=len(jobs) > 1) as share, _explained(share):
-        if not share.left:
+
+        @cache
+        def load() -> Generator:
+            """The model, once there is something to make: others may be at all that is left."""
+            prompts = [prompt for job in share.left for prompt in job.request.prompts]
             if model.split is not None:
-                tell(None)
-            return share.run(lambda job: {})
-        prompts = [prompt for job in share.left for prompt in job.request.prompts]
-        if model.split is not None:
-            tell(prompts)
-        generator = Generator.load(bundle, model, prompts, progress)
-        if model.split is not None:
-            generator.lead = lead
-        made = share.run(lambda job: make(job, generator, options, progress))
+                tell(prompts)
+            generator = Generator.load(bundle, model, prompts, progress)
+            if model.split is not None:
+                generator.lead = lead
+            return generator
+
+        made = share.run(lambda job: make(job, load(), options, progress))
         if model.split is not None:
             tell(None)
         return made

@@ -70,7 +70,7 @@ class Share:
                 self.done[self.current] = make(self.current)
                 self.current = self._take()
                 continue
-            self._progress.say(f"{len(self.left)} videos are being made by other processes: waiting for them")
+            self._progress.say(f"waiting for other processes, which make {len(self.left)} of the videos")
             while self.left and self.current is None:
                 time.sleep(PAUSE)
                 self.current = self._take()
@@ -102,7 +102,8 @@ class Share:
                 raise
             if self._made_by_others(job):
                 self.done[job] = job.finished() or {}
-                taken.close()
+                with taken:
+                    job.discard()  # of one that was killed before it had cleaned up
                 continue
             with taken:
                 self._refuse([job], begun=True)
