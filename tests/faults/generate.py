@@ -379,7 +379,8 @@ def load_once(model: Path) -> None:
     """Import everything and load the model, so that forked processes need not."""
     import torch
 
-    import sfpp_cli.app  # noqa: F401
+    import sfpp_cli.app
+    import sfpp_cli.generation.batch  # noqa: F401
 
     torch.set_num_threads(1)
     from sfpp_cli.devices import pick_device

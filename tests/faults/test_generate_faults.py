@@ -19,11 +19,11 @@ pytest_plugins = ["tiny_bundle"]
     ("kind", "every"),
     [
         ("kills", 15),
-        ("restarts", 30),
+        ("restarts", 31),
         ("pairs", 5),
         ("full_disks", 5),
         ("damage", 3),
-        ("signals", 8),
+        ("signals", 7),
         ("modes", 2),
     ],
 )
