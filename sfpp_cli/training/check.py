@@ -26,6 +26,13 @@ def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
             f"{layout.name}: in training all chunks take the same steps, but this student has 'first_steps' "
             "for the first: start from one that has none, or take them out of its sfpp.json"
         )
+    eight = (
+        isinstance(recipe, MatchingRecipe | GRPORecipe) and recipe.lora_rank and recipe.lora_base == "float8"
+    )
+    if eight and ranks.world > 1 and recipe.training.parallel == "shard":  # collectives know no such numbers
+        raise UserError(
+            "lora_base 'float8' cannot be sharded over ranks: set training.parallel = 'replicate'"
+        )
     if isinstance(recipe, StudentRecipe):
         student_step_indices(FlowSchedule(settings.shift), settings.steps, recipe.pairs.sampling_steps)
     if isinstance(recipe, MatchingRecipe):

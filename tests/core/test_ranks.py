@@ -16,6 +16,7 @@ from test_dmd import matching
 from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
+from sfpp_cli.core.adapter import add_adapters
 from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
@@ -87,3 +88,23 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path: Path) -> None:
     run(tmp_path / "parts", ALONE)
     run(tmp_path / "whole", ALONE, replace(TRAINING, micro_batch=None))
     assert_close(tmp_path / "parts", tmp_path / "whole", slice(0, 3))
+
+
+def adapt(ranks: Ranks, folder: Path) -> None:
+    """The critic's adapters are over the teacher's weights."""
+    objective = matching(critic_updates=2, critic_lr=2e-2)
+    for model in (objective.student, objective.critic):
+        add_adapters(model, 2, seed=1)
+        model.enable_gradient_checkpointing()
+    objective.teacher = objective.critic
+    Trainer(objective, replace(TRAINING, lr=1e-2, clip=100.0), folder / f"{ranks.world}", ranks).run()
+
+
+def test_two_ranks_follow_one_with_adapters(tmp_path: Path) -> None:
+    on_two_ranks(adapt, tmp_path)
+    adapt(ALONE, tmp_path)
+    for one, other in zip(losses(tmp_path / "2"), losses(tmp_path / "1"), strict=True):
+        assert one == pytest.approx(other, abs=1e-4, rel=1e-4)
+    student = weights(tmp_path / "2", 3, "student")
+    for key, value in weights(tmp_path / "1", 3, "student").items():
+        torch.testing.assert_close(student[key], value, atol=3e-3, rtol=0)

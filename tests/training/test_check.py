@@ -20,6 +20,7 @@ from sfpp_cli.training.recipes import MatchingRecipe, StudentRecipe, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "examples" / "wan-1.3b"
 STUDENT = "runs/wan/ode/step-006000/student-ema"
+EIGHT = Ranks(0, 8, 0)
 MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
@@ -97,6 +98,14 @@ def test_students_with_other_steps_in_the_first_chunk_are_not_trained(stage: str
 
 def test_a_context_holds_a_chunk() -> None:
     assert "must hold the sink" in refused(read("self-forcing-pp", context=2))
+
+
+def test_eight_bits_are_not_sharded() -> None:
+    recipe = read("self-forcing-pp", lora_rank=4, lora_base="float8")
+    assert "lora_base 'float8' cannot be sharded" in refused(recipe, EIGHT)
+    check(recipe, planned_layout(recipe)[0], ALONE)
+    whole = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, parallel="replicate"))
+    check(whole, planned_layout(whole)[0], EIGHT)
 
 
 def test_a_student_alone_has_no_teacher(wan: Path) -> None:
