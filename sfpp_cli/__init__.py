@@ -38,6 +38,7 @@ def load(
     decoder_device: str | None = None,
     dtype: str | None = None,
     loras: Sequence[str] = (),
+    decoder: str = "wan",
     context: int | None = None,
     sink: int | None = None,
     offload: str = "text",
@@ -51,10 +52,11 @@ def load(
     The arguments are the flags of `sfpp generate`. `student`: causal weights to use instead of the model's
     own. `device`: cpu, cuda or cuda:N; the GPU if there is one. `decoder_device`: where latents become
     pictures, if elsewhere. `dtype`: float32, bfloat16 or float16. `loras`: LoRAs to fold into the student,
-    each "FILE" or "FILE:WEIGHT". `context`, `sink`: how many latent frames the student sees, and how many of
-    the first it never forgets; as trained if not given. `offload`: what
-    becomes of the text encoder between prompts ("text" frees it, "none" keeps it, "sequential" never has more
-    than a layer of it on the device). `tile`: decode in tiles of so many latent cells, which saves memory.
+    each "FILE" or "FILE:WEIGHT". `decoder`: what makes the pictures, "wan" or a file. `context`, `sink`: how
+    many latent frames the student sees, and how many of the first it never forgets; as trained if not given.
+    `offload`: what becomes of the text encoder between prompts ("text" frees it, "none" keeps it,
+    "sequential" never has more than a layer of it on the device). `tile`: decode in tiles of so many latent
+    cells, which saves memory.
     `compile`: torch.compile the student. `attention`: PyTorch's kernel for it (cudnn, flash, efficient or
     math); the fastest there is if not given. `quantize`: "fp8" multiplies in eight bits.
     """
@@ -67,6 +69,7 @@ def load(
         decoder_device=decoder_device,
         dtype=dtype,
         loras=loras,
+        decoder=decoder,
         context=context,
         sink=sink,
         offload=offload,

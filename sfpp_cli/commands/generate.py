@@ -86,6 +86,15 @@ def generate(
             metavar="FILE[:WEIGHT]",
         ),
     ] = None,
+    decoder: Annotated[
+        str,
+        _model(
+            help="What makes pictures of latents. wan: the model's own VAE. A .safetensors file: a narrower "
+            "one such as LightVAE, or a TAEHV, much faster and less exact. What latents a TAEHV takes is "
+            "told after its name, FILE:normalised or FILE:raw. Default: raw if it is called lighttae.",
+            metavar="wan|FILE",
+        ),
+    ] = "wan",
     context: Annotated[
         int | None,
         _model(
@@ -200,6 +209,7 @@ def generate(
         from sfpp_cli.generation.requests import GenerateOptions
         from sfpp_cli.generation.together import check_split
         from sfpp_cli.models.bundle import Bundle
+        from sfpp_cli.models.decoders import DecoderFile
         from sfpp_cli.models.lora import Lora
 
     ranks = Ranks.from_environment()
@@ -217,6 +227,7 @@ def generate(
         quantize=quantize,
         loras=[Lora.parse(text) for text in lora or []],
         split=check_split(split, ranks),
+        decoder=DecoderFile.parse(decoder),
     )
     options = GenerateOptions(
         prompt=prompt,

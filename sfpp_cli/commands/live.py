@@ -44,6 +44,13 @@ def live(
         str | None,
         _model(help="Other weights for the network that makes the video: a folder or a name on the hub."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        _model(help="LoRA to fold into that network; may be given again.", metavar="FILE[:WEIGHT]"),
+    ] = None,
+    decoder: Annotated[
+        str, _model(help="What makes the pictures: wan, or a file as `sfpp generate` takes it.")
+    ] = "wan",
     context: Annotated[
         int | None, _model(help="Latent frames that the model sees at once. Default: as trained.")
     ] = None,
@@ -78,6 +85,8 @@ def live(
     from sfpp_cli.live.serve import PageServer, listen
     from sfpp_cli.live.show import Show
     from sfpp_cli.models.bundle import Bundle
+    from sfpp_cli.models.decoders import DecoderFile
+    from sfpp_cli.models.lora import Lora
 
     where = pick_device(device)
     options = ModelOptions(
@@ -88,6 +97,8 @@ def live(
         offload=offload,
         tile=tile,
         compile=compile,
+        loras=[Lora.parse(text) for text in lora or []],
+        decoder=DecoderFile.parse(decoder),
     )
     bundle = Bundle(model, student)
     (offered,) = plan(GenerateOptions(prompt=prompt, seconds=60 * minutes, seed=seed, size=size), bundle)

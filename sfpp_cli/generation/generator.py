@@ -43,10 +43,11 @@ from sfpp_cli.generation.kernels import (
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import MAX_SIDE, Request
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.decoders import DecoderFile
 from sfpp_cli.models.lora import Lora, fold
 from sfpp_cli.models.settings import MAX_CONTEXT, Settings
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
-from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, TiledDecoder, to_uint8
+from sfpp_cli.models.vae import Decoder, StreamingEncoder, TiledDecoder, decoder_stream, to_uint8
 from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 
@@ -82,6 +83,8 @@ class ModelOptions:
     """Folded into the student before anything is made."""
     split: Ranks | None = None
     """Ranks that make every video together, each with some of the student's heads."""
+    decoder: DecoderFile | None = None
+    """What makes pictures of latents, if not the model's VAE."""
 
     def __post_init__(self) -> None:
         if self.offload not in OFFLOAD:
@@ -142,11 +145,16 @@ class Generator:
         tile: int | None = None,
         attention: str | None = None,
         compiled: bool = False,
+        pictures: Decoder | None = None,
     ) -> None:
-        """`text` gives prompts' padded embeddings [B, L, D]; `tile`, `attention` are as in `ModelOptions`."""
+        """`text` gives prompts' padded embeddings [B, L, D]; `tile`, `attention` are as in `ModelOptions`.
+
+        `pictures` decodes latents instead of the VAE.
+        """
         self.student = student
         self.text = text
         self.vae = vae
+        self.pictures = vae if pictures is None else pictures
         self.sampler = sampler
         self.compression = compression
         self.tile = tile
@@ -167,7 +175,9 @@ class Generator:
         fold(student, options.loras)
         text = PromptEmbeddings(bundle, options, progress)
         text.add(prompts)
-        vae = bundle.load_vae(options.decoder_device or options.device, options.dtype)
+        where = options.decoder_device or options.device
+        vae = bundle.load_vae(where, options.dtype)
+        pictures = options.decoder and options.decoder.load(bundle, where, options.dtype)
         multiply_fast(options.device, options.dtype)
         if options.split is not None:
             student.split = Split(options.split)
@@ -175,8 +185,11 @@ class Generator:
             quantize(student)
         if options.compile:
             student.compile_blocks()
-        compiled = bool(options.compile)
-        return cls(student, text, vae, sampler, bundle.compression, options.tile, options.attention, compiled)
+        return cls(
+            *(student, text, vae, sampler, bundle.compression, options.tile, options.attention),
+            compiled=bool(options.compile),
+            pictures=pictures,
+        )
 
     def frames(self, request: Request, changes: Changes | None = None) -> Iterator[Frames]:
         """The video as it is made, first one picture, then chunk by chunk: uint8 [T, H, W, 3].
@@ -299,7 +312,7 @@ class Generator:
 
         At `cuts`, chunks that begin the context anew, it begins anew too.
         """
-        device = self.vae.device
+        device = self.pictures.device
         first = request.hidden
         end = first + request.frames
         with own_stream(device), torch.no_grad():
@@ -307,7 +320,7 @@ class Generator:
                 began = Moment(device)
                 if number == 0 or number in cuts:
                     stream = self.decoder()
-                latents = chunk.to(device, non_blocking=True).to(self.vae.dtype)
+                latents = chunk.to(device, non_blocking=True).to(self.pictures.dtype)
                 count = latents.shape[1]
                 # The first picture is one latent frame, which needs none of the others.
                 parts = latents.split([1, count - 1], dim=1) if number == 0 and count > 1 else [latents]
@@ -321,9 +334,9 @@ class Generator:
                     end -= len(frames)
                     yield Piece(Made(seen, began), number, is_last=part is parts[-1])
 
-    def decoder(self) -> StreamingDecoder | TiledDecoder:
+    def decoder(self) -> Callable[[Tensor], Tensor]:
         """For a video's beginning, or what follows a cut."""
-        return StreamingDecoder(self.vae) if self.tile is None else TiledDecoder(self.vae, self.tile)
+        return decoder_stream(self.pictures) if self.tile is None else TiledDecoder(self.pictures, self.tile)
 
     def chunks(self, request: Request) -> int:
         """How many chunks hold the video's frames; the last may hold more than are wanted."""

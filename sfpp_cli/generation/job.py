@@ -63,6 +63,7 @@ def describe_model(bundle: Bundle, options: ModelOptions) -> dict[str, Any]:
         **(first if sampler.first_steps else {}),
         **(loras if options.loras else {}),
         **(sink if sampler.sink and sampler.sink_positions != "absolute" else {}),
+        **({"decoder": options.decoder.described()} if options.decoder else {}),
         "dtype": str(options.dtype).removeprefix("torch."),
         "device": options.device.type,
         **({"decoder_device": decoder.type} if decoder.type != options.device.type else {}),

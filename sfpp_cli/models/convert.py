@@ -112,19 +112,19 @@ def infer_config(state_dict: Mapping[str, Tensor], num_heads: int | None = None)
 
 def student_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> CausalWanModel:
     """The causal student, with these very tensors as its weights. UserError unless weights and config fit."""
-    student: CausalWanModel = _build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
+    student: CausalWanModel = build(CausalWanModel, transformer_config(config), transformer_keys(state_dict))
     return student
 
 
 def teacher_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Teacher:
     """The bidirectional teacher or critic, as `student_from_original` makes a student."""
-    teacher: Teacher = _build(Teacher, transformer_config(config), transformer_keys(state_dict))
+    teacher: Teacher = build(Teacher, transformer_config(config), transformer_keys(state_dict))
     return teacher
 
 
 def vae_from_original(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> AutoencoderKLWan:
     """Wan's VAE, as `student_from_original` makes a student."""
-    return _build(AutoencoderKLWan, vae_config(config), vae_keys(state_dict, config))
+    return build(AutoencoderKLWan, vae_config(config), vae_keys(state_dict, config))
 
 
 def transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +242,10 @@ def _split(name: str) -> tuple[str, str]:
     return (stem, f".{leaf}") if leaf in ("weight", "bias", "gamma") else (name, "")
 
 
-def _build(model_class: Callable[..., Model], config: Mapping[str, Any], weights: Weights) -> Model:
+def build(
+    model_class: Callable[..., Model], config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> Model:
+    """A model with these weights. UserError, with names, unless they are all that it has and no more."""
     with no_init_weights(), init_empty_weights():  # tables that are computed are there, parameters are not
         model = model_class(**config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, pa
 from torch import Tensor, nn
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.tiny_vae import TinyDecoder, TinyStream
+
+Decoder: TypeAlias = AutoencoderKLWan | TinyDecoder
 
 
 class _Stream:
@@ -91,6 +94,11 @@ class StreamingDecoder(_Stream):
         return pixels.transpose(1, 2)
 
 
+def decoder_stream(decoder: Decoder) -> StreamingDecoder | TinyStream:
+    """For a video's beginning."""
+    return TinyStream(decoder) if isinstance(decoder, TinyDecoder) else StreamingDecoder(decoder)
+
+
 class CausalConv(WanCausalConv3d):  # type: ignore[misc]
     """Wan's causal convolution without a padded copy of its input, and by oneDNN on a CPU.
 
@@ -161,20 +169,20 @@ def _column(values: tuple[float, ...], device: torch.device, dtype: torch.dtype)
 
 
 class TiledDecoder:
-    """`StreamingDecoder` in overlapping spatial tiles that are blended, each with its own temporal cache.
+    """`decoder_stream` in overlapping spatial tiles that are blended, each with its own temporal cache.
 
     The largest activation is that of one tile, so a small GPU decodes large frames; near tile borders the
     picture differs slightly from an untiled decode, since a convolution there sees padding.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, tile: int, overlap: int | None = None) -> None:
+    def __init__(self, vae: Decoder, tile: int, overlap: int | None = None) -> None:
         """`tile` and `overlap` in latent cells; tiles overlap by a quarter if not told otherwise."""
         if tile < 2:
             raise UserError(f"a tile of {tile} latent cells is too small: use 2 or more")
         self.vae = vae
         self.tile = tile
         self.overlap = max(1, tile // 4) if overlap is None else overlap
-        self.decoders: dict[tuple[int, int], StreamingDecoder] = {}
+        self.decoders: dict[tuple[int, int], StreamingDecoder | TinyStream] = {}
 
     def __call__(self, latents: Tensor) -> Tensor:
         height, width = latents.shape[-2:]
@@ -182,7 +190,7 @@ class TiledDecoder:
         weight: Tensor | None = None
         for top in self._starts(height):
             for left in self._starts(width):
-                decoder = self.decoders.setdefault((top, left), StreamingDecoder(self.vae))
+                decoder = self.decoders.setdefault((top, left), decoder_stream(self.vae))
                 piece = decoder(latents[..., top : top + self.tile, left : left + self.tile])
                 scale = piece.shape[-1] // min(self.tile, width)
                 if total is None or weight is None:

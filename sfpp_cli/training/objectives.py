@@ -24,6 +24,7 @@ from sfpp_cli.data.text_store import StoredPrompts, cut_short, store_prompts, te
 from sfpp_cli.data.trajectories import TrajectoryStore
 from sfpp_cli.devices import pick_dtype
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.decoders import DecoderFile
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, image_latent, to_uint8
@@ -240,8 +241,9 @@ def _preview(
         return None
     embeddings = text(prompts[: wanted.count])
     folder = run.out / "previews"
+    decoder = DecoderFile.parse(wanted.decoder)
     previewer = Previewer(
-        bundle, settings, embeddings, wanted.seconds, folder, run.device, recipe.seed, stop_on
+        bundle, settings, embeddings, wanted.seconds, folder, run.device, recipe.seed, stop_on, decoder
     )
 
     def preview(step: int) -> dict[str, float]:

@@ -14,8 +14,9 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.decoders import DecoderFile, load_decoder
 from sfpp_cli.models.settings import Settings
-from sfpp_cli.models.vae import StreamingDecoder, to_uint8
+from sfpp_cli.models.vae import decoder_stream, to_uint8
 from sfpp_cli.video import Frames
 from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 
@@ -43,22 +44,25 @@ class Previewer:
         device: torch.device,
         seed: int,
         stop_on: Sequence[str] = (),
+        decoder: DecoderFile | None = None,
     ) -> None:
         """`text` [B, L, D] holds the prompts' padded embeddings; `settings` are the student's.
 
-        `stop_on` names verdicts of `sfpp evaluate` that no preview may have.
+        `stop_on` names verdicts of `sfpp evaluate` that no preview may have. `decoder` makes the pictures, if
+        not the model's VAE.
         """
         self.stop_on = stop_on
         self.settings = settings
         self.sampler = settings.sampler()
         self.folder = folder
         self.text = text.to(device)
-        self.vae = bundle.load_vae(device, torch.float32)
+        self.decoder = load_decoder(decoder, bundle, device, torch.float32)
         compression = bundle.compression
         wanted = compression.latent_frames(max(1, round(seconds * settings.fps)))
         self.latent_frames = round_up(wanted, settings.chunk)
         self.frames = compression.video_frames(self.latent_frames)
-        chunk_shape = (settings.chunk, self.vae.config.z_dim, *bundle.latent_size)
+        channels = bundle.transformer_config()["in_channels"]
+        chunk_shape = (settings.chunk, channels, *bundle.latent_size)
         self.noise = VideoNoise(range(seed, seed + len(text)), chunk_shape, device)
 
     @torch.no_grad()
@@ -114,7 +118,7 @@ class Previewer:
 
     def _decode(self, latents: Tensor) -> Frames:
         """Latents [1, F, C, h, w] -> frames uint8 [T, H, W, 3]; only a chunk of them is on the device."""
-        decoder = StreamingDecoder(self.vae)
+        decoder = decoder_stream(self.decoder)
         pieces = [to_uint8(decoder(chunk))[0].cpu() for chunk in latents.split(self.settings.chunk, dim=1)]
         return torch.cat(pieces).numpy()
 

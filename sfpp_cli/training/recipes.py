@@ -105,6 +105,8 @@ class Preview:
     """Length of a preview."""
     count: Annotated[int, Field(ge=1, le=1000)] = 4
     """How many prompts, from the start of the recipe's file."""
+    decoder: str = "wan"
+    """What makes the pictures: the model's own VAE, or a file as `sfpp generate --decoder` takes it."""
 
 
 @dataclass(frozen=True, config=STRICT)
