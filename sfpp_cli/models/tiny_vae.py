@@ -79,7 +79,7 @@ class TinyStream:
                 x = layer(x, torch.cat([first, given[:, :-1]], dim=1).flatten(0, 1))
             else:
                 x = layer(x)
-        pictures = x.unflatten(0, (batch, -1))[:, self.trim :]
+        pictures: Tensor = x.unflatten(0, (batch, -1))[:, self.trim :]
         self.trim = 0
         return 2 * pictures.clamp(0, 1) - 1
 
