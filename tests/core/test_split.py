@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -15,18 +16,29 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.split import Split, SplitCache
-from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.core.student import CausalWanModel, SinkPositions
 from sfpp_cli.errors import UserError
 
-SAMPLER = Sampler(schedule=FlowSchedule(5.0), steps=(1000, 500), chunk=3, context=8, sink=1)
+SAMPLERS = [
+    Sampler(
+        schedule=FlowSchedule(5.0),
+        steps=(1000, 500),
+        chunk=3,
+        context=8,
+        sink=1,
+        sink_positions=positions,
+    )
+    for positions in get_args(SinkPositions)
+]
 
 
 @torch.no_grad()
 def video(student: CausalWanModel) -> Tensor:
-    """Five chunks, of which the last three see a cache that has rolled."""
+    """Five chunks, of which the last three see a cache that has rolled; with every kind of sink."""
     noise = VideoNoise([3, 4], (3, CONFIG["in_channels"], *SIZE))
-    chunks = SAMPLER.rollout(student, noise.chunks(0, 5), prompts(2), noise.draw)
-    return torch.cat(list(chunks), dim=1)
+    videos = [list(s.rollout(student, noise.chunks(0, 5), prompts(2), noise.draw)) for s in SAMPLERS]
+    assert not torch.equal(videos[0][-1], videos[1][-1])
+    return torch.cat([chunk for chunks in videos for chunk in chunks], dim=1)
 
 
 def split_video(ranks: Ranks, folder: Path) -> None:
