@@ -217,11 +217,13 @@ class Job:
     def _remove_leftovers(self) -> None:
         """What dead processes left of other videos of this name, whatever their request and format."""
         sweep(self.folder.parent)
-        for about in self.folder.parent.glob(".sfpp-*/request.json"):
+        for folder in self.folder.parent.glob(".sfpp-*/"):
+            about = folder / "request.json"
             with suppress(InUse, OSError, ValueError, KeyError, TypeError):
-                if json.loads(about.read_text())["out"] == self.request.out.stem:
-                    with owned(about.parent.with_suffix(".lock"), about.parent):
-                        remove(about.parent)
+                # Without that file it is of one that was killed before it had written anything.
+                if not about.exists() or json.loads(about.read_text())["out"] == self.request.out.stem:
+                    with owned(folder.with_suffix(".lock"), folder):
+                        remove(folder)
 
     def _write(
         self, generator: Generator, log: LatentLog, sampler: SheetSampler, timing: Timing, progress: Progress

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import owned
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model, find_finished, jobs_of
 from sfpp_cli.generation.requests import Request
@@ -137,6 +138,30 @@ def test_a_finished_video_stands_for_one_request(request_: Request, model: dict[
     second.request.out.touch()
     assert set(find_finished([first, second])) == {second}
     assert set(find_finished([first])) == {first}
+
+
+def test_leftovers_of_a_name_go_with_its_video(request_: Request) -> None:
+    """Whatever request they were of; not those of another name, nor those of a living process."""
+    job = Job(request_, {})
+    for name, about in {
+        "gif": '{"out": "v"}',
+        "other": '{"out": "w"}',
+        "nothing": None,
+        "living": None,
+        "strange": "[]",
+    }.items():
+        folder = request_.out.parent / f".sfpp-{name}"
+        folder.mkdir()
+        if about is not None:
+            (folder / "request.json").write_text(about)
+    lock = request_.out.parent / ".sfpp-living.lock"
+    with owned(lock, lock):
+        job._remove_leftovers()
+    assert {path.name for path in request_.out.parent.iterdir()} == {
+        ".sfpp-other",
+        ".sfpp-living",
+        ".sfpp-strange",
+    }
 
 
 def test_an_interrupted_one_can_be_forgotten(request_: Request, model: dict[str, Any]) -> None:
