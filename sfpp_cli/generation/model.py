@@ -63,14 +63,29 @@ class Model:
         frames: int | None = None,
         seed: int = 0,
         size: str | None = None,
+        then: Sequence[str] = (),
+        how: str | None = None,
+        start: str | Path | None = None,
+        drop_start: bool = False,
     ) -> Iterator[Frames]:
         """Frames as they are made, first one, then chunk by chunk: numpy uint8 [T, height, width, 3].
 
         A chunk is made while the one before it is decoded and the one before that is yours. The same frames
         as `sfpp generate` writes for the same seed. Without a prompt the model's example is shown; without
-        `seconds` or a number of `frames`, 10 seconds of it. `size` is such as "64x64".
+        `seconds` or a number of `frames`, 10 seconds of it. `size` is such as "64x64",
+        each of `then` such as "20: the sun sets".
         """
-        options = GenerateOptions(prompt=prompt, seconds=seconds, frames=frames, seed=seed, size=size)
+        options = GenerateOptions(
+            prompt=prompt,
+            seconds=seconds,
+            frames=frames,
+            seed=seed,
+            size=size,
+            then=then,
+            how=how,
+            start=None if start is None else Path(start),
+            drop_start=drop_start,
+        )
         (request,) = plan(options, self._bundle)
         return self._generator.frames(request)
 
@@ -83,6 +98,10 @@ class Model:
         frames: int | None = None,
         seed: int = 0,
         size: str | None = None,
+        then: Sequence[str] = (),
+        how: str | None = None,
+        start: str | Path | None = None,
+        drop_start: bool = False,
         fps: float | None = None,
         sheet: bool = False,
         save_latents: bool = False,
@@ -99,6 +118,10 @@ class Model:
             frames=frames,
             seed=seed,
             size=size,
+            then=then,
+            how=how,
+            start=None if start is None else Path(start),
+            drop_start=drop_start,
             fps=fps,
             out=Path(out),
             sheet=sheet,

@@ -41,6 +41,32 @@ def test_a_stream_is_what_the_command_line_writes(sfpp: Sfpp, model: Model, tmp_
     assert np.array_equal(np.concatenate(pieces), written)
 
 
+def test_a_stream_is_steered_as_the_command_line_is(sfpp: Sfpp, model: Model, tmp_path: Path) -> None:
+    """With a start, a change that keeps the decoder and one that begins it anew."""
+    Image.new("RGB", (80, 64), "red").save(tmp_path / "p.png")
+    then = ["0.7: a blue square", "1.4: a white circle"]
+    for how in ("recache", "cut"):
+        flags = [flag for text in then for flag in ("--then", text)]
+        arguments = (
+            "--frames",
+            "36",
+            "--how",
+            how,
+            "--start",
+            "p.png",
+            "-o",
+            f"{how}.png",
+            "--device",
+            "cpu",
+        )
+        assert sfpp("generate", PROMPT, *flags, *arguments)[0] == 0
+        paths = sorted((tmp_path / how).glob("*.png"))
+        written = np.stack([np.asarray(Image.open(path)) for path in paths])
+        pieces = model.stream(PROMPT, frames=36, then=then, how=how, start=tmp_path / "p.png")
+        assert np.array_equal(np.concatenate(list(pieces)), written)
+        assert len(written) == 37
+
+
 def test_a_stream_begins_at_once_and_may_be_left(model: Model) -> None:
     stream = model.stream(PROMPT, seconds=1e6)
     assert next(stream).shape == (1, 64, 64, 3)
