@@ -55,9 +55,10 @@ def inspect(path: Path) -> VideoInfo:
 
 
 @contextmanager
-def decoding(path: Path) -> Iterator[Iterator[Frames]]:
-    """The frames of a video [H, W, 3]; the decoder stops at the end of the block, however far it came."""
-    frames = read_frames(path)
+def decoding(path: Path, size: tuple[int, int] | None = None) -> Iterator[Iterator[Frames]]:
+    """The frames of a video [H, W, 3], scaled to `size` (W, H) if given; the decoder stops at the end of the
+    block, however far it came."""
+    frames = read_frames(path, size)
     try:
         yield frames
     finally:

@@ -66,16 +66,19 @@ def probe(path: Path) -> VideoInfo:
     return VideoInfo(width, height, rate / base, count)
 
 
-def read_frames(path: Path) -> Iterator[Frames]:
-    """The frames of a video or directory, one [H, W, 3] at a time. UserError where a file is cut short."""
+def read_frames(path: Path, size: tuple[int, int] | None = None) -> Iterator[Frames]:
+    """The frames of a video or directory, one [H, W, 3] at a time; area-averaged to `size` (W, H) if given.
+    UserError where a file is cut short."""
     with reading(path):
         if path.is_dir():
             for file in _png_files(path):
                 with _open_png(file) as image:
-                    frame = np.array(image.convert("RGB"))
+                    picture = image.convert("RGB")
+                    frame = np.array(picture if size is None else picture.resize(size, Image.Resampling.BOX))
                 yield frame
             return
-        source = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", f"scale={EXACT},format=rgb24")
+        scale = EXACT if size is None else f"{size[0]}:{size[1]}:{EXACT.replace('bicubic', 'area')}"
+        source = ("-map", "0:v:0", "-fps_mode", "passthrough", "-vf", f"scale={scale},format=rgb24")
         with open_video(path, *source, "-c:v", "ppm", "-f", "image2pipe", "pipe:1") as stream:
             while (header := [stream.readline() for _ in range(3)])[2]:
                 width, height = map(int, header[1].split())

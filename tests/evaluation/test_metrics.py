@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.evaluation.metrics.borders import Changes, Jump, border_frames, border_ratio, find_changes
+from sfpp_cli.evaluation.metrics.borders import (
+    Changes,
+    Jump,
+    border_frames,
+    border_ratio,
+    find_changes,
+    find_cuts,
+)
+from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
 from sfpp_cli.evaluation.metrics.measure import measure
 from sfpp_cli.evaluation.metrics.motion import (
@@ -24,17 +32,17 @@ from sfpp_cli.evaluation.metrics.motion import (
 )
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import (
+    NoRepeatMeter,
     best_offset,
     distance,
-    mean_distance,
     norepeat_threshold,
     norepeat_window,
     rms,
     self_similarity,
 )
 from sfpp_cli.evaluation.metrics.results import shorten
-from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, local_stability, reference_frames
-from sfpp_cli.evaluation.metrics.verdicts import Evidence, verdicts
+from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, reference_frames
+from sfpp_cli.evaluation.metrics.verdicts import NAMES, find, local_stability, verdicts
 from sfpp_cli.video import Frames
 from sfpp_cli.video.writer import VideoWriter
 
@@ -201,7 +209,12 @@ def test_norepeat_by_hand() -> None:
     assert best_offset(to_first, position=4, halfwidth=2) == 4
     assert best_offset(to_first, position=2, halfwidth=1) == 1
     assert best_offset(to_first, position=7, halfwidth=1) == 6  # the window ends with the video
-    d = mean_distance(zip(frames, frames[4:], strict=False))
+    meter = NoRepeatMeter(position=4, halfwidth=2)
+    for frame in frames:
+        meter.update(frame)
+    assert meter.offset == 4
+    d = meter.mean()
+    meter.close()
     assert d == pytest.approx(0.2 * pixel / 4)  # three pairs are equal, the last differs by 51 levels
     assert rms(d, (4, 3)) == pytest.approx(0.05)
 
@@ -284,7 +297,8 @@ def test_a_bounce_is_not_flicker_and_pictures_shown_twice_are_no_jumps() -> None
     )
     for shown in (pictures, np.repeat(pictures, 2, axis=0)):
         still = np.zeros(len(shown))
-        found = find_changes(shown, still + 0.5, np.zeros((len(shown), 2)), (64, 64), 24, Parameters())
+        curves = {"luma": still + 0.5, "light_step": still}
+        found = find_changes(shown, curves, np.zeros((len(shown), 2)), (64, 64), 24, Parameters())
         assert not found.reversing.any()
         assert not found.jumps
 
@@ -294,7 +308,8 @@ def test_another_scene_is_a_large_jump_and_an_object_that_is_elsewhere_a_jump_of
     pictures[:20, :20], pictures[20:, 100:120] = 200, 200
     pictures[40:] += 20
     nothing = np.zeros((60, 2))
-    found = find_changes(pictures.reshape(60, -1), np.full(60, 0.4), nothing, (64, 64), 16, Parameters())
+    curves = {"luma": np.full(60, 0.4), "light_step": np.zeros(60)}
+    found = find_changes(pictures.reshape(60, -1), curves, nothing, (64, 64), 16, Parameters())
     assert [(jump.start, jump.end) for jump in found.jumps] == [(20, 21), (40, 41)]
     assert [jump.size for jump in found.jumps] == pytest.approx([0, 20 / 255])
 
@@ -305,16 +320,30 @@ def test_a_jerk_of_the_flow_counts_only_where_the_picture_changes() -> None:
     moved = still.copy()
     moved[30:, ::2], moved[30:, 1::2] = 93, 87
     for pictures, starts in ((still, []), (moved, [30])):
-        found = find_changes(pictures.reshape(60, -1), np.full(60, 0.4), shift, (64, 64), 16, Parameters())
+        curves = {"luma": np.full(60, 0.4), "light_step": np.zeros(60)}
+        found = find_changes(pictures.reshape(60, -1), curves, shift, (64, 64), 16, Parameters())
         assert [jump.start for jump in found.jumps] == starts
+
+
+STEADY = {
+    **{"luma": 0.4, "clipped": 0, "crushed": 0, "contrast": 0.2, "flow_top5": 1, "unmatched": 0.03},
+    **{"chroma": 20, "lightness": 50, "colour_a": 5, "colour_b": 5, "detail": 0.5, "noise": 0.5},
+    **dict.fromkeys(("light_step", "gain_step", "cast_a_step", "cast_b_step"), 0),
+}
+"""The curves of a calm video."""
+
+
+def seen(**changed: Any) -> Seen:
+    """Ten calm seconds at 16 frames a second of one picture, but for these curves."""
+    curves = {name: np.full(160, float(level)) for name, level in STEADY.items()} | changed
+    picture = np.random.default_rng(0).integers(60, 200, 768).astype(np.uint8)
+    return Seen(curves, np.repeat(picture[None], 160, axis=0), np.zeros((160, 2)), (64, 64), 16)
 
 
 def jumping(*jumps: Jump) -> dict[str, Any]:
     """Verdicts on ten calm seconds with these sudden changes."""
-    levels = {"luma": 0.4, "clipped": 0, "crushed": 0, "contrast": 0.2, "flow_top5": 1}
     changes = Changes(np.zeros(160), np.zeros(160, np.bool_), list(jumps))
-    curves = {name: np.full(160, float(level)) for name, level in levels.items()}
-    return verdicts(Evidence(curves, changes, None, (64, 64), 16, Parameters()))
+    return verdicts(find(Evidence(seen(), changes, None, Parameters())), 16)
 
 
 def test_flicker_is_jumps_at_border_after_border() -> None:
@@ -327,11 +356,29 @@ def test_flicker_is_jumps_at_border_after_border() -> None:
     assert jumping()["flicker"]["most_in_a_row"] == 0
 
 
-def test_a_cut_stands_alone_among_cuts_not_among_jumps_of_an_object() -> None:
-    found = jumping(Jump(69, 70, 0.0), Jump(80, 81, 0.2))["scene_change"]
-    assert (found["cuts_seconds"], found["largest_change"]) == ([5.0], 0.2)
-    assert jumping(Jump(69, 70, 0.1), Jump(80, 81, 0.2))["scene_change"]["cuts_seconds"] == []
-    assert not jumping(Jump(69, 70, 0.0))["scene_change"]["fired"]
+def test_jumps_without_a_beat_are_no_flicker() -> None:
+    found = jumping(*(Jump(frame, frame + 1, 0.0) for frame in (56, 60, 74, 81, 96, 103)))["flicker"]
+    assert (found["fired"], found["most_in_a_row"]) == (False, 6)
+
+
+def test_a_cut_is_a_lone_moment_at_which_nothing_matches_and_the_layout_changes() -> None:
+    def starts(unmatched: dict[int, float], levels: tuple[int, int, int]) -> list[int]:
+        """Cuts where the picture has these levels until frame 80, at 80 and 81, and later."""
+        share = np.full(160, 0.1)
+        for frame, value in unmatched.items():
+            share[frame] = value
+        pictures = np.full((160, 768), levels[0], np.uint8)
+        pictures[80:82] = levels[1]
+        pictures[82:] = levels[2]
+        found = find_cuts({"unmatched": share}, pictures, 16, Parameters())
+        return [cut.start for cut in found]
+
+    assert starts({80: 0.9}, (60, 120, 120)) == [80]
+    assert starts({80: 0.9, 81: 0.4}, (60, 120, 120)) == [80]
+    assert starts({80: 0.4}, (60, 120, 120)) == []
+    assert starts({80: 0.9, 82: 0.9}, (60, 200, 60)) == []  # a flash
+    assert starts(dict.fromkeys(range(76, 85), 0.8), (60, 90, 120)) == []  # a whip pan
+    assert starts({4: 0.9}, (60, 60, 60)) == []  # a decoder's first frames
 
 
 # --- the rest -------------------------------------------------------------------------------------------
@@ -349,14 +396,49 @@ def test_the_reference_is_a_third_of_a_short_video() -> None:
     assert reference_frames(1, 16) == 1
 
 
-def test_local_stability_is_the_worst_departure() -> None:
-    curves = {name: np.full(320, 0.4) for name in ("luma", "clipped", "crushed", "contrast", "sharpness")}
-    assert (local_stability(curves, 16, Parameters()) == 100).all()
-    curves["luma"][200:] = 0.61  # 35 % of the way to white, half-way between free (10 %) and worst (60 %)
-    curves["sharpness"] = curves["sharpness"] * 1.5
-    score = local_stability(curves, 16, Parameters())
-    np.testing.assert_allclose(score[:180], 100)
-    np.testing.assert_allclose(score[220:], 50)
+def test_local_stability_follows_the_worst_measure_over_its_threshold() -> None:
+    def finding(level: float) -> Finding:
+        return Finding(np.full(3, level), None, "", {})
+
+    for worst, score in ((0, 100), (0.5, 100), (0.75, 75), (1, 50), (1.5, 0), (4, 0)):
+        assert local_stability({"a": finding(worst), "b": finding(0.1)}).tolist() == [score] * 3
+
+
+LATE = np.arange(160) >= 100
+DRIFTS: dict[str, dict[str, Any]] = {
+    "over_exposure": {"luma": 0.4 + 0.5 * LATE, "lightness": 50.0 + 30 * LATE},
+    "darkening": {"luma": 0.4 - 0.3 * LATE, "lightness": 50.0 - 30 * LATE},
+    "over_saturation": {"chroma": 20.0 + 20 * LATE},
+    "desaturation": {"chroma": 20.0 - 15 * LATE},
+    "colour_cast": {"colour_b": 5.0 + 20 * LATE},
+    "blur": {"detail": 0.5 - 0.2 * LATE},
+    "noise": {"noise": 0.5 + 5 * LATE},
+}
+MATCHED = {"over_exposure": "light_step", "over_saturation": "gain_step", "colour_cast": "cast_b_step"}
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_a_drift_of_what_stays_in_the_picture_is_one_verdict_with_an_onset(name: str) -> None:
+    step = np.zeros(160)
+    step[100] = {"light_step": 30, "gain_step": 0.7, "cast_b_step": 20}.get(MATCHED.get(name, ""), 0)
+    matched = {MATCHED[name]: step} if name in MATCHED else {}
+    if name in ("darkening", "desaturation"):
+        step[100] = -30 if name == "darkening" else -1.4
+        matched = {"light_step" if name == "darkening" else "gain_step": step}
+    found = verdicts(find(Evidence.of(seen(**DRIFTS[name], **matched), Parameters())), 16)
+    assert [verdict for verdict in NAMES if found[verdict]["fired"]] == [name]
+    assert found[name]["onset_seconds"] == pytest.approx(100 / 16, abs=0.6)
+    assert found[name]["sentence"].endswith("s on.")
+    assert found[name]["measure"] > found[name]["threshold"]
+
+
+@pytest.mark.parametrize(
+    "name", ["over_exposure", "darkening", "over_saturation", "desaturation", "colour_cast"]
+)
+def test_new_terrain_is_no_drift(name: str) -> None:
+    """The means change as in a drift, but nothing that stays in the picture does."""
+    found = verdicts(find(Evidence.of(seen(**DRIFTS[name]), Parameters())), 16)
+    assert not found[name]["fired"]
 
 
 def test_curves_are_averaged_into_few_points() -> None:

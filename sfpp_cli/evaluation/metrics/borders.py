@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.evaluation.metrics.motion import Curve
+from sfpp_cli.evaluation.metrics.motion import Curve, Curves
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.video import Frames
 
@@ -53,10 +53,15 @@ class Changes:
 
 
 def find_changes(
-    miniatures: Frames, luma: Curve, shift: Curve, size: tuple[int, int], fps: float, parameters: Parameters
+    miniatures: Frames,
+    curves: Curves,
+    shift: Curve,
+    size: tuple[int, int],
+    fps: float,
+    parameters: Parameters,
 ) -> Changes:
-    """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], mean luma [T] in 0..1 and mean
-    flow vectors [T, 2].
+    """Sudden changes of pictures of (W, H), as miniatures uint8 [T, cells], curves [T] of `luma` and
+    `light_step`, and mean flow vectors [T, 2].
 
     A frame is sudden if its difference to the one before stands out from those of the second around it: in
     the picture; in the brightness of the median cell, which a moving object hardly touches, so that a faint
@@ -74,10 +79,50 @@ def find_changes(
     sudden |= steps > np.maximum(parameters.jump_luma, parameters.jump_ratio * usual_step)
     jerky = jerks > np.maximum(parameters.jump_flow, parameters.jump_ratio * usual_jerk)
     sudden |= jerky & (picture > usual + parameters.jump_jerk)
-    levels = luma[:, None] * 255
+    levels = curves["luma"][:, None] * 255
     reversing = _reversing(miniatures, parameters.jump_picture, parameters.reversal)
     reversing |= _reversing(levels, parameters.jump_luma, parameters.reversal)
+    # rain and ripples come and go, but what stays in the picture keeps its brightness
+    reversing &= np.abs(curves["light_step"]) > parameters.flicker_light
     return Changes(picture, reversing, _group(sudden, miniatures))
+
+
+def find_cuts(curves: Curves, miniatures: Frames, fps: float, parameters: Parameters) -> list[Jump]:
+    """Where another scene begins: a moment at which most of the picture is not found again along the flow, as
+    it is before and after, however fast things move there; and the layout of colours in the windows on both
+    sides differs, which a flash and an object close by leave as it was.
+    """
+    unmatched = curves["unmatched"]
+    window = max(3, round(parameters.cut_window_seconds * fps))
+    scene = max(2, round(parameters.cut_scene_seconds * fps))
+    cuts: list[Jump] = []
+    for place in np.flatnonzero(unmatched > parameters.cut_unmatched):
+        start = int(place)
+        around = unmatched[max(0, start - window) : start + window + 1].copy()
+        middle = min(start, window)
+        if unmatched[start] < around.max() or (cuts and start - cuts[-1].start <= _MERGED):
+            continue
+        around[max(0, middle - _MERGED) : middle + _MERGED + 1] = 0
+        if start < scene or start > len(unmatched) - scene:
+            continue
+        if around.max() > parameters.cut_around * unmatched[start]:
+            continue
+        size = _layout_change(miniatures, start, window)
+        if size >= parameters.cut_picture:
+            cuts.append(Jump(start, start + 1, size))
+    return cuts
+
+
+def _layout_change(miniatures: Frames, start: int, window: int) -> float:
+    """The RMS difference, 0..1, of the median cell between the pictures before and after a moment: the nearest
+    of any two, one from either side."""
+    before = miniatures[max(0, start - window) : max(1, start - 1)].astype(np.float32)
+    after = miniatures[start + 1 : start + 1 + window].astype(np.float32)
+    sizes = []
+    for picture in after:
+        cells = ((before - picture) ** 2).reshape(len(before), -1, 3).mean(2)
+        sizes.append(np.median(cells, axis=1).min())
+    return sqrt(float(np.min(sizes))) / 255
 
 
 def border_frames(frames: int, first: int = 9, period: int = 12) -> NDArray[np.bool_]:

@@ -68,6 +68,7 @@ class FlowMeter:
         self.mean: list[float] = []
         self.top: list[float] = []
         self.shift: list[tuple[float, float]] = []
+        self.last: NDArray[np.float32] | None = None
         self._grid: list[float] = []
         self._clips: list[list[float]] = []
         self._recent: deque[Frames] = deque(maxlen=max(self.length, self.stride + 1))
@@ -80,12 +81,13 @@ class FlowMeter:
         """The next picture, uint8 [H, W]."""
         index = len(self)
         small = luma
-        if self.working_size != self.size:
+        if luma.shape != self.working_size[::-1]:
             small = np.asarray(cv2.resize(luma, self.working_size, interpolation=cv2.INTER_AREA), np.uint8)
         self._recent.append(small)
         flow = np.full((1, 1, 2), np.nan, np.float32)
         if index:
             flow = self._flow(self._recent[-2], self._recent[-1])
+        self.last = flow if index else None
         top = fastest(flow)
         self.mean.append(float(np.hypot(flow[..., 0], flow[..., 1]).mean(dtype=np.float64)))
         self.top.append(top)

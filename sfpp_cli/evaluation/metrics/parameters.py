@@ -18,6 +18,8 @@ class Parameters:
     """The video's own beginning, which everything later is judged against; in a short video a third of it."""
     clip_seconds: int = 2
     """VBench-Long's clips."""
+    measuring_side: int = 256
+    """Videos are decoded to at most this short side: what is looked for shows there, at a third of the cost."""
 
     # --- exposure
     clipped_luma: float = 0.98
@@ -28,15 +30,13 @@ class Parameters:
     black). Pans and passing objects stay below a quarter; drift to white ends near one."""
     exposure_clipped: float = 0.25
     """Or: this much more of the picture than in the reference is clipped (crushed), so without detail."""
-    exposure_calm: float = 0.08
-    """The drift began when luma last was within this share of the way, as far as it usually wanders."""
     exposure_sustain_seconds: float = 1.0
     """A flash is no drift."""
 
     # --- motion
-    flow_short_side: int = 256
+    flow_short_side: int = 160
     """Flow is computed on pictures of at most this short side, by area averaging; magnitudes are in pixels of
-    the video. VBench states its motion threshold for this very size."""
+    the video."""
     flow_window: int = 8
     """Frames over which the variance of the flow's magnitude is taken (Self-Forcing++, section 3.3)."""
     flow_spike: float = 3.0
@@ -97,32 +97,72 @@ class Parameters:
     """So many sudden changes in a row, with no longer pause between two of them, are flicker: jumps at border
     after border, which come at 0.75 s. An object that a model draws elsewhere now and then leaves borders
     out."""
+    flicker_beat: float = 0.8
+    """And more than so many of the gaps between them are the usual one, or a multiple of it."""
+    flicker_light: float = 0.4
+    """CIELAB units by which brightness changes along the flow where a picture goes forth and back: rain and
+    ripples, which come and go, leave it."""
+    flicker_strong: float = 0.1
+    """Changes of the picture of half of this cost all of the local stability."""
+    cut_unmatched: float = 0.5
+    """At a cut more than this share of the picture is not found again along the flow: of pans and of people who
+    move at most a fifth is lost."""
+    cut_around: float = 0.6
+    """And around it, but for two frames, at most this part of that share: a camera that is torn aside loses much
+    for several frames."""
+    cut_window_seconds: float = 0.4
+    """The windows before and after which are compared."""
     cut_picture: float = 0.045
-    """A hard cut changes half of the picture by at least this: 11 levels of 255. Jolts of a fast pan and a
-    decoder's odd first frames stay below 10; scenes over backgrounds of another colour differ by 38 and
-    more."""
-    cut_alone_seconds: float = 2.0
-    """A cut stands alone: no other change of that size is this near. Quicker ones are a flash, or flicker."""
+    """Half of the picture differs by at least this between any two pictures before and after: 11 levels of
+    255."""
     cut_scene_seconds: float = 0.5
     """And there is a scene of this length on either side: a decoder's odd first frame is none."""
     border_seconds: float = 1.0
     """A cut this near to where a scene is announced is meant: a model changes scene where a chunk ends."""
+    cut_felt_seconds: float = 3.0
+    """How long a cut lowers local stability."""
 
-    # --- stability: departure from the reference that costs nothing, and that costs everything
-    stability_way: tuple[float, float] = (0.1, 0.6)
-    """Mean luma, share of the way to white or black."""
-    stability_clipped: tuple[float, float] = (0.05, 0.4)
-    """Rise of the clipped or crushed share."""
-    stability_contrast: tuple[float, float] = (0.5, 2.0)
-    """Contrast, octaves up or down."""
-    stability_sharpness: tuple[float, float] = (1.0, 4.0)
-    """Variance of the Laplacian, octaves up or down: what is in the picture may halve or double it."""
+    # --- drift of the look
+    same_view: float = 0.75
+    """The layout of light and dark correlates at least this well with the beginning's: the view is the same, and
+    what its means do is drift."""
+    exposed: float = 0.7
+    """Colours are judged while exposure is below this part of its threshold, and a subject while all of the look
+    is: what is white, black or grey has lost its own colour."""
+    calm: float = 0.25
+    """A drift began when its measure last was below this part of its threshold."""
+    drift_seconds: float = 0.75
+    """How long a measure has to stay beyond its threshold."""
+    chroma_floor: float = 3.0
+    """CIELAB units added to chroma, so that in a grey picture nothing is a ratio."""
+    saturation_rise: float = 0.4
+    saturation_fall: float = 0.6
+    """Octaves of mean chroma."""
+    cast_units: float = 7.0
+    """CIELAB units by which neutral grey is shifted."""
+    blur_octaves: float = 0.4
+    """Octaves by which the share of fine detail falls."""
+    noise_levels: float = 1.5
+    noise_ratio: float = 0.8
+    """Levels of 255, and share of the beginning's noise, that have to be added to it."""
+
+    # --- the subject
+    subject_distance: float = 16.0
+    """CIELAB units by which a cell stands out from every cell of the rim."""
+    subject_share: float = 0.02
+    """Share of cells that have to stand out in the beginning."""
+    subject_left: float = 0.25
+    """The subject is lost when less than this share of what stood out does."""
+    subject_rim: float = 10.0
+    """CIELAB units by which the rim's median cell may have changed meanwhile."""
+    subject_seconds: float = 1.0
+    """How long it has to be gone."""
 
     curve_points: int = 300
     """Curves in a result are averaged into at most so many points."""
 
     def __post_init__(self) -> None:
-        lengths = ("flow_short_side", "flow_window", "chunk_period", "curve_points")
+        lengths = ("measuring_side", "flow_short_side", "flow_window", "chunk_period", "curve_points")
         for name in ("reference_seconds", "clip_seconds", *lengths):
             if not 0 < getattr(self, name) <= 10**6:
                 raise UserError(f"{name} is {getattr(self, name)}; it has to be above 0 and at most 1000000")

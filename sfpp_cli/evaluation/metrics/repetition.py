@@ -1,18 +1,19 @@
 """Does a video repeat itself? NoRepeat as RIFLEx defines it, and self-similarity over all frames, which a
 long video needs.
 
-NoRepeat compares full pictures at one offset, which is known only when all frames have been compared to the
-first. So it takes two passes: the first keeps a single picture, the second decodes the file from two
-positions at once and holds two. Self-similarity compares every frame to every other within reach; it works on
+NoRepeat compares whole pictures at one offset, which is known only when a window of frames has been compared
+to the first. Until then, and for as long as the offset is, frames rest in a temporary file. Self-similarity compares every frame to every other within reach; it works on
 miniatures of 16 x 16 RGB cells, 768 bytes a frame (2.9 MB for four minutes), a band of the matrix of
 differences at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import cv2
 import numpy as np
@@ -66,14 +67,53 @@ def best_offset(to_first: Sequence[float], position: int, halfwidth: int) -> int
     return low + int(np.argmin(to_first[low : high + 1]))
 
 
-def mean_distance(pairs: Iterable[tuple[Frames, Frames]]) -> float:
-    """NoRepeat's step 2: the mean distance of pairs (x_i, x_{i + o})."""
-    total = 0.0
-    count = 0
-    for a, b in pairs:
-        total += distance(a, b)
-        count += 1
-    return total / max(count, 1)
+class NoRepeatMeter:
+    """NoRepeat of a stream, with the window [P - n, P + n] given. Frames of the last P + n are kept in a file
+    that vanishes with `close`."""
+
+    def __init__(self, position: int, halfwidth: int) -> None:
+        self.position = position
+        self.halfwidth = halfwidth
+        self.offset: int | None = None
+        """o*, once the window has passed."""
+        self._kept = position + halfwidth + 1
+        self._file = tempfile.TemporaryFile()
+        self._to_first: list[float] = []
+        self._first: Frames | None = None
+        self._total = 0.0
+        self._pairs = 0
+
+    def update(self, frame: Frames) -> None:
+        """The next frame [H, W, 3]."""
+        self._first = frame if self._first is None else self._first
+        index = len(self._to_first)
+        self._to_first.append(distance(self._first, frame))
+        self._file.seek(index % self._kept * frame.nbytes)
+        self._file.write(frame.tobytes())
+        if self.offset is not None:
+            self._add(self._at(index - self.offset), frame)
+        elif index == self.position + self.halfwidth:
+            self.offset = best_offset(self._to_first, self.position, self.halfwidth)
+            for later in range(self.offset, index + 1):
+                self._add(self._at(later - self.offset), self._at(later))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def mean(self) -> float:
+        """Step 2: the mean distance of pairs (x_i, x_{i + o*})."""
+        return self._total / max(self._pairs, 1)
+
+    def _add(self, before: Frames, after: Frames) -> None:
+        self._total += distance(before, after)
+        self._pairs += 1
+
+    def _at(self, index: int) -> Frames:
+        assert self._first is not None
+        self._file.seek(index % self._kept * self._first.nbytes)
+        content = self._file.read(self._first.nbytes)
+        return np.frombuffer(content, np.uint8).reshape(self._first.shape)
 
 
 def norepeat_threshold(size: tuple[int, int]) -> float:
@@ -86,9 +126,30 @@ def rms(value: float, size: tuple[int, int]) -> float:
     return value / sqrt(3 * size[0] * size[1])
 
 
+def from_rms(value: float, size: tuple[int, int]) -> float:
+    """The L2 distance of two pictures of (W, H) that differ by this root mean square."""
+    return value * sqrt(3 * size[0] * size[1])
+
+
 def miniature(frame: Frames) -> Frames:
     """The frame's 16 x 16 cell means, uint8 [768]."""
     return np.asarray(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA), np.uint8).ravel()
+
+
+def similarity_by_distance(miniatures: Frames, fps: float, points: int = 24) -> dict[str, Any]:
+    """How alike two moments are, by the time between them: `seconds`, evenly spaced up to two thirds of the
+    video, and `values`, the mean correlation of all miniatures that far apart, -1..1 (VBench issue 206).
+
+    What stays the same all the time (the mean picture) is part of both, so a held scene is near 1 throughout; a
+    video that drifts falls the further apart its moments are.
+    """
+    pictures = miniatures.astype(np.float32)
+    pictures -= pictures.mean(1, keepdims=True)
+    pictures /= np.maximum(np.linalg.norm(pictures, axis=1, keepdims=True), 1e-6)
+    count = len(pictures)
+    lags = sorted({round(lag) for lag in np.linspace(0, 2 * count / 3, points + 1)[1:]} - {0})
+    values = [float(np.einsum("ij,ij->i", pictures[lag:], pictures[:-lag]).mean()) for lag in lags]
+    return {"descriptor": "colour layout", "seconds": [lag / fps for lag in lags], "values": values}
 
 
 @dataclass(frozen=True)

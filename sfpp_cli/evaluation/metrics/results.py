@@ -14,8 +14,11 @@ from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import reference_frames
 
 EXPOSURE = ("luma", "clipped", "crushed", "contrast", "saturation", "sharpness")
-MEANS = (*EXPOSURE, "flow_mean", "flow_top5", "flow_variance")
+LOOK = ("chroma", "saturation_change", "cast", "detail", "noise")
+MEANS = (*EXPOSURE, *LOOK, "flow_mean", "flow_top5", "flow_variance")
 """Curves whose means are metrics, of the video and of each clip."""
+CURVES = (*MEANS, "local_stability", "picture_change")
+"""Curves that a result holds."""
 
 
 def changes_since_reference(curves: Curves, fps: float, parameters: Parameters) -> dict[str, float | None]:
@@ -23,7 +26,7 @@ def changes_since_reference(curves: Curves, fps: float, parameters: Parameters) 
     count = reference_frames(len(curves["luma"]), fps, parameters.reference_seconds)
     return {
         f"{name}_drift": _difference(mean(curves[name][-count:]), mean(curves[name][:count]))
-        for name in (*EXPOSURE, "flow_mean")
+        for name in (*EXPOSURE, *LOOK, "flow_mean")
     }
 
 

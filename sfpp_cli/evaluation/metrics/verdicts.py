@@ -1,5 +1,4 @@
-"""The six signatures of failure (method.md, section 7), each with the second at which it starts and the
-numbers it was decided by.
+"""The signatures of failure, each with the second at which it starts and the numbers it was decided by.
 
 All are judged against the video's own beginning. None can know intent: a fade that a prompt asks for is a
 drift to these rules, and motion that returns exactly, such as a wheel with a whole number of frames to a
@@ -8,118 +7,65 @@ turn, is a loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.evaluation.metrics.borders import Changes, Jump
-from sfpp_cli.evaluation.metrics.motion import Curve, Curves, rolling_quantile
-from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.evaluation.metrics.repetition import Similarity
-from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, reference_frames, smooth
+from sfpp_cli.evaluation.metrics.borders import Jump
+from sfpp_cli.evaluation.metrics.drifts import drifts
+from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Mask, Seen, first_run
+from sfpp_cli.evaluation.metrics.motion import Curve, rolling_quantile
+from sfpp_cli.evaluation.metrics.stability import smooth
+from sfpp_cli.evaluation.metrics.subject import subject
 
-NAMES = ("over_exposure", "darkening", "stagnation", "repetition", "flicker", "scene_change")
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What verdicts are reached from: curves [T]; None for `similarity` if the video is too short; (W, H);
-    the seconds at which a new scene is announced."""
-
-    curves: Curves
-    changes: Changes
-    similarity: Similarity | None
-    size: tuple[int, int]
-    fps: float
-    parameters: Parameters
-    scenes: Sequence[float] = ()
-
-    @property
-    def frames(self) -> int:
-        return len(self.curves["luma"])
-
-    @property
-    def reference(self) -> slice:
-        return slice(0, reference_frames(self.frames, self.fps, self.parameters.reference_seconds))
-
-    @property
-    def second(self) -> int:
-        return max(1, round(self.fps))
+__all__ = ["NAMES", "Evidence", "Seen", "find", "local_stability", "verdicts"]
+NAMES = (
+    "over_exposure",
+    "darkening",
+    "over_saturation",
+    "desaturation",
+    "colour_cast",
+    "blur",
+    "noise",
+    "stagnation",
+    "repetition",
+    "flicker",
+    "scene_change",
+    "subject_lost",
+)
 
 
-def verdicts(evidence: Evidence) -> dict[str, dict[str, Any]]:
-    """One entry for each of `NAMES`: `fired`, `onset_seconds` (null unless fired), and numbers."""
+def find(evidence: Evidence) -> dict[str, Finding]:
+    """A finding for each of `NAMES`."""
     repetition, repeated = _repetition(evidence)
     flicker, flickering = _flicker(evidence)
-    cuts = _cuts(evidence, repeated, flickering)
-    surprises = [cut for cut in cuts if not _announced(evidence, cut)]
-    return {
-        "over_exposure": _exposure(evidence, cuts, white=True),
-        "darkening": _exposure(evidence, cuts, white=False),
+    look = drifts(evidence)
+    found = look | {
         "stagnation": _stagnation(evidence),
         "repetition": repetition,
         "flicker": flicker,
-        "scene_change": _verdict(
-            evidence,
-            surprises[0].start if surprises else None,
-            cuts_seconds=[round(cut.start / evidence.fps, 3) for cut in surprises],
-            largest_change=max((cut.size for cut in surprises), default=0.0),
-            threshold=evidence.parameters.cut_picture,
-        ),
+        "scene_change": _scene_change(evidence, repeated, flickering),
+        "subject_lost": subject(evidence, list(look.values())),
     }
+    return {name: found[name] for name in NAMES}
 
 
-def _verdict(evidence: Evidence, onset: int | None, **numbers: Any) -> dict[str, Any]:
-    return {
-        "fired": onset is not None,
-        "onset_seconds": None if onset is None else round(onset / evidence.fps, 3),
-        **numbers,
-    }
+def verdicts(found: dict[str, Finding], fps: float) -> dict[str, dict[str, Any]]:
+    """One entry for each finding: `fired`, `onset_seconds` and `sentence` (null unless fired), `measure`,
+    `threshold`, and further numbers."""
+    return {name: finding.entry(fps) for name, finding in found.items()}
 
 
-def _exposure(evidence: Evidence, cuts: list[Jump], *, white: bool) -> dict[str, Any]:
-    """Drift to white (or black): mean luma has gone far there, or much of the picture has lost its detail."""
-    parameters = evidence.parameters
-    curves = evidence.curves
-    lost = smooth(curves["clipped" if white else "crushed"], evidence.second)
-    base = float(np.mean(curves["luma"][evidence.reference]))
-    luma = smooth(curves["luma"], evidence.second)
-    to_white, to_black = drift_to_white_and_black(luma, base + _steps(evidence, cuts))
-    gone = to_white if white else to_black
-    risen = lost - float(np.mean(lost[evidence.reference]))
-    bad = (gone > parameters.exposure_way) | (risen > parameters.exposure_clipped)
-    first = _first_run(bad, round(parameters.exposure_sustain_seconds * evidence.fps))
-    if first is not None:
-        calm = (gone < parameters.exposure_calm) & (risen < parameters.exposure_clipped / 5)
-        first = int(np.flatnonzero(calm[:first])[-1]) + 1 if calm[:first].any() else 0
-    return _verdict(
-        evidence,
-        first,
-        reference_luma=base,
-        largest_way=float(gone.max()),
-        way_threshold=parameters.exposure_way,
-        largest_rise=float(risen.max()),
-        rise_threshold=parameters.exposure_clipped,
-    )
+def local_stability(found: dict[str, Finding]) -> Curve:
+    """0..100 [T]: 100 while every measure is below half of its threshold, 50 where one reaches it, 0 at one and
+    a half times the threshold: 100 x (1.5 - s), s the largest severity. Not Visual Stability: that name belongs
+    to the judgement of a video LLM (Self-Forcing++, section 3.4)."""
+    worst = np.max([finding.severity for finding in found.values()], axis=0)
+    return np.asarray(100 * np.clip(1.5 - worst, 0, 1), np.float64)
 
 
-def _steps(evidence: Evidence, cuts: list[Jump]) -> Curve:
-    """What hard cuts added to mean luma [T]: another scene's brightness is no drift."""
-    luma = evidence.curves["luma"]
-    half = max(1, evidence.second // 2)
-    steps = np.zeros(evidence.frames)
-    for cut in cuts:
-        before = luma[max(0, cut.start - half) : cut.start]
-        after = luma[cut.end - 1 : cut.end - 1 + half]
-        steps[cut.start :] += float(after.mean() - before.mean())
-    return steps
-
-
-def _stagnation(evidence: Evidence) -> dict[str, Any]:
+def _stagnation(evidence: Evidence) -> Finding:
     """Motion dies: the fastest 5 % have lost the reference's pace, or never moved. Judged only where
     something can be seen.
 
@@ -129,99 +75,120 @@ def _stagnation(evidence: Evidence) -> dict[str, Any]:
     parameters = evidence.parameters
     flow = evidence.curves["flow_top5"]
     filled = np.where(np.isfinite(flow), flow, np.nan_to_num(flow[1:2]).sum())  # the first frame has no flow
-    pace = rolling_quantile(filled, evidence.second, 0.75) * evidence.fps / min(evidence.size)
+    pace = rolling_quantile(filled, evidence.second, 0.75) * evidence.fps / min(evidence.seen.size)
     usual = float(np.median(pace[evidence.reference]))
     contrast = smooth(evidence.curves["contrast"], evidence.second)
     visible = contrast > parameters.stagnation_contrast * float(np.mean(contrast[evidence.reference]))
-    if usual < parameters.still_speed:
-        dead = pace < parameters.still_speed
-    else:
-        dead = pace < min(parameters.stagnation_ratio * usual, parameters.stagnation_speed)
+    limit = parameters.still_speed
+    if usual >= limit:
+        limit = min(parameters.stagnation_ratio * usual, parameters.stagnation_speed)
+    dead = (pace < limit) & visible
     shortest = min(round(parameters.stagnation_seconds * evidence.fps), evidence.frames)
-    return _verdict(
-        evidence,
-        _first_run(dead & visible, shortest),
-        reference_speed=usual,
-        lowest_speed=float(pace[visible].min()) if visible.any() else None,
-        ratio_threshold=parameters.stagnation_ratio,
-        still_seconds=float((dead & visible).sum() / evidence.fps),
-    )
+    onset = first_run(dead, shortest)
+    severity = np.zeros(evidence.frames)
+    if onset is not None:
+        severity[dead] = (2 - pace / limit)[dead]
+        severity[:onset] = 0
+    lowest = float(pace[visible].min()) if visible.any() else None
+    numbers = {
+        "measure": lowest,
+        "threshold": float(limit),
+        "reference_speed": usual,
+        "lowest_speed": lowest,
+        "ratio_threshold": parameters.stagnation_ratio,
+        "still_seconds": float(dead.sum() / evidence.fps),
+    }
+    return Finding(severity, onset, "Motion died: hardly anything moves any more", numbers)
 
 
-def _repetition(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
+def _repetition(evidence: Evidence) -> tuple[Finding, Mask]:
     """A loop: for some seconds nearly every moving frame is the same as the one a period earlier. And which
     frames [T] the loop consists of, the first round included."""
     similarity = evidence.similarity
     parameters = evidence.parameters
+    nothing = np.zeros(evidence.frames)
+    numbers: dict[str, Any] = {"measure": 0.0, "threshold": parameters.repeat_seconds}
     if similarity is None:
-        verdict = _verdict(evidence, None, period_seconds=None, repeated_seconds=0.0)
-        return verdict, np.zeros(evidence.frames, np.bool_)
+        numbers |= {"period_seconds": None, "repeated_seconds": 0.0}
+        return Finding(nothing, None, "", numbers), nothing > 0
     steady = similarity.repeats & (smooth(similarity.repeats.astype(np.float64), evidence.second) > 0.7)
     repeated = float(steady.sum() / evidence.fps)
+    period = similarity.period / evidence.fps
     fired = repeated >= parameters.repeat_seconds
-    verdict = _verdict(
-        evidence,
-        int(np.flatnonzero(steady)[0]) if fired else None,
-        period_seconds=similarity.period / evidence.fps,
-        repeated_seconds=repeated,
-        seconds_threshold=parameters.repeat_seconds,
-        share=similarity.share,
-    )
+    numbers |= {
+        "measure": repeated,
+        "period_seconds": period,
+        "repeated_seconds": repeated,
+        "seconds_threshold": parameters.repeat_seconds,
+        "share": similarity.share,
+    }
+    onset = int(np.flatnonzero(steady)[0]) if fired else None
+    severity = np.where(steady & fired, 1.0 + similarity.share / 2, 0.0)
     first_round = np.concatenate([steady[similarity.period :], np.zeros(similarity.period, np.bool_)])
-    return verdict, (steady | first_round) & fired
+    finding = Finding(severity, onset, f"The same {period:.1f} s come again and again", numbers)
+    return finding, (steady | first_round) & fired
 
 
-def _flicker(evidence: Evidence) -> tuple[dict[str, Any], Mask]:
-    """Jumps at border after border: many sudden changes in a row without a pause, of whatever period. And
-    which frames [T] are part of it."""
+def _flicker(evidence: Evidence) -> tuple[Finding, Mask]:
+    """Jumps at border after border: many sudden changes in a row without a pause, in a steady beat of whatever
+    period. And which frames [T] are part of it."""
     parameters = evidence.parameters
     changes = evidence.changes
     starts = np.array([jump.start for jump in changes.jumps], np.int64)
-    places = np.union1d(starts, np.flatnonzero(changes.reversing))
+    places = np.union1d(starts, np.flatnonzero(changes.reversing)).astype(np.int64)
     pauses = np.flatnonzero(np.diff(places) > parameters.flicker_pause_seconds * evidence.fps)
     rows = np.split(places, pauses + 1)
-    long = [row for row in rows if row.size >= parameters.flicker_events]
+    long = [
+        row
+        for row in rows
+        if row.size >= parameters.flicker_events and _has_a_beat(row, parameters.flicker_beat)
+    ]
     flickering = np.zeros(evidence.frames, np.bool_)
     for row in long:
         flickering[row[0] : row[-1] + 1] = True
-    verdict = _verdict(
-        evidence,
-        int(long[0][0]) if long else None,
-        sudden_changes=places.size,
-        most_in_a_row=max(row.size for row in rows),
-        threshold=parameters.flicker_events,
-        period_frames=float(np.median(np.concatenate([np.diff(row) for row in long]))) if long else None,
-    )
-    return verdict, flickering
+    size = float(np.median(changes.picture[np.concatenate(long)])) if long else 0.0
+    most = max(row.size for row in rows)
+    numbers = {
+        "measure": most,
+        "threshold": parameters.flicker_events,
+        "sudden_changes": places.size,
+        "most_in_a_row": most,
+        "period_frames": float(np.median(np.concatenate([np.diff(row) for row in long]))) if long else None,
+    }
+    severity = np.where(flickering, 1.0 + min(0.5, size / parameters.flicker_strong), 0.0)
+    onset = int(long[0][0]) if long else None
+    return Finding(severity, onset, "The picture jumps again and again in a steady beat", numbers), flickering
 
 
-def _cuts(evidence: Evidence, repeated: Mask, flickering: Mask) -> list[Jump]:
-    """Jumps of most of the picture that stand alone and are not the seam of a loop."""
+def _has_a_beat(places: NDArray[np.int64], share: float) -> bool:
+    """Whether most gaps between events are the usual one, or a multiple of it, to a frame: a hand's jerks and
+    passing objects come at odd times."""
+    gaps = np.diff(places)
+    usual = max(1, int(np.median(gaps)))
+    off = np.abs(gaps - usual * np.maximum(1, np.rint(gaps / usual)))
+    return bool((off <= max(1, usual // 12)).mean() > share)
+
+
+def _scene_change(evidence: Evidence, repeated: Mask, flickering: Mask) -> Finding:
+    """Cuts that were not announced, and are neither flicker nor the seam of a loop."""
     parameters = evidence.parameters
-    jumps = [jump for jump in evidence.changes.jumps if jump.size >= parameters.cut_picture]
-    alone = parameters.cut_alone_seconds * evidence.fps
-    scene = parameters.cut_scene_seconds * evidence.fps
-    starts = np.array([jump.start for jump in jumps])
-    return [
-        jump
-        for jump in jumps
-        if scene <= jump.start <= evidence.frames - scene
-        and int((np.abs(starts - jump.start) < alone).sum()) == 1
-        and not flickering[jump.start]
-        and not repeated[jump.end - 1 : jump.end + evidence.second].mean() > 0.5
-    ]
-
-
-def _announced(evidence: Evidence, cut: Jump) -> bool:
-    """Whether a scene is meant to begin there."""
-    near = evidence.parameters.border_seconds
-    return any(abs(cut.start / evidence.fps - second) <= near for second in evidence.scenes)
-
-
-def _first_run(mask: Mask, length: int) -> int | None:
-    """Where the first unbroken run of at least `length` begins."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(np.int8), [0]])))
-    for start, end in edges.reshape(-1, 2):
-        if end - start >= max(1, length):
-            return int(start)
-    return None
+    near = parameters.border_seconds
+    scenes = list(evidence.scenes)
+    cuts: list[Jump] = []
+    for cut in evidence.cuts:
+        meant = any(abs(cut.start / evidence.fps - second) <= near for second in scenes)
+        seam = repeated[cut.end - 1 : cut.end + evidence.second].mean() > 0.5
+        if not meant and not seam and not flickering[cut.start]:
+            cuts.append(cut)
+    severity = np.zeros(evidence.frames)
+    for cut in cuts:
+        severity[cut.start : cut.start + round(parameters.cut_felt_seconds * evidence.fps)] = 1.0 + cut.size
+    largest = max((cut.size for cut in cuts), default=0.0)
+    numbers = {
+        "measure": largest,
+        "threshold": parameters.cut_picture,
+        "cuts_seconds": [round(cut.start / evidence.fps, 3) for cut in cuts],
+        "announced_seconds": scenes,
+        "largest_change": largest,
+    }
+    return Finding(severity, cuts[0].start if cuts else None, "Another scene begins", numbers)
