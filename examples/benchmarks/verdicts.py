@@ -3,9 +3,9 @@
     python examples/benchmarks/verdicts.py --quick            # a few contents
     python examples/benchmarks/verdicts.py --workers 2        # the whole grid; writes verdicts.md
 
-Every content (see contents.py) is encoded unharmed, under camera work that is no fault, and with each fault of
-faults.py. What is seen of each video is kept in the cache folder, so an interrupted run goes on where it was and
-a change of thresholds measures nothing anew.
+Every content (see contents.py) is encoded unharmed, under camera work that is no fault, and with each fault
+of faults.py. What is seen of each video is kept in the cache folder, so an interrupted run goes on where it
+was and a change of thresholds measures nothing anew.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def find_cuts(curves: Curves, miniatures: Frames, fps: float, parameters: Parame
 
 
 def _layout_change(miniatures: Frames, start: int, window: int) -> float:
-    """The RMS difference, 0..1, of the median cell between the pictures before and after a moment: the nearest
-    of any two, one from either side."""
+    """The RMS difference, 0..1, of the median cell between the pictures before and after a moment: the
+    nearest of any two, one from either side."""
     before = miniatures[max(0, start - window) : max(1, start - 1)].astype(np.float32)
     after = miniatures[start + 1 : start + 1 + window].astype(np.float32)
     sizes = []

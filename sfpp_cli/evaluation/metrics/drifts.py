@@ -1,8 +1,8 @@
 """Slow changes of the look: exposure, colour, detail, noise.
 
-Each is judged against the video's own beginning, and apart from what a scene may do by itself: where the view is
-another than in the beginning, a change counts only as far as it was seen to happen on content that stayed in the
-picture (see `look.py`). What a cut changes counts nothing.
+Each is judged against the video's own beginning, and apart from what a scene may do by itself: where the view
+is another than in the beginning, a change counts only as far as it was seen to happen on content that stayed
+in the picture (see `look.py`). What a cut changes counts nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def look_curves(found: Mapping[str, Finding], parameters: Parameters) -> dict[st
 def _supported(evidence: Evidence, change: Curve, matched: Curve, error: float) -> Curve:
     """How much [T] of a change is drift, 0..1: as much as content that stayed in the picture shows of it.
 
-    Where the view is as in the beginning, what is added up along the flow may be wrong by `error` a second: in
-    the long run the picture's means are believed alone.
+    Where the view is as in the beginning, what is added up along the flow may be wrong by `error` a second:
+    in the long run the picture's means are believed alone.
     """
     seconds = np.arange(evidence.frames) / evidence.fps
     shown = matched * np.sign(change) + error * seconds * evidence.same_view
@@ -91,8 +91,8 @@ def _exposure(evidence: Evidence, *, white: bool) -> Finding:
 def _saturation(evidence: Evidence, exposed: Mask, cast: Curve, sign: int) -> Finding:
     """Chroma in octaves above (`sign` 1) or below (-1) the beginning's.
 
-    The lesser of two changes: of chroma itself, and of chroma for its lightness, since light and dark pictures
-    are paler by nature. What a colour `cast` [T], in CIELAB units, adds to it is no saturation.
+    The lesser of two changes: of chroma itself, and of chroma for its lightness, since light and dark
+    pictures are paler by nature. What a colour `cast` [T], in CIELAB units, adds to it is no saturation.
     """
     parameters = evidence.parameters
     chroma = evidence.curves["chroma"]
@@ -119,8 +119,8 @@ def _saturation(evidence: Evidence, exposed: Mask, cast: Curve, sign: int) -> Fi
 
 
 def _cast(evidence: Evidence, exposed: Mask) -> Finding:
-    """How far neutral grey has gone, in CIELAB units: the shift of the mean colour that a change of saturation
-    does not explain."""
+    """How far neutral grey has gone, in CIELAB units: the shift of the mean colour that a change of
+    saturation does not explain."""
     parameters = evidence.parameters
     curves = evidence.curves
     chroma = smooth(curves["chroma"] - evidence.scene_steps(curves["chroma"]), evidence.second) + 1
@@ -155,7 +155,10 @@ def _hue(a: float, b: float) -> str:
 def _blur(evidence: Evidence) -> Finding:
     """Fine detail against coarse, in octaves below the beginning's, where the picture is sharpest."""
     parameters = evidence.parameters
-    detail = np.nan_to_num(evidence.curves["detail"], nan=float(np.nanmedian(evidence.curves["detail"])))
+    detail = evidence.curves["detail"]
+    known = detail[np.isfinite(detail)]
+    # a frame without texture says nothing
+    detail = np.nan_to_num(detail, nan=float(np.median(known)) if known.size else 1.0)
     lost = -evidence.departure(np.log2(np.maximum(detail, 1e-3)))
     largest = float(lost.max())
     return drift(

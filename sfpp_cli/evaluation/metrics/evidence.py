@@ -98,8 +98,8 @@ class Evidence:
 
     @cached_property
     def same_view(self) -> Mask:
-        """Where [T] the picture shows what it showed in the beginning, by the layout of light and dark, whatever
-        became of its brightness and colours."""
+        """Where [T] the picture shows what it showed in the beginning, by the layout of light and dark,
+        whatever became of its brightness and colours."""
         luma = self.seen.miniatures.reshape(self.frames, -1, 3).astype(np.float64) @ [0.2126, 0.7152, 0.0722]
         first = luma[self.reference].mean(0)
         luma -= luma.mean(1, keepdims=True)

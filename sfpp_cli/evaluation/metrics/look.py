@@ -1,9 +1,10 @@
-"""Colour, detail and noise of a stream of frames, and how colours change on content that stays in the picture.
+"""Colour, detail and noise of a stream of frames, and how colours change on content that stays in the
+picture.
 
-What a camera passes changes the mean of a picture as much as drift does. So besides the means, what is seen in
-two frames in a row is compared along the optical flow; added up, these small changes say what became of the
-colours themselves. New content counts from the moment it is in the picture, and a cut, where nothing matches,
-counts nothing.
+What a camera passes changes the mean of a picture as much as drift does. So besides the means, what is seen
+in two frames in a row is compared along the optical flow; added up, these small changes say what became of
+the colours themselves. New content counts from the moment it is in the picture, and a cut, where nothing
+matches, counts nothing.
 """
 
 from __future__ import annotations

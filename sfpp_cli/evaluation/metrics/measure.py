@@ -51,11 +51,11 @@ def measure(
     """Everything that is known of one video: `videos[i]` of results.schema.json, without prompt, seed, system
     and scenes.
 
-    `path` is a video file or a folder of PNG frames; `scenes` are the seconds at which a new scene is announced,
-    where a cut is no fault. The file is decoded once, at measuring size. Whatever its length, what is held in
-    memory is a few pictures, the small ones of a clip for optical flow, and of every frame a miniature and some
-    dozen numbers. OpenCV runs on one thread, since DIS flow differs slightly with more. Into `seconds` goes how
-    long each part took. UserError where the video cannot be measured.
+    `path` is a video file or a folder of PNG frames; `scenes` are the seconds at which a new scene is
+    announced, where a cut is no fault. The file is decoded once, at measuring size. Whatever its length, what
+    is held in memory is a few pictures, the small ones of a clip for optical flow, and of every frame a
+    miniature and some dozen numbers. OpenCV runs on one thread, since DIS flow differs slightly with more.
+    Into `seconds` goes how long each part took. UserError where the video cannot be measured.
     """
     path = Path(path)
     parameters = parameters or Parameters()

@@ -19,7 +19,8 @@ class Parameters:
     clip_seconds: int = 2
     """VBench-Long's clips."""
     measuring_side: int = 256
-    """Videos are decoded to at most this short side: what is looked for shows there, at a third of the cost."""
+    """Videos are decoded to at most this short side: what is looked for shows there, at a third of the
+    cost."""
 
     # --- exposure
     clipped_luma: float = 0.98
@@ -105,11 +106,11 @@ class Parameters:
     flicker_strong: float = 0.1
     """Changes of the picture of half of this cost all of the local stability."""
     cut_unmatched: float = 0.5
-    """At a cut more than this share of the picture is not found again along the flow: of pans and of people who
-    move at most a fifth is lost."""
+    """At a cut more than this share of the picture is not found again along the flow: of pans and of people
+    who move at most a fifth is lost."""
     cut_around: float = 0.6
-    """And around it, but for two frames, at most this part of that share: a camera that is torn aside loses much
-    for several frames."""
+    """And around it, but for two frames, at most this part of that share: a camera that is torn aside loses
+    much for several frames."""
     cut_window_seconds: float = 0.4
     """The windows before and after which are compared."""
     cut_picture: float = 0.045
@@ -124,11 +125,11 @@ class Parameters:
 
     # --- drift of the look
     same_view: float = 0.75
-    """The layout of light and dark correlates at least this well with the beginning's: the view is the same, and
-    what its means do is drift."""
+    """The layout of light and dark correlates at least this well with the beginning's: the view is the same,
+    and what its means do is drift."""
     exposed: float = 0.7
-    """Colours are judged while exposure is below this part of its threshold, and a subject while all of the look
-    is: what is white, black or grey has lost its own colour."""
+    """Colours are judged while exposure is below this part of its threshold, and a subject while all of the
+    look is: what is white, black or grey has lost its own colour."""
     calm: float = 0.25
     """A drift began when its measure last was below this part of its threshold."""
     drift_seconds: float = 0.75

@@ -2,9 +2,9 @@
 long video needs.
 
 NoRepeat compares whole pictures at one offset, which is known only when a window of frames has been compared
-to the first. Until then, and for as long as the offset is, frames rest in a temporary file. Self-similarity compares every frame to every other within reach; it works on
-miniatures of 16 x 16 RGB cells, 768 bytes a frame (2.9 MB for four minutes), a band of the matrix of
-differences at a time.
+to the first. Until then, and for as long as the offset is, frames rest in a temporary file. Self-similarity
+compares every frame to every other within reach; it works on miniatures of 16 x 16 RGB cells, 768 bytes a
+frame (2.9 MB for four minutes), a band of the matrix of differences at a time.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class NoRepeatMeter:
         self.offset: int | None = None
         """o*, once the window has passed."""
         self._kept = position + halfwidth + 1
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115, closed by `close`
         self._to_first: list[float] = []
         self._first: Frames | None = None
         self._total = 0.0
@@ -140,14 +140,14 @@ def similarity_by_distance(miniatures: Frames, fps: float, points: int = 24) -> 
     """How alike two moments are, by the time between them: `seconds`, evenly spaced up to two thirds of the
     video, and `values`, the mean correlation of all miniatures that far apart, -1..1 (VBench issue 206).
 
-    What stays the same all the time (the mean picture) is part of both, so a held scene is near 1 throughout; a
-    video that drifts falls the further apart its moments are.
+    What stays the same all the time (the mean picture) is part of both, so a held scene is near 1 throughout;
+    a video that drifts falls the further apart its moments are.
     """
     pictures = miniatures.astype(np.float32)
     pictures -= pictures.mean(1, keepdims=True)
     pictures /= np.maximum(np.linalg.norm(pictures, axis=1, keepdims=True), 1e-6)
     count = len(pictures)
-    lags = sorted({round(lag) for lag in np.linspace(0, 2 * count / 3, points + 1)[1:]} - {0})
+    lags = sorted({round(lag) for lag in np.linspace(0, 2 * count / 3, points + 1)} & set(range(1, count)))
     values = [float(np.einsum("ij,ij->i", pictures[lag:], pictures[:-lag]).mean()) for lag in lags]
     return {"descriptor": "colour layout", "seconds": [lag / fps for lag in lags], "values": values}
 

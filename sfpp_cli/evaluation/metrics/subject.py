@@ -19,9 +19,9 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
     """The subject is lost when, over the same rim, hardly a cell stands out any more as in the beginning.
 
     Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. A video has a
-    subject if at least `subject_share` of its cells do so through nearly all of the reference. One that leaves
-    over the rim, a camera that turns away and a cut are no loss: there the rim changes. Nor is it judged where a
-    drift of the `look` has gone far.
+    subject if at least `subject_share` of its cells do so through nearly all of the reference. One that
+    leaves over the rim, a camera that turns away and a cut are no loss: there the rim changes. Nor is it
+    judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
     cells = _lab(evidence)

@@ -58,9 +58,9 @@ def verdicts(found: dict[str, Finding], fps: float) -> dict[str, dict[str, Any]]
 
 
 def local_stability(found: dict[str, Finding]) -> Curve:
-    """0..100 [T]: 100 while every measure is below half of its threshold, 50 where one reaches it, 0 at one and
-    a half times the threshold: 100 x (1.5 - s), s the largest severity. Not Visual Stability: that name belongs
-    to the judgement of a video LLM (Self-Forcing++, section 3.4)."""
+    """0..100 [T]: 100 while every measure is below half of its threshold, 50 where one reaches it, 0 at one
+    and a half times the threshold: 100 x (1.5 - s), s the largest severity. Not Visual Stability: that name
+    belongs to the judgement of a video LLM (Self-Forcing++, section 3.4)."""
     worst = np.max([finding.severity for finding in found.values()], axis=0)
     return np.asarray(100 * np.clip(1.5 - worst, 0, 1), np.float64)
 
@@ -130,8 +130,8 @@ def _repetition(evidence: Evidence) -> tuple[Finding, Mask]:
 
 
 def _flicker(evidence: Evidence) -> tuple[Finding, Mask]:
-    """Jumps at border after border: many sudden changes in a row without a pause, in a steady beat of whatever
-    period. And which frames [T] are part of it."""
+    """Jumps at border after border: many sudden changes in a row without a pause, in a steady beat of
+    whatever period. And which frames [T] are part of it."""
     parameters = evidence.parameters
     changes = evidence.changes
     starts = np.array([jump.start for jump in changes.jumps], np.int64)
