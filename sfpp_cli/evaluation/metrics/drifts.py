@@ -65,7 +65,7 @@ def _exposure(evidence: Evidence, *, white: bool) -> Finding:
     base = float(np.mean((curves["luma"] - steps)[evidence.reference]))
     ways = drift_to_white_and_black(smooth(curves["luma"], evidence.second), base + steps)
     support = _supported(
-        evidence, evidence.departure(curves["lightness"]), evidence.gathered("light_step"), 0.5
+        evidence, evidence.departure(curves["lightness"]), evidence.gathered("light_step"), 0.25
     )
     gone = ways[0 if white else 1] * support
     lost = curves["clipped" if white else "crushed"]

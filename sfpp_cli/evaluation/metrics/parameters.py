@@ -99,7 +99,7 @@ class Parameters:
     after border, which come at 0.75 s. An object that a model draws elsewhere now and then leaves borders
     out."""
     flicker_beat: float = 0.8
-    """And more than so many of the gaps between them are the usual one, or a multiple of it."""
+    """And more than so many beats of a steady period have one."""
     flicker_light: float = 0.4
     """CIELAB units by which brightness changes along the flow where a picture goes forth and back: rain and
     ripples, which come and go, leave it."""
@@ -141,19 +141,22 @@ class Parameters:
     """Octaves of mean chroma."""
     cast_units: float = 7.0
     """CIELAB units by which neutral grey is shifted."""
-    blur_octaves: float = 0.4
+    blur_octaves: float = 0.46
     """Octaves by which the share of fine detail falls."""
     noise_levels: float = 1.5
     noise_ratio: float = 0.8
     """Levels of 255, and share of the beginning's noise, that have to be added to it."""
 
     # --- the subject
-    subject_distance: float = 16.0
-    """CIELAB units by which a cell stands out from every cell of the rim."""
-    subject_share: float = 0.02
-    """Share of cells that have to stand out in the beginning."""
+    subject_distance: float = 18.0
+    """CIELAB units by which a cell stands out from every cell of the rim, and up to which two cells are of one
+    colour."""
+    subject_share: float = 0.015
+    """Share of cells of one colour that have to stand out in the beginning."""
+    subject_steady: float = 0.5
+    """And in nearly every frame of it at least this part of them."""
     subject_left: float = 0.25
-    """The subject is lost when less than this share of what stood out does."""
+    """The subject is lost when less than this part is left."""
     subject_rim: float = 10.0
     """CIELAB units by which the rim's median cell may have changed meanwhile."""
     subject_seconds: float = 1.0

@@ -16,40 +16,55 @@ Cells = NDArray[np.float32]
 
 
 def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
-    """The subject is lost when, over the same rim, hardly a cell stands out any more as in the beginning.
+    """A subject is lost when, within the same rim, hardly a cell of its colour stands out any more.
 
-    Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. A video has a
-    subject if at least `subject_share` of its cells do so through nearly all of the reference. One that
-    leaves over the rim, a camera that turns away and a cut are no loss: there the rim changes. Nor is it
-    judged where a drift of the `look` has gone far.
+    Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours that
+    do so through the whole reference are subjects. One that leaves over the rim, a camera that turns away and a
+    cut are no loss: there the rim changes. Nor is it judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
+    distance = parameters.subject_distance
     cells = _lab(evidence)
     rim = _rim()
-    out = _standing_out(cells, rim, parameters.subject_distance)
-    share = out.mean(1)
-    reference = share[evidence.reference]
-    usual = float(np.median(reference))
-    numbers = {"threshold": parameters.subject_left, "reference_share": usual}
-    here = np.ones(evidence.frames)
-    if usual < parameters.subject_share or float(np.quantile(reference, 0.1)) < usual / 3:
-        return Finding(np.zeros(evidence.frames), None, "", {"measure": None, **numbers})
-    here = smooth(np.minimum(share / usual, 1.0), evidence.second)
+    out = _standing_out(cells, rim, distance)
     first_rim = cells[evidence.reference][:, rim].mean(0)
     same_rim = np.median(np.linalg.norm(cells[:, rim] - first_rim, axis=2), axis=1) < parameters.subject_rim
     drifted = np.max([finding.severity for finding in look], axis=0) > parameters.exposed
-    gone = (here < parameters.subject_left) & same_rim & ~drifted
-    onset = first_run(gone, round(parameters.subject_seconds * evidence.fps))
-    if onset is not None and _left_over_rim(
-        cells, rim, out, onset, evidence.second, parameters.subject_distance
-    ):
-        onset = None
+    judged = same_rim & ~drifted
     severity = np.zeros(evidence.frames)
-    if onset is not None:
-        severity[onset:] = ((1 - here) / (1 - parameters.subject_left))[onset:]
-    measure = float(here[same_rim].min()) if same_rim.any() else None
+    measure: float | None = None
+    first: int | None = None
+    for color in _colors(cells[evidence.reference][out[evidence.reference]], distance):
+        alike = np.linalg.norm(cells - color, axis=2) < distance
+        share = (alike & out).mean(1)
+        usual = float(np.median(share[evidence.reference]))
+        steady = float(np.quantile(share[evidence.reference], 0.1)) >= parameters.subject_steady * usual
+        if usual < parameters.subject_share or not steady:
+            continue
+        left = smooth(np.minimum(share / usual, 1.0), evidence.second)
+        least = float(left[judged].min()) if judged.any() else 1.0
+        measure = least if measure is None else min(measure, least)
+        gone = (left < parameters.subject_left) & judged
+        onset = first_run(gone, round(parameters.subject_seconds * evidence.fps))
+        if onset is None or _on_rim(alike[:, rim], onset, evidence.second):
+            continue
+        lost = (1 - left[onset:]) / (1 - parameters.subject_left)
+        severity[onset:] = np.maximum(severity[onset:], lost)
+        first = onset if first is None else min(first, onset)
     sentence = "What stood out in the beginning is gone, while its surroundings are still there"
-    return Finding(severity, onset, sentence, {"measure": measure, **numbers})
+    return Finding(severity, first, sentence, {"measure": measure, "threshold": parameters.subject_left})
+
+
+def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:
+    """The colours that most of the cells [N, 3] have, each with the cells around it taken out."""
+    colors = []
+    left = cells[:: max(1, len(cells) // 600)]
+    while len(left) > 3 and len(colors) < most:
+        near = np.linalg.norm(left[:, None] - left[None], axis=2) < distance
+        center = np.median(left[near[int(np.argmax(near.sum(1)))]], axis=0)
+        colors.append(np.asarray(center, np.float32))
+        left = left[np.linalg.norm(left - center, axis=1) >= distance]
+    return colors
 
 
 def _lab(evidence: Evidence) -> Cells:
@@ -74,15 +89,9 @@ def _standing_out(cells: Cells, rim: NDArray[np.bool_], distance: float) -> NDAr
     return out
 
 
-def _left_over_rim(
-    cells: Cells, rim: NDArray[np.bool_], out: NDArray[np.bool_], onset: int, second: int, distance: float
-) -> bool:
-    """Whether the subject's colours were on the rim in the second before it was gone."""
-    before = slice(max(0, onset - 2 * second), onset + 1)
-    subject = cells[:onset][out[:onset]]
-    if not len(subject):
-        return False
-    color = np.median(subject, axis=0)
-    near = np.linalg.norm(cells[before][:, rim] - color, axis=2) < distance / 2
-    usual = np.linalg.norm(cells[: max(1, onset // 3)][:, rim] - color, axis=2) < distance / 2
-    return bool(near.sum(1).max() > usual.sum(1).max() + 2)
+def _on_rim(alike: NDArray[np.bool_], onset: int, second: int) -> bool:
+    """Whether a colour, where it is on the rim [T, 60], was there in the two seconds before it was gone, and not
+    in the beginning."""
+    before = alike[max(0, onset - 2 * second) : onset + 1].sum(1).max()
+    usual = alike[: max(1, onset // 3)].sum(1).max()
+    return bool(before > usual + 2)

@@ -141,7 +141,8 @@ def _flicker(evidence: Evidence) -> tuple[Finding, Mask]:
     long = [
         row
         for row in rows
-        if row.size >= parameters.flicker_events and _has_a_beat(row, parameters.flicker_beat)
+        if row.size >= parameters.flicker_events
+        and _has_a_beat(row, parameters.flicker_events, parameters.flicker_beat)
     ]
     flickering = np.zeros(evidence.frames, np.bool_)
     for row in long:
@@ -160,13 +161,17 @@ def _flicker(evidence: Evidence) -> tuple[Finding, Mask]:
     return Finding(severity, onset, "The picture jumps again and again in a steady beat", numbers), flickering
 
 
-def _has_a_beat(places: NDArray[np.int64], share: float) -> bool:
-    """Whether most gaps between events are the usual one, or a multiple of it, to a frame: a hand's jerks and
-    passing objects come at odd times."""
-    gaps = np.diff(places)
-    usual = max(1, int(np.median(gaps)))
-    off = np.abs(gaps - usual * np.maximum(1, np.rint(gaps / usual)))
-    return bool((off <= max(1, usual // 12)).mean() > share)
+def _has_a_beat(places: NDArray[np.int64], events: int, share: float) -> bool:
+    """Whether enough of the events fall on beats of one period, and most of these beats have one: a hand's jerks
+    and passing objects come at odd times."""
+    for start in range(len(places) - 1):
+        for period in {int(gap) for gap in places[start + 1 : start + 3] - places[start]}:
+            beats = np.arange(places[start], places[-1] + 1, period)
+            off = np.abs(places[None] - beats[:, None]).min(1)
+            hits = off <= max(1, period // 12) if period > 3 else off == 0
+            if hits.sum() >= events and hits.mean() > share:
+                return True
+    return False
 
 
 def _scene_change(evidence: Evidence, repeated: Mask, flickering: Mask) -> Finding:
