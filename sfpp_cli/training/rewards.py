@@ -30,6 +30,8 @@ from sfpp_cli.training.reward_config import RewardConfig
 from sfpp_cli.video import Frames
 
 PARAMETERS = Parameters()
+FLOW_SHORT_SIDE = 256
+"""Flow is taken at this size, at which VBench states its threshold and the bands of recipes were measured."""
 
 
 class Motion(NamedTuple):
@@ -105,7 +107,7 @@ def measure_motion(frames: Frames, fps: float, raft: Raft | None = None) -> Moti
     """The motion of a clip [T, H, W, 3] by DIS, or by RAFT."""
     size = (frames.shape[2], frames.shape[1])
     if raft is None:
-        meter = FlowMeter(size, fps, PARAMETERS.flow_short_side, PARAMETERS.clip_seconds)
+        meter = FlowMeter(size, fps, FLOW_SHORT_SIDE, PARAMETERS.clip_seconds)
         for frame in frames:
             meter.update(luma_of(frame))
         mean = np.array(meter.mean)

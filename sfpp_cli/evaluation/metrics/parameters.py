@@ -149,8 +149,8 @@ class Parameters:
 
     # --- the subject
     subject_distance: float = 18.0
-    """CIELAB units by which a cell stands out from every cell of the rim, and up to which two cells are of one
-    colour."""
+    """CIELAB units by which a cell stands out from every cell of the rim, and up to which two cells are of
+    one colour."""
     subject_share: float = 0.015
     """Share of cells of one colour that have to stand out in the beginning."""
     subject_steady: float = 0.5

@@ -18,9 +18,10 @@ Cells = NDArray[np.float32]
 def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
     """A subject is lost when, within the same rim, hardly a cell of its colour stands out any more.
 
-    Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours that
-    do so through the whole reference are subjects. One that leaves over the rim, a camera that turns away and a
-    cut are no loss: there the rim changes. Nor is it judged where a drift of the `look` has gone far.
+    Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours
+    that do so through the whole reference are subjects. One that leaves over the rim, a camera that turns
+    away and a cut are no loss: there the rim changes. Nor is it judged where a drift of the `look` has gone
+    far.
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
@@ -90,8 +91,8 @@ def _standing_out(cells: Cells, rim: NDArray[np.bool_], distance: float) -> NDAr
 
 
 def _on_rim(alike: NDArray[np.bool_], onset: int, second: int) -> bool:
-    """Whether a colour, where it is on the rim [T, 60], was there in the two seconds before it was gone, and not
-    in the beginning."""
+    """Whether a colour, where it is on the rim [T, 60], was there in the two seconds before it was gone, and
+    not in the beginning."""
     before = alike[max(0, onset - 2 * second) : onset + 1].sum(1).max()
     usual = alike[: max(1, onset // 3)].sum(1).max()
     return bool(before > usual + 2)

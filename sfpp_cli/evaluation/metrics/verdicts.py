@@ -162,8 +162,8 @@ def _flicker(evidence: Evidence) -> tuple[Finding, Mask]:
 
 
 def _has_a_beat(places: NDArray[np.int64], events: int, share: float) -> bool:
-    """Whether enough of the events fall on beats of one period, and most of these beats have one: a hand's jerks
-    and passing objects come at odd times."""
+    """Whether enough of the events fall on beats of one period, and most of these beats have one: a hand's
+    jerks and passing objects come at odd times."""
     for start in range(len(places) - 1):
         for period in {int(gap) for gap in places[start + 1 : start + 3] - places[start]}:
             beats = np.arange(places[start], places[-1] + 1, period)

@@ -1,0 +1,116 @@
+"""Colour, detail, noise and subject: each changes in a way that is known, and the number follows."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
+from sfpp_cli.evaluation.metrics.exposure import luma_of
+from sfpp_cli.evaluation.metrics.look import LookMeter
+from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.evaluation.metrics.repetition import SIDE, similarity_by_distance
+from sfpp_cli.evaluation.metrics.subject import subject
+from sfpp_cli.video import Frames
+
+SIZE = (160, 96)
+STILL = np.zeros((SIZE[1], SIZE[0], 2), np.float32)
+
+
+def patches(seed: int = 0) -> Frames:
+    """Soft patches of many colours with fine grain over them, uint8 [H, W, 3]."""
+    noise = np.random.default_rng(seed).standard_normal((SIZE[1], SIZE[0], 3))
+    broad = cv2.GaussianBlur(noise, (0, 0), 8)
+    fine = cv2.GaussianBlur(noise, (0, 0), 0.8)
+    picture = 120 + 30 * broad / broad.std() + 6 * fine / fine.std()
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def in_lab(frame: Frames, gain: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Frames:
+    """The picture with its CIELAB chroma multiplied, and its neutral grey shifted."""
+    lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2Lab)
+    lab[..., 1:] = lab[..., 1:] * gain + np.array(shift, np.float32)
+    rgb = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)
+    return np.clip(np.rint(rgb * 255), 0, 255).astype(np.uint8)
+
+
+def last_of(*frames: Frames, flow: np.ndarray = STILL) -> dict[str, float]:
+    """The last value of each curve."""
+    meter = LookMeter(SIZE)
+    for index, frame in enumerate(frames):
+        meter.update(frame, luma_of(frame), flow if index else None)
+    return {name: float(curve[-1]) for name, curve in meter.curves().items()}
+
+
+def test_chroma_that_grows_on_what_stays_is_a_gain_and_no_cast() -> None:
+    found = last_of(patches(), in_lab(patches(), gain=1.05))
+    assert found["gain_step"] == pytest.approx(np.log(1.05), abs=0.01)
+    assert np.hypot(found["cast_a_step"], found["cast_b_step"]) < 0.3
+    assert abs(found["light_step"]) < 0.3
+
+
+def test_grey_that_shifts_is_a_cast() -> None:
+    found = last_of(patches(), in_lab(patches(), shift=(0.0, 2.0)))
+    assert found["cast_b_step"] == pytest.approx(2, abs=0.3)
+    assert abs(found["cast_a_step"]) < 0.3
+
+
+def test_what_moves_along_the_flow_has_not_changed_and_a_cut_matches_nothing() -> None:
+    moved = np.roll(patches(), 6, axis=1)
+    flow = STILL + np.array([6, 0], np.float32)
+    found = last_of(patches(), moved, flow=flow)
+    assert found["unmatched"] < 0.15
+    assert abs(found["gain_step"]) < 0.01
+    assert last_of(patches(), patches(1))["unmatched"] > 0.8
+
+
+def test_detail_falls_with_blur_and_noise_is_measured_in_levels() -> None:
+    sharp = last_of(patches())
+    assert last_of(cv2.GaussianBlur(patches(), (0, 0), 2.0))["detail"] < 0.7 * sharp["detail"]
+    generator = np.random.default_rng(3)
+    flat = np.full((SIZE[1], SIZE[0], 1), 128.0)
+    noisy = [
+        np.repeat(np.rint(flat + 10 * generator.standard_normal(flat.shape)), 3, axis=2) for _ in range(2)
+    ]
+    found = last_of(*(np.clip(frame, 0, 255).astype(np.uint8) for frame in noisy))
+    assert found["noise"] == pytest.approx(10, rel=0.3)  # by chance less in the calmest tenth of small blocks
+
+
+# --- the subject ----------------------------------------------------------------------------------------
+
+
+def evidence(places: list[tuple[int, int] | None]) -> Evidence:
+    """Grey pictures with a red block of 4 x 4 cells at (row, column), or without one."""
+    count = len(places)
+    pictures = np.full((count, SIDE, SIDE, 3), 110, np.uint8)
+    for picture, place in zip(pictures, places, strict=True):
+        if place is not None:
+            picture[max(0, place[0]) : place[0] + 4, max(0, place[1]) : place[1] + 4] = (220, 30, 30)
+    curves = {"luma": np.full(count, 0.4), "unmatched": np.zeros(count), "light_step": np.zeros(count)}
+    seen = Seen(curves, pictures.reshape(count, -1), np.zeros((count, 2)), (64, 64), 16)
+    return Evidence.of(seen, Parameters())
+
+
+def test_a_subject_that_vanishes_is_lost_and_one_that_leaves_is_not() -> None:
+    still: list[tuple[int, int] | None] = [(6, 6)] * 100
+    calm = np.zeros(160)
+    look = [Finding(calm, None, "", {})]
+    lost = subject(evidence([*still, *[None] * 60]), look)
+    assert lost.onset == pytest.approx(100, abs=9)
+    assert lost.numbers["measure"] == 0
+    walking: list[tuple[int, int] | None] = [(6, 6 + step // 2) for step in range(30)]
+    assert subject(evidence([*still, *walking, *[None] * 30]), look).onset is None
+    assert subject(evidence([(6, 6)] * 160), look).onset is None
+    assert subject(evidence([None] * 160), look).numbers["measure"] is None
+
+
+def test_a_held_scene_is_alike_at_every_distance_and_another_one_is_not() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.integers(0, 256, (2, 768), dtype=np.uint8)
+    held = similarity_by_distance(np.repeat(one[None], 60, axis=0), 10)
+    assert held["values"] == pytest.approx([1] * len(held["values"]))
+    assert held["seconds"][-1] == 4.0
+    cut = similarity_by_distance(np.stack([one] * 30 + [other] * 30), 10)["values"]
+    assert cut[0] > 0.9
+    assert cut[-1] < 0.2
