@@ -333,11 +333,15 @@ STEADY = {
 """The curves of a calm video."""
 
 
-def seen(**changed: Any) -> Seen:
-    """Ten calm seconds at 16 frames a second of one picture, but for these curves."""
+def seen(saturation: Any = 1.0, **changed: Any) -> Seen:
+    """Ten calm seconds at 16 frames a second of one picture, but for these curves; its colours are
+    `saturation` (a number, or one a frame) times as far from grey."""
     curves = {name: np.full(160, float(level)) for name, level in STEADY.items()} | changed
-    picture = np.random.default_rng(0).integers(60, 200, 768).astype(np.uint8)
-    return Seen(curves, np.repeat(picture[None], 160, axis=0), np.zeros((160, 2)), (64, 64), 16)
+    picture = np.random.default_rng(0).integers(60, 200, (1, 256, 3)).astype(np.float64)
+    grey = picture.mean(2, keepdims=True)
+    factor = np.broadcast_to(saturation, 160).reshape(160, 1, 1)
+    pictures = np.clip(grey + (picture - grey) * factor, 0, 255).astype(np.uint8)
+    return Seen(curves, pictures.reshape(160, -1), np.zeros((160, 2)), (64, 64), 16)
 
 
 def jumping(*jumps: Jump) -> dict[str, Any]:
@@ -408,8 +412,8 @@ LATE = np.arange(160) >= 100
 DRIFTS: dict[str, dict[str, Any]] = {
     "over_exposure": {"luma": 0.4 + 0.5 * LATE, "lightness": 50.0 + 30 * LATE},
     "darkening": {"luma": 0.4 - 0.3 * LATE, "lightness": 50.0 - 30 * LATE},
-    "over_saturation": {"chroma": 20.0 + 20 * LATE},
-    "desaturation": {"chroma": 20.0 - 15 * LATE},
+    "over_saturation": {"chroma": 20.0 + 20 * LATE, "saturation": 1 + 0.8 * LATE},
+    "desaturation": {"chroma": 20.0 - 15 * LATE, "saturation": 1 - 0.7 * LATE},
     "colour_cast": {"colour_b": 5.0 + 20 * LATE},
     "blur": {"detail": 0.5 - 0.2 * LATE},
     "noise": {"noise": 0.5 + 5 * LATE},

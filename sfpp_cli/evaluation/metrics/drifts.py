@@ -25,14 +25,12 @@ def drifts(evidence: Evidence) -> dict[str, Finding]:
     white = _exposure(evidence, white=True)
     black = _exposure(evidence, white=False)
     exposed = np.maximum(white.severity, black.severity) < evidence.parameters.exposed
-    cast = _cast(evidence, exposed)
-    shift = cast.severity * evidence.parameters.cast_units
     return {
         "over_exposure": white,
         "darkening": black,
-        "over_saturation": _saturation(evidence, exposed, shift, 1),
-        "desaturation": _saturation(evidence, exposed, shift, -1),
-        "colour_cast": cast,
+        "over_saturation": _saturation(evidence, exposed, 1),
+        "desaturation": _saturation(evidence, exposed, -1),
+        "colour_cast": _cast(evidence, exposed),
         "blur": _blur(evidence),
         "noise": _noise(evidence),
     }
@@ -88,21 +86,18 @@ def _exposure(evidence: Evidence, *, white: bool) -> Finding:
     )
 
 
-def _saturation(evidence: Evidence, exposed: Mask, cast: Curve, sign: int) -> Finding:
+def _saturation(evidence: Evidence, exposed: Mask, sign: int) -> Finding:
     """Chroma in octaves above (`sign` 1) or below (-1) the beginning's.
 
-    The lesser of two changes: of chroma itself, and of chroma for its lightness, since light and dark
-    pictures are paler by nature. What a colour `cast` [T], in CIELAB units, adds to it is no saturation.
-    """
+    The least of three changes: of chroma itself; of chroma for its lightness, since light and dark pictures
+    are paler by nature; and of how far colours are apart, which a cast leaves as it was."""
     parameters = evidence.parameters
     chroma = evidence.curves["chroma"]
-    # what comes close to a cast is one; less is mostly the error of telling both apart
-    certain = np.clip(4 * (cast.max() / parameters.cast_units - 0.75), 0, 1)
-    own = np.maximum(chroma - certain * cast, 0) if sign > 0 else chroma
-    octaves = np.log2(own + parameters.chroma_floor)
+    octaves = np.log2(chroma + parameters.chroma_floor)
     lightness = np.log2(evidence.curves["lightness"] + parameters.chroma_floor)
-    both = (evidence.departure(octaves), evidence.departure(octaves - lightness))
-    change = np.where(exposed, np.maximum(np.min([sign * part for part in both], axis=0), 0), 0.0)
+    spread = np.log2(evidence.colour_spread + parameters.chroma_floor)
+    changes = [sign * evidence.departure(values) for values in (octaves, octaves - lightness, spread)]
+    change = np.where(exposed, np.maximum(np.min(changes, axis=0), 0), 0.0)
     change *= _supported(evidence, change, sign * evidence.gathered("gain_step") / np.log(2), 0.02)
     threshold = parameters.saturation_rise if sign > 0 else parameters.saturation_fall
     largest = float(change.max())
@@ -122,13 +117,18 @@ def _cast(evidence: Evidence, exposed: Mask) -> Finding:
     """How far neutral grey has gone, in CIELAB units: the shift of the mean colour that a change of
     saturation does not explain."""
     parameters = evidence.parameters
-    curves = evidence.curves
-    chroma = smooth(curves["chroma"] - evidence.scene_steps(curves["chroma"]), evidence.second) + 1
-    factor = np.maximum(chroma, 1) / float(chroma[evidence.reference].mean())
-    shift = []
-    for axis in ("colour_a", "colour_b"):
-        level = smooth(curves[axis] - evidence.scene_steps(curves[axis]), evidence.second)
-        shift.append(level - factor * float(level[evidence.reference].mean()))
+    spread = evidence.departure(np.log2(evidence.colour_spread + parameters.chroma_floor))
+    shift = np.zeros((2, evidence.frames))
+    mean = np.zeros(2)
+    for axis, name in enumerate(("colour_a", "colour_b")):
+        values = evidence.curves[name]
+        level = smooth(values - evidence.scene_steps(values), evidence.second)
+        mean[axis] = level[evidence.reference].mean()
+        shift[axis] = level - 2**spread * mean[axis]
+    # a picture of one hue that shifts along it may as well have become more or less saturated
+    length = float(np.linalg.norm(mean))
+    one_hue = length / max(float(evidence.curves["chroma"][evidence.reference].mean()), length, 1e-9)
+    shift -= one_hue * np.outer(mean, mean @ shift) / max(length**2, 1e-9)
     size = np.hypot(*shift)
     along = shift[0] * evidence.gathered("cast_a_step") + shift[1] * evidence.gathered("cast_b_step")
     cast = size * _supported(evidence, size, along / np.maximum(size, 1e-9), 0.25)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,6 +108,17 @@ class Evidence:
         norm = np.linalg.norm(luma, axis=1) * np.linalg.norm(first)
         alike = luma @ first / np.maximum(norm, 1e-6)
         return np.asarray(smooth(alike, self.second) > self.parameters.same_view)
+
+    @cached_property
+    def cells(self) -> NDArray[np.float32]:
+        """The miniatures in CIELAB, [T, 256, 3]."""
+        colors = self.seen.miniatures.reshape(self.frames, -1, 3).astype(np.float32) / 255
+        return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGB2Lab), np.float32)
+
+    @cached_property
+    def colour_spread(self) -> Curve:
+        """How far colours are from their picture's mean colour, in CIELAB units of a and b [T]."""
+        return np.asarray(np.sqrt(self.cells[..., 1:].var(1).sum(1)), np.float64)
 
     def scene_steps(self, values: Curve) -> Curve:
         """What cuts added to a curve [T]: another scene's look is no drift."""

@@ -137,9 +137,9 @@ class Parameters:
     chroma_floor: float = 3.0
     """CIELAB units added to chroma, so that in a grey picture nothing is a ratio."""
     saturation_rise: float = 0.4
-    saturation_fall: float = 0.6
+    saturation_fall: float = 0.55
     """Octaves of mean chroma."""
-    cast_units: float = 7.0
+    cast_units: float = 7.5
     """CIELAB units by which neutral grey is shifted."""
     blur_octaves: float = 0.46
     """Octaves by which the share of fine detail falls."""

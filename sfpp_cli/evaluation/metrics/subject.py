@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +24,7 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
-    cells = _lab(evidence)
+    cells = evidence.cells
     rim = _rim()
     out = _standing_out(cells, rim, distance)
     first_rim = cells[evidence.reference][:, rim].mean(0)
@@ -58,7 +57,7 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
 
 def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:
     """The colours that most of the cells [N, 3] have, each with the cells around it taken out."""
-    colors = []
+    colors: list[Cells] = []
     left = cells[:: max(1, len(cells) // 600)]
     while len(left) > 3 and len(colors) < most:
         near = np.linalg.norm(left[:, None] - left[None], axis=2) < distance
@@ -66,12 +65,6 @@ def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:
         colors.append(np.asarray(center, np.float32))
         left = left[np.linalg.norm(left - center, axis=1) >= distance]
     return colors
-
-
-def _lab(evidence: Evidence) -> Cells:
-    """The miniatures in CIELAB, [T, 256, 3]."""
-    colors = evidence.seen.miniatures.reshape(evidence.frames, SIDE * SIDE, 3).astype(np.float32) / 255
-    return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGB2Lab), np.float32)
 
 
 def _rim() -> NDArray[np.bool_]:
