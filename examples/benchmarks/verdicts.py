@@ -22,9 +22,12 @@ import contents
 import cv2
 import faults
 import numpy as np
+from scipy.stats import spearmanr
 
+from sfpp_cli.evaluation.metrics.evidence import Evidence
 from sfpp_cli.evaluation.metrics.measure import see
 from sfpp_cli.evaluation.metrics.parameters import Parameters
+from sfpp_cli.evaluation.metrics.verdicts import NAMES, find, local_stability
 from sfpp_cli.video import Frames
 from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.writer import VideoWriter
@@ -129,24 +132,139 @@ def scenes(path: Path, fps: float) -> dict[str, list[int]]:
     return found
 
 
+@dataclass(frozen=True)
+class Row:
+    """What the verdicts say of a case.
+
+    `fired`: the onset in seconds of each. `stability`: local stability from the fault on. `cuts`: frames, by
+    ours and by PySceneDetect's two detectors.
+    """
+
+    case: Case
+    onset: float
+    fired: dict[str, float]
+    stability: float
+    cuts: dict[str, list[int]]
+
+    @property
+    def wanted(self) -> str | None:
+        return faults.FAULTS[self.case.kind][1] if self.case.kind in faults.FAULTS else None
+
+
+def judged(case: Case) -> Row:
+    """A case by the thresholds as they are now."""
+    kept = pickle.loads(case.kept.read_bytes())
+    evidence = Evidence.of(kept["seen"], Parameters())
+    found = find(evidence)
+    fired = {name: part.onset / case.fps for name, part in found.items() if part.onset is not None}
+    cuts = {"ours": [cut.start for cut in evidence.cuts], **kept["scenes"]}
+    stability = float(local_stability(found)[kept["onset"] :].mean())
+    return Row(case, kept["onset"] / case.fps, fired, stability, cuts)
+
+
+MARKER = "<!-- from here on written by verdicts.py -->"
+HEAD = (
+    "| verdict | recall | on half 0 | on half 1 | precision | fires without a fault | onset, s late |",
+    "|---|---|---|---|---|---|---|",
+)
+STRENGTH = (
+    "| fault | weak | middle | strong | rank correlation of lost local stability with strength |",
+    "|---|---|---|---|---|",
+)
+
+
+def report(rows: list[Row], planned: int) -> str:
+    """The tables as Markdown, which come after the marker in verdicts.md."""
+    middle = [row for row in rows if row.case.strength == 1]
+    clean = [row for row in middle if row.wanted is None]
+    lines = [f"{len(rows)} of {planned} videos of the grid have been seen.", "", *HEAD]
+    lines += [_verdict_line(name, middle, clean) for name in NAMES]
+    shown = [row for row in clean if row.fired]
+    named = [f"{row.case.content} ({row.case.kind}): {', '.join(row.fired)}" for row in shown]
+    count = (
+        f"{len(shown)} of {len(clean)} videos without a fault (unharmed or under camera work) fire something"
+    )
+    lines += ["", f"{count}: {'; '.join(named)}.", "", *STRENGTH]
+    lines += [_strength_line(kind, rows) for kind in faults.FAULTS]
+    return "\n".join([*lines, "", *_cut_lines(middle), ""])
+
+
+def _verdict_line(name: str, middle: list[Row], clean: list[Row]) -> str:
+    mine = [row for row in middle if row.wanted == name]
+    hits = np.array([name in row.fired for row in mine], float)
+    halves = contents.halves()
+    half = np.array([halves[row.case.content] for row in mine])
+    others = sum(name in row.fired for row in middle if row.wanted != name)
+    late = [row.fired[name] - row.onset for row in mine if name in row.fired]
+    draws = np.random.default_rng(0).integers(0, len(hits), (2000, len(hits)))
+    low, high = np.quantile(hits[draws].mean(1), [0.025, 0.975])
+    parts = [
+        name,
+        f"{hits.mean():.2f} ({low:.2f} to {high:.2f}) of {len(hits)}",
+        *(f"{hits[half == number].mean():.2f} of {(half == number).sum()}" for number in (0, 1)),
+        f"{hits.sum() / max(1, hits.sum() + others):.2f}",
+        f"{sum(name in row.fired for row in clean)} of {len(clean)}",
+        f"{np.median(late):+.1f}" if late else "",
+    ]
+    return f"| {' | '.join(parts)} |"
+
+
+def _strength_line(kind: str, rows: list[Row]) -> str:
+    wanted = faults.FAULTS[kind][1]
+    mine = [row for row in rows if row.case.kind == kind]
+    counts = []
+    for strength in range(3):
+        there = [wanted in row.fired for row in mine if row.case.strength == strength]
+        counts.append(f"{sum(there)} of {len(there)}")
+    plain = [row for row in rows if row.case.kind == "unharmed"]
+    strengths = [row.case.strength + 1 for row in mine] + [0] * len(plain)
+    loss = [100 - row.stability for row in mine + plain]
+    rank = spearmanr(strengths, loss).statistic
+    return f"| {kind} | {' | '.join(counts)} | {rank:.2f} |"
+
+
+def _cut_lines(middle: list[Row]) -> list[str]:
+    """Ours beside PySceneDetect: cuts found to three frames, and cuts where there is none."""
+    lines = ["## Cuts, beside PySceneDetect 0.7", "", "| detector | found | false |", "|---|---|---|"]
+    there = [row for row in middle if row.cuts.keys() > {"ours"}]
+    for name in ("ours", "content", "adaptive"):
+        found = wrong = 0
+        for row in there:
+            place = round(row.onset * row.case.fps)
+            near = [abs(cut - place) <= 3 and row.case.kind == "cut" for cut in row.cuts[name]]
+            found += any(near)
+            wrong += len(near) - sum(near)
+        cuts = sum(row.case.kind == "cut" for row in there)
+        lines.append(f"| {name} | {found} of {cuts} | {wrong} in {len(there)} videos |")
+    return lines
+
+
+def see_all(cases: list[Case], workers: int) -> None:
+    """See what has not been seen yet."""
+    for name in sorted({case.content for case in cases}):
+        contents.load(name)
+    with ProcessPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(look, cases), start=1):
+            if done % 20 == 0:
+                print(f"{done} of {len(cases)} videos", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="only judge what has been seen so far")
     options = parser.parse_args()
     cases = grid(quick=options.quick)
-    for name in sorted({case.content for case in cases}):
-        contents.load(name)
-    if options.workers == 1:
-        for done, case in enumerate(cases, start=1):
-            look(case)
-            if done % 20 == 0:
-                print(f"{done} of {len(cases)} videos", flush=True)
-    else:
-        with ProcessPoolExecutor(options.workers) as pool:
-            list(pool.map(look, cases))
+    if not options.table:
+        see_all(cases, options.workers)
+    seen = [case for case in cases if case.kept.is_file()]
+    text = report([judged(case) for case in seen], len(cases))
+    page = Path(__file__).with_suffix(".md")
+    page.write_text(page.read_text().partition(MARKER)[0] + MARKER + "\n\n" + text)
+    print(text)
 
 
 if __name__ == "__main__":
