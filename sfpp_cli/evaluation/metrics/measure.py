@@ -65,7 +65,7 @@ def measure(
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
-        with decoding(path, size) as frames:
+        with decoding(path, scan.scaled) as frames:
             for frame in frames:
                 scan.update(frame, path)
         if not len(scan):
@@ -125,6 +125,11 @@ class _Scan:
     def __len__(self) -> int:
         return len(self.miniatures)
 
+    @property
+    def scaled(self) -> tuple[int, int] | None:
+        """The size to decode to; None for the video's own, where one that changes midway shows."""
+        return None if self.measuring == self.size else self.measuring
+
     def lap(self, name: str) -> dict[str, float]:
         """The time since the last lap belongs to `name`; how long every part has taken so far."""
         now = time.perf_counter()
@@ -164,7 +169,7 @@ def see(path: Path, parameters: Parameters) -> Seen:
     info = inspect(path)
     size = measuring_size((info.width, info.height), parameters.measuring_side)
     scan = _Scan(info, size, parameters, None)
-    with decoding(path, size) as frames:
+    with decoding(path, scan.scaled) as frames:
         for frame in frames:
             scan.update(frame, path)
     return scan.seen()
