@@ -101,7 +101,7 @@ class Evidence:
     def same_view(self) -> Mask:
         """Where [T] the picture shows what it showed in the beginning, by the layout of light and dark,
         whatever became of its brightness and colours."""
-        luma = self.seen.miniatures.reshape(self.frames, -1, 3).astype(np.float64) @ [0.2126, 0.7152, 0.0722]
+        luma = self.cells[..., 0].astype(np.float64)
         first = luma[self.reference].mean(0)
         luma -= luma.mean(1, keepdims=True)
         first -= first.mean()
@@ -112,13 +112,17 @@ class Evidence:
     @cached_property
     def cells(self) -> NDArray[np.float32]:
         """The miniatures in CIELAB, [T, 256, 3]."""
-        colors = self.seen.miniatures.reshape(self.frames, -1, 3).astype(np.float32) / 255
-        return np.asarray(cv2.cvtColor(colors, cv2.COLOR_RGB2Lab), np.float32)
+        cells = np.empty((self.frames, self.seen.miniatures.shape[1] // 3, 3), np.float32)
+        for index, picture in enumerate(self.seen.miniatures):
+            colors = picture.reshape(1, -1, 3).astype(np.float32) / 255
+            cells[index] = cv2.cvtColor(colors, cv2.COLOR_RGB2Lab)[0]
+        return cells
 
     @cached_property
     def colour_spread(self) -> Curve:
         """How far colours are from their picture's mean colour, in CIELAB units of a and b [T]."""
-        return np.asarray(np.sqrt(self.cells[..., 1:].var(1).sum(1)), np.float64)
+        spreads = [np.sqrt(picture[:, 1:].var(0).sum()) for picture in self.cells]
+        return np.array(spreads, np.float64)
 
     def scene_steps(self, values: Curve) -> Curve:
         """What cuts added to a curve [T]: another scene's look is no drift."""

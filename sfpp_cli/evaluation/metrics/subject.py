@@ -35,7 +35,7 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
     measure: float | None = None
     first: int | None = None
     for color in _colors(cells[evidence.reference][out[evidence.reference]], distance):
-        alike = np.linalg.norm(cells - color, axis=2) < distance
+        alike = np.stack([np.linalg.norm(picture - color, axis=1) < distance for picture in cells])
         share = (alike & out).mean(1)
         usual = float(np.median(share[evidence.reference]))
         steady = float(np.quantile(share[evidence.reference], 0.1)) >= parameters.subject_steady * usual
