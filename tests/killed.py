@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -20,7 +20,7 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 @dataclass
 class Forked:
-    """A process at work, what it says going to files."""
+    """A process at work. What it says should not be long: it waits in pipes of 64 kB."""
 
     pid: int
     out: IO[bytes]
@@ -28,14 +28,13 @@ class Forked:
 
     @classmethod
     def start(cls, work: Callable[[], object]) -> Forked:
-        out = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
-        err = tempfile.TemporaryFile()  # noqa: SIM115
+        pipes = [os.pipe(), os.pipe()]  # no files: limits on their size do not concern what is said
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
+            for number, (_, ours) in enumerate(pipes, start=1):
+                os.dup2(ours, number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             code: object = 1
             try:
@@ -46,19 +45,21 @@ class Forked:
             except BaseException:
                 traceback.print_exc()
             finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                with suppress(OSError):
+                    sys.stdout.flush()
+                    sys.stderr.flush()
                 os._exit(int(str(code)))
-        return cls(pid, out, err)
+        for _, theirs in pipes:
+            os.close(theirs)
+        return cls(pid, *(os.fdopen(ours, "rb") for ours, _ in pipes))
 
     def end(self) -> tuple[int, str, str]:
         """Wait: exit code (below 0: killed by that signal), stdout, stderr."""
-        _, status = os.waitpid(self.pid, 0)
         texts = []
         for file in (self.out, self.err):
-            file.seek(0)
             texts.append(file.read().decode())
             file.close()
+        _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status), texts[0], texts[1]
 
 
