@@ -81,4 +81,4 @@ def test_a_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) ->
     python(*sfpp, "evaluate", "v.mp4", "w.mp4", "--out", "report")
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
     assert "toyworld:ode" in python(*sfpp, "weights", "list")
-    assert "networks" in python(*sfpp, "train", "recipe.toml", "--dry-run")
+    assert "checkpoint" in python(*sfpp, "train", "recipe.toml", "--dry-run")
