@@ -105,17 +105,21 @@ def cut(frames, onset, strength, seed):
     if strength == 0:
         other = frames[(np.arange(len(frames)) + len(frames) // 2) % len(frames), :, ::-1]
     else:
-        other = _other(seed + strength, len(frames), frames.shape[1:3])
+        other = _other(seed + strength, frames)
     out = frames.copy()
     out[onset:] = other[: len(frames) - onset]
     return out
 
 
-def _other(seed, count, size):
+def _other(seed, frames):
+    """Another content, of the same size and length."""
     names = sorted(contents.halves())
+    height, width = frames.shape[1:3]
     found = contents.load(names[seed % len(names)])
-    index = np.minimum(np.arange(count), len(found) - 1)
-    return np.stack([cv2.resize(found[i], size[::-1], interpolation=cv2.INTER_AREA) for i in index])
+    if np.array_equal(found[0], frames[0]):
+        found = contents.load(names[(seed + 1) % len(names)])
+    index = np.minimum(np.arange(len(frames)), len(found) - 1)
+    return np.stack([cv2.resize(found[i], (width, height), interpolation=cv2.INTER_AREA) for i in index])
 
 
 def subject(frames, onset, strength, seed):
