@@ -160,6 +160,21 @@ def export(
     result(str(file))
 
 
+@app.command()
+def push(
+    folder: Annotated[Path, Argument(help="A converted model, or the student of a run.")],
+    repo: Annotated[str, Argument(help="Repository on the Hugging Face hub, owner/name; made if need be.")],
+    private: Annotated[bool, Option("--private", help="Make the repository private if it is new.")] = False,
+) -> None:
+    """Publish a student, or a model with one, on the Hugging Face hub, with a model card; prints its address.
+
+    The folder's own README.md is the card, or else one is written from its settings. `hf auth login` first.
+    """
+    from sfpp_cli.models.publish import push as send
+
+    result(send(folder, repo, private=private))
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """For people a table; into a pipe one line a row, separated by tabs."""
     if not sys.stdout.isatty():
