@@ -141,15 +141,17 @@ def differences_table(systems: Systems, reference: str, end: int) -> str:
 
 def verdicts_table(systems: Systems) -> str:
     """The share of videos in which each verdict fired, and the local stability."""
+    measured = {metric for rows in systems.values() for row in rows for metric in row["metrics"]}
+    verdicts = [name for name in NAMES if f"fired_{name}" in measured]  # older rows have fewer
     head = [
         "system",
         "seconds",
-        *(f"{name.replace('_', ' ')}, %" for name in NAMES),
+        *(f"{name.replace('_', ' ')}, %" for name in verdicts),
         "local stability, 0..100",
     ]
     lines = []
     for name, rows in systems.items():
-        fired = [shown(interval(rows, f"fired_{verdict}"), percent=True) for verdict in NAMES]
+        fired = [shown(interval(rows, f"fired_{verdict}"), percent=True) for verdict in verdicts]
         seconds = str(min(len(row["flow"]) for row in rows))
         lines.append([name, seconds, *fired, shown(interval(rows, "local_stability"), percent=False)])
     return markdown(head, lines)

@@ -24,7 +24,7 @@ from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
 from sfpp_cli.evaluation.targets import Target
 from sfpp_cli.evaluation.vbench import lay_out
-from sfpp_cli.files import atomic_write
+from sfpp_cli.files import atomic_write, writing
 from sfpp_cli.progress import Progress
 
 if TYPE_CHECKING:  # these import torch, which an evaluation without models does without
@@ -89,6 +89,9 @@ def run(
     if options.csv is not None and options.csv.is_dir():
         raise UserError(f"--csv {options.csv} is a folder; give the name of a file in it")
     baseline = None if options.baseline is None else read_baseline(options.baseline)
+    for folder in filter(None, (options.out, options.vbench)):
+        with writing(folder):  # now, and not when hours of measuring are over
+            folder.mkdir(parents=True, exist_ok=True)
     if options.judge is not None and not options.yes:
         _refuse_without_yes(targets, options.judge, options)
     models, raft, skipped = _load_models(options)

@@ -79,7 +79,7 @@ def _frame_times(path: Path) -> tuple[NDArray[np.float64], float]:
 
 def sidecar(path: Path, progress: Progress | None = None) -> dict[str, Any]:
     """What `sfpp generate` wrote beside the video, or nothing; `progress` hears of what cannot be from it."""
-    for file in (path.with_suffix(".json"), Path(f"{path}.json")):
+    for file in (path.parent / f"{path.stem}.json", Path(f"{path}.json")):
         with suppress(OSError, ValueError):
             content = load_json(file)
             if not isinstance(content, dict) or content.get("video") != path.name:

@@ -228,7 +228,7 @@ def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
             tracemalloc.stop()
 
     short, long = peak(100), peak(300)
-    assert long - short < 200 * 8_000  # a frame is 230 kB, its miniature and numbers 1 to 3 kB
+    assert long - short < 200 * 12_000  # a frame is 230 kB, its miniature and numbers 5 kB, at the end twice
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

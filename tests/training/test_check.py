@@ -115,13 +115,17 @@ def test_a_student_alone_has_no_teacher(wan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "change"), [("transformer", {"num_layers": None}), ("text_encoder", {"num_heads": "many"})]
+    ("part", "change", "said"),
+    [
+        ("transformer", {"num_layers": None}, "'num_layers' must be a whole number, not null"),
+        ("text_encoder", {"num_heads": "many"}, "'num_heads' must be a whole number, not 'many'"),
+    ],
 )
-def test_models_that_are_none_are_refused(part: str, change: dict[str, Any], wan: Path) -> None:
+def test_models_that_are_none_are_refused(part: str, change: dict[str, Any], said: str, wan: Path) -> None:
     config = wan / part / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **change}))
     recipe = read("self-forcing-pp", model=str(wan))
-    with pytest.raises(UserError, match=f"{part}.config.json describes no model"):
+    with pytest.raises(UserError, match=f"{part}.config.json: {said}"):
         plan(recipe, planned_layout(recipe)[0], ALONE, torch.device("cpu"), Path("runs/x"))
 
 

@@ -25,7 +25,7 @@ PROMPTS = ["a red circle"]
 def objective_in(precision: str, folder: Path) -> tuple[DistributionMatching, Training]:
     training = Training(steps=1, precision=precision)  # type: ignore[arg-type]
     config = DMDConfig(method="self-forcing++", frames=9, horizon=6)
-    recipe = MatchingRecipe("dmd", str(folder), "", config, training)
+    recipe = MatchingRecipe("dmd", str(folder), "prompts.txt", config, training)
     bundle = Bundle(str(folder))
     text = EmbeddedPrompts(bundle.load_text(CPU, torch.float32), ["", *PROMPTS])
     return matching_objective(recipe, bundle, PROMPTS, text, CPU), training
