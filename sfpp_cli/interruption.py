@@ -52,6 +52,12 @@ def seen() -> bool:
     return _first is not None
 
 
+def check() -> None:
+    """KeyboardInterrupt if a signal has come. For loops: one that is raised within a destructor is lost."""
+    if _first is not None:
+        raise KeyboardInterrupt
+
+
 def exit_code() -> int:
     """As shells count: 130 after Ctrl-C, 143 after SIGTERM."""
     return 128 + _signal

@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from browser import Browser, find_chromium
 
-from sfpp_cli import app
+from sfpp_cli import app, interruption
 
 torch.set_num_threads(1)
 
@@ -27,6 +27,12 @@ Sfpp = Callable[..., tuple[int, str, str]]
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not os.environ.get("SFPP_TEST_GPU"):
         pytest.skip("the suite hides GPUs unless asked: SFPP_TEST_GPU=1 pytest -m gpu")
+
+
+@pytest.fixture(autouse=True)
+def no_signal_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier test was sent does not count, and neither in processes that this one forks."""
+    monkeypatch.setattr(interruption, "_first", None)
 
 
 @pytest.fixture

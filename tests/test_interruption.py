@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import sfpp_cli
+from sfpp_cli import interruption
 
 ROOT = str(Path(sfpp_cli.__file__).parent.parent)
 LOCK = "from pathlib import Path; from sfpp_cli.files import owned"
@@ -152,3 +153,12 @@ with interruption.handled():
     time.sleep(0.5)
 """
     assert run(script, tmp_path, signals=((0, signal.SIGINT),))[0] == 0
+
+
+def test_an_interrupt_that_a_destructor_has_swallowed_is_found_by_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interruption.check()
+    monkeypatch.setattr(interruption, "_first", 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        interruption.check()
