@@ -100,6 +100,7 @@ def adapt(ranks: Ranks, folder: Path) -> None:
     Trainer(objective, replace(TRAINING, lr=1e-2, clip=100.0), folder / f"{ranks.world}", ranks).run()
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_one_with_adapters(tmp_path: Path) -> None:
     on_two_ranks(adapt, tmp_path)
     adapt(ALONE, tmp_path)

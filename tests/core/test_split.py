@@ -50,6 +50,7 @@ def split_video(ranks: Ranks, folder: Path) -> None:
     assert cache.nbytes * 2 == make_student().new_cache(prompts(2), SIZE, context=8, sink=1).nbytes
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_same_video(tmp_path: Path) -> None:
     on_two_ranks(split_video, tmp_path)
     expected = video(make_student())
