@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from clips import smooth
 from conftest import Sfpp
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.video.reader import probe, read_metadata
 
 RED = "a red circle bouncing over a blue background"
@@ -49,7 +51,9 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(sfpp: Sfpp, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_a_batch_of_scenes_and_starts_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_killed_at_random_moments_a_batch_with_scenes_starts_and_a_lora_resumes_bit_for_bit(
+    tmp_path: Path,
+) -> None:
     Image.fromarray(smooth(1, 90, 120)[0]).save(tmp_path / "p.png")
     scenes = [{"prompt": RED, "seconds": 1.5}, {"prompt": WHITE, "seconds": 1.5, "how": "switch"}]
     scenes.append({"prompt": "a green triangle circling over a grey background", "seconds": 1.5})
@@ -58,9 +62,18 @@ def test_killed_at_random_moments_a_batch_of_scenes_and_starts_resumes_bit_for_b
         {"scenes": [scenes[0], scenes[1] | {"how": "cut"}, scenes[2]], "start": "p.png", "drop_start": True},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    size = (
+        Bundle("toyworld").load_student(torch.device("cpu"), torch.float32).blocks[0].attn1.to_q.out_features
+    )
+    query = "diffusion_model.blocks.0.self_attn.q"
+    down, up = torch.randn(2, size), torch.randn(size, 2)
+    save_file(
+        {f"{query}.lora_down.weight": down, f"{query}.lora_up.weight": up}, tmp_path / "worn.safetensors"
+    )
 
     def start(folder: str, *more: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "sfpp_cli", "generate", "--prompts", "p.jsonl", "--out-dir", folder]
+        command += ["--lora", "worn.safetensors:0.1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*command, "--save-latents", *more], cwd=tmp_path, stderr=subprocess.DEVNULL, env=environment
