@@ -34,6 +34,15 @@ class Parameters:
     exposure_sustain_seconds: float = 1.0
     """A flash is no drift."""
 
+    # --- a blank picture
+    blank_contrast: float = 0.006
+    """A picture is blank whose luma has a standard deviation below this, 1.5 levels of 255: fog, and night
+    scenes that were darkened further, keep more."""
+    blank_colours: float = 2.0
+    """And whose colours are less than this far from their mean, in CIELAB units."""
+    blank_seconds: float = 1.5
+    """How long it has to be: cinema's fades through black and plain title cards are shorter."""
+
     # --- motion
     flow_short_side: int = 160
     """Flow is computed on pictures of at most this short side, by area averaging; magnitudes are in pixels of

@@ -23,6 +23,7 @@ __all__ = ["NAMES", "Evidence", "Seen", "find", "local_stability", "verdicts"]
 NAMES = (
     "over_exposure",
     "darkening",
+    "blank",
     "over_saturation",
     "desaturation",
     "colour_cast",
@@ -40,12 +41,14 @@ def find(evidence: Evidence) -> dict[str, Finding]:
     """A finding for each of `NAMES`."""
     repetition, repeated = _repetition(evidence)
     flicker, flickering = _flicker(evidence)
+    blank, plain = _blank(evidence)
     look = drifts(evidence)
     found = look | {
+        "blank": blank,
         "stagnation": _stagnation(evidence),
         "repetition": repetition,
         "flicker": flicker,
-        "scene_change": _scene_change(evidence, repeated, flickering),
+        "scene_change": _scene_change(evidence, repeated, flickering | plain),
         "subject_lost": subject(evidence, list(look.values())),
     }
     return {name: found[name] for name in NAMES}
@@ -63,6 +66,37 @@ def local_stability(found: dict[str, Finding]) -> Curve:
     belongs to the judgement of a video LLM (Self-Forcing++, section 3.4)."""
     worst = np.max([finding.severity for finding in found.values()], axis=0)
     return np.asarray(100 * np.clip(1.5 - worst, 0, 1), np.float64)
+
+
+def _blank(evidence: Evidence) -> tuple[Finding, Mask]:
+    """There is no picture: one shade of black, grey, white or any other colour, in the beginning or later.
+    And which frames [T] are so, however briefly."""
+    parameters = evidence.parameters
+    limit = parameters.blank_contrast
+    contrast = evidence.curves["contrast"]
+    plain = (contrast < limit) & (evidence.colour_spread < parameters.blank_colours)
+    shortest = min(round(parameters.blank_seconds * evidence.fps), evidence.frames)
+    onset = first_run(plain, shortest)
+    severity = np.zeros(evidence.frames)
+    if onset is not None:
+        severity[onset:] = np.where(plain, 2 - contrast / limit, 0)[onset:]
+    numbers = {
+        "measure": float(contrast.min()),
+        "threshold": limit,
+        "blank_seconds": float(plain.sum() / evidence.fps),
+        "seconds_threshold": parameters.blank_seconds,
+    }
+    shade = _shade(float(evidence.curves["luma"][onset or 0]), float(evidence.curves["chroma"][onset or 0]))
+    return Finding(severity, onset, f"The picture is blank, plain {shade}", numbers), plain
+
+
+def _shade(luma: float, chroma: float) -> str:
+    """A word for a picture of one shade."""
+    if luma < 0.08:
+        return "black"
+    if chroma > 10:
+        return "colour"
+    return "white" if luma > 0.92 else "grey"
 
 
 def _stagnation(evidence: Evidence) -> Finding:
@@ -174,8 +208,9 @@ def _has_a_beat(places: NDArray[np.int64], events: int, share: float) -> bool:
     return False
 
 
-def _scene_change(evidence: Evidence, repeated: Mask, flickering: Mask) -> Finding:
-    """Cuts that were not announced, and are neither flicker nor the seam of a loop."""
+def _scene_change(evidence: Evidence, repeated: Mask, other: Mask) -> Finding:
+    """Cuts that were not announced, and are not the seam of a loop; nor do they lead to a frame of `other`,
+    that flickers or is blank."""
     parameters = evidence.parameters
     near = parameters.border_seconds
     scenes = list(evidence.scenes)
@@ -183,7 +218,7 @@ def _scene_change(evidence: Evidence, repeated: Mask, flickering: Mask) -> Findi
     for cut in evidence.cuts:
         meant = any(abs(cut.start / evidence.fps - second) <= near for second in scenes)
         seam = repeated[cut.end - 1 : cut.end + evidence.second].mean() > 0.5
-        if not meant and not seam and not flickering[cut.start]:
+        if not meant and not seam and not other[cut.start]:
             cuts.append(cut)
     severity = np.zeros(evidence.frames)
     for cut in cuts:

@@ -117,6 +117,7 @@ class Fault:
 FAULTS = {
     "over_exposure": Fault("Over-exposure", ("luma",)),
     "darkening": Fault("Darkening", ("luma",)),
+    "blank": Fault("Blank picture", ("luma", "contrast")),
     "over_saturation": Fault("Over-saturation", ("saturation_change", "chroma")),
     "desaturation": Fault("Desaturation", ("saturation_change", "chroma")),
     "colour_cast": Fault("Colour cast", ("cast",)),
