@@ -103,13 +103,13 @@ LICENCES = {
 }
 
 
-def natural(clip: Clip) -> Frames:
-    """The frames [T, H, W, 3] of a clip, `WIDTH` wide; fetched and scaled once."""
-    kept = CACHE / f"{clip.name}-{WIDTH}.npy"
+def natural(clip: Clip, width: int = WIDTH) -> Frames:
+    """The frames [T, H, W, 3] of a clip, `width` pixels wide; fetched and scaled once."""
+    kept = CACHE / f"{clip.name}-{width}.npy"
     if not kept.is_file():
         source = fetch(clip)
         chosen = f"trim=start_frame={clip.start}:end_frame={clip.stop},select=not(mod(n\\,{clip.step}))"
-        scaled = f"{chosen},scale={WIDTH}:-2:flags=area,format=rgb24"
+        scaled = f"{chosen},scale={width}:-2:flags=area,format=rgb24"
         with open_video(
             source, "-vf", scaled, "-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "-"
         ) as s:

@@ -24,12 +24,14 @@ _output = partial(typer.Option, rich_help_panel="Output")
 
 COLUMNS = ("local_stability", "luma", "flow_mean", "dynamic_degree_dis")
 """Metrics in the table if no others are asked for."""
-BY_MODELS = (
+WHERE_MEASURED = (
     "clip_text_alignment",
     "subject_consistency",
     "background_consistency",
     "dynamic_degree_raft",
     "visual_stability",
+    "luma_off_reference",
+    "chroma_off_reference",
 )
 """And these, where they were measured."""
 VERDICT_FIRED = 3
@@ -63,6 +65,13 @@ def evaluate(
     reference_seconds: Annotated[
         float, _metric(help="Seconds at the start that the rest of the video is compared with.")
     ] = 5.0,
+    reference: Annotated[
+        Path | None,
+        _metric(
+            help="A video that is known to be good, or a folder of them: how far the look of others ends "
+            "from it is measured, too, by prompt where prompts match."
+        ),
+    ] = None,
     clip_seconds: Annotated[
         int, _metric(help="Length of the clips that are also measured one by one, in seconds.", min=1)
     ] = 2,
@@ -128,6 +137,7 @@ def evaluate(
         int | None, _output(help="Videos measured at the same time (default: one per core).", min=1)
     ] = None,
     no_cache: Annotated[bool, _output("--no-cache", help="Measure again what was measured before.")] = False,
+    verbose: Annotated[bool, _output("--verbose", "-v", help="Also say what took how long.")] = False,
 ) -> None:
     """Tell a stable minute from a decayed one: exposure, motion, repetition, a verdict on each fault."""
     from sfpp_cli.evaluation import Parameters
@@ -145,6 +155,7 @@ def evaluate(
         scenes=parse_scenes(scenes) if scenes else (),
         fail_on=_names(fail_on),
         baseline=baseline,
+        reference=reference,
         clip=clip,
         dino=dino,
         raft=raft,
@@ -160,7 +171,7 @@ def evaluate(
     )
     parameters = Parameters(reference_seconds=reference_seconds, clip_seconds=clip_seconds)
     command = shlex.join(["sfpp", *sys.argv[1:]])
-    measured = run(targets, failed, parameters, options, Terminal(), command)
+    measured = run(targets, failed, parameters, options, Terminal(verbose=verbose), command)
     if json_:
         result(json.dumps(measured))
     elif measured["videos"]:
@@ -184,7 +195,7 @@ def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:
     from sfpp_cli.evaluation.baseline import baseline_lines
 
     there = {name for video in measured["videos"] for name in video["metrics"]}
-    names = metrics or (*COLUMNS, *(name for name in BY_MODELS if name in there))
+    names = metrics or (*COLUMNS, *(name for name in WHERE_MEASURED if name in there))
     table = Table(box=None, pad_edge=False)
     for name in names:
         table.add_column(escape(name), justify="right", no_wrap=True)

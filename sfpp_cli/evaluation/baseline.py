@@ -63,6 +63,9 @@ def _notes(
         changed = [name for name in {**new, **old} if new.get(name) != old.get(name)]
         if changed:
             notes.append(f"the baseline was measured with other {part}: {', '.join(changed)}")
+    references = [(part.get("reference") or {}).get("path") for part in (result, baseline)]
+    if all(references) and references[0] != references[1]:
+        notes.append(f"the baseline was held against another reference: {references[1]}")
     return notes
 
 

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +31,8 @@ SCHEMA = "sfpp-evaluation/1"
 
 Outcome = dict[str, Any] | str
 """What `measure` returned, or the line that says why it could not measure."""
+Timed = tuple[Outcome, dict[str, float]]
+"""And how many seconds each part of it took."""
 Job = tuple[Path, Parameters, tuple[float, ...]]
 """What `measure` is given."""
 
@@ -52,8 +55,8 @@ def evaluate(
     where that does not say. `workers` processes share the work (None: one a core, but no more than videos);
     if that is one, the work is done in this process. Several start the script anew, so its work has to stand
     under `if __name__ == "__main__":` then. `cache` is a folder that keeps results by content, parameters and
-    versions. `progress` is told of a stage with a unit for each video. ValueError if `prompts` are not as
-    many as `paths`.
+    versions. `progress` is told of a stage with a unit for each video, and in detail what took how long.
+    ValueError if `prompts` are not as many as `paths`.
     """
     if prompts is not None and len(prompts) != len(paths):
         raise ValueError(f"{len(prompts)} prompts for {len(paths)} videos")
@@ -107,11 +110,13 @@ def _measure_all(
     if count > 1:
         measuring = _in_pool(missing, count)
     else:
-        measuring = ((index, _outcome(job)) for index, job in missing.items())
+        measuring = ((index, _timed(job)) for index, job in missing.items())
     stage = progress.stage("measuring", len(jobs)) if progress and jobs else nullcontext()
+    spent: Counter[str] = Counter()
     with stage as advance:
-        for index, outcome in measuring:
+        for index, (outcome, seconds) in measuring:
             outcomes[index] = outcome
+            spent.update(seconds)
             if isinstance(outcome, dict) and index in entries:
                 try:
                     atomic_write(entries[index], json.dumps(outcome))
@@ -121,6 +126,9 @@ def _measure_all(
                         progress.warn(f"results are not kept for the next time: {error}")
             if advance:
                 advance(len(outcomes), {})
+    if progress and spent:
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.most_common())
+        progress.detail(f"{len(missing)} of {len(jobs)} videos measured, the rest known; seconds: {parts}")
     return [outcomes[index] for index in range(len(jobs))]
 
 
@@ -130,30 +138,29 @@ def _key(job: Job) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def _outcome(job: Job) -> Outcome:
+def _timed(job: Job) -> Timed:
+    seconds: dict[str, float] = {}
     try:
-        return measure(*job)
+        return measure(*job, seconds), seconds
     except UserError as error:
-        return str(error)
+        return str(error), seconds
 
 
-def _in_pool(jobs: Mapping[int, Job], count: int) -> Iterator[tuple[int, Outcome]]:
+def _in_pool(jobs: Mapping[int, Job], count: int) -> Iterator[tuple[int, Timed]]:
     """In worker processes, as they finish."""
     pool = worker_pool(count)
     with pool:
         try:
             with single_threaded():
-                futures = {pool.submit(_outcome, job): index for index, job in jobs.items()}
+                futures = {pool.submit(_timed, job): index for index, job in jobs.items()}
             for future in as_completed(futures):
                 index = futures[future]
                 try:
-                    outcome = future.result()
+                    timed = future.result()
                 except BrokenProcessPool:
-                    outcome = (
-                        f"{jobs[index][0]} was not measured: a process was killed, perhaps for want of "
-                        "memory; try fewer with --workers"
-                    )
-                yield index, outcome
+                    remedy = "a process was killed, perhaps for want of memory; try fewer with --workers"
+                    timed = (f"{jobs[index][0]} was not measured: {remedy}", {})
+                yield index, timed
         except BaseException:  # Ctrl-C, or whoever takes the outcomes has failed
             # without waiting for the videos that are being measured; from Python 3.14 on, `terminate_workers`
             processes = list(pool._processes.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,11 @@ from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
 from sfpp_cli.evaluation.networks.find import find_models
 from sfpp_cli.evaluation.parallel import evaluate
+from sfpp_cli.evaluation.reference import add_reference
 from sfpp_cli.evaluation.scenes import clip_prompts, scene_means
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
-from sfpp_cli.evaluation.targets import Target
+from sfpp_cli.evaluation.targets import Target, find_targets
 from sfpp_cli.evaluation.vbench import lay_out
 from sfpp_cli.files import atomic_write, writing
 from sfpp_cli.progress import Progress
@@ -44,6 +45,8 @@ class EvaluateOptions:
     """Names of verdicts that `failures` looks for."""
     baseline: Path | None = None
     """An earlier results.json, or its folder, to compare with."""
+    reference: Path | None = None
+    """A video, or a folder of them, that is known to be good."""
     clip: str | None = None
     """Folder or hub id of a CLIP model; by default the one that VBench uses, if it is in the hub's cache."""
     dino: str | None = None
@@ -97,18 +100,14 @@ def run(
     models, raft, skipped = _load_models(options)
     for line in skipped:
         progress.say(line)
-    result = evaluate(
-        [target.path for target in targets],
-        parameters=parameters,
-        prompts=[target.prompt for target in targets],
-        scenes=options.scenes,
-        workers=options.workers,
-        cache=_cache_folder() if options.cache else None,
-        progress=progress,
-    )
+    good = []
+    if options.reference is not None:
+        good = _measure_reference(options.reference, parameters, options, progress)
+    result = _measure(targets, parameters, options, progress)
     result["failed"] = [*failed, *result["failed"]]
     result |= {"skipped": skipped, "command": command, "vbench": []}
-    _add_what_is_known(result, targets)
+    if good:
+        result["reference"] = add_reference(result["videos"], good, str(options.reference))
     if models is not None:
         _add_models(result, models, progress)
     if raft is not None:
@@ -196,6 +195,35 @@ def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | 
     return models, raft, skipped
 
 
+def _measure(
+    targets: Sequence[Target], parameters: Parameters, options: EvaluateOptions, progress: Progress
+) -> dict[str, Any]:
+    """The local metrics of every target."""
+    result = evaluate(
+        [target.path for target in targets],
+        parameters=parameters,
+        prompts=[target.prompt for target in targets],
+        scenes=options.scenes,
+        workers=options.workers,
+        cache=_cache_folder() if options.cache else None,
+        progress=progress,
+    )
+    _add_what_is_known(result, targets)
+    return result
+
+
+def _measure_reference(
+    path: Path, parameters: Parameters, options: EvaluateOptions, progress: Progress
+) -> list[dict[str, Any]]:
+    """The videos of --reference. UserError unless there are some, and all of them can be measured."""
+    targets, failed = find_targets([path], None, None, compare=False)
+    result = _measure(targets, parameters, replace(options, scenes=()), progress)
+    for failure in [*failed, *result["failed"]]:
+        raise UserError(f"--reference: {failure['error']}")
+    good: list[dict[str, Any]] = result["videos"]
+    return good
+
+
 def _add_what_is_known(result: dict[str, Any], targets: Sequence[Target]) -> None:
     """System, prompt and seed: what the targets do not say stays as the file beside the video has it."""
     known = {str(target.path): target for target in targets}
@@ -220,7 +248,7 @@ def _add_models(result: dict[str, Any], models: LoadedModels, progress: Progress
                 remedy = "no prompt is known, give --prompts or --manifest"
                 _skip(result, f"text alignment of {path} skipped: {remedy}", progress)
             try:
-                parts = model_metrics(Path(path), prompts, _clip_ranges(video), models)
+                parts = model_metrics(Path(path), prompts, _clip_ranges(video), models, fps=video["fps"])
             except UserError as error:
                 result["failed"].append({"path": path, "error": str(error)})
                 continue

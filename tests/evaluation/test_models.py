@@ -24,6 +24,7 @@ from sfpp_cli.evaluation.networks.clip_dino import (
     model_metrics,
 )
 from sfpp_cli.evaluation.networks.find import ModelFolder, find_models
+from sfpp_cli.files import natural
 from sfpp_cli.video import Frames
 from sfpp_cli.video.writer import VideoWriter
 
@@ -177,7 +178,7 @@ def cosines(rows: np.ndarray[Any, Any]) -> float:
 
 def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Path, frames: Frames) -> None:
     clips = [(0, 4), (4, 8), (7, 11)]
-    measured = model_metrics(video, [PROMPT] * 3, clips, loaded, frames_a_clip=None)
+    measured = model_metrics(video, [PROMPT] * 3, clips, loaded, frames_a_clip=None, fps=4)
 
     pixels = image_processor(clip)(list(frames))
     clip_model, dino_model = CLIPModel.from_pretrained(clip).eval(), Dinov2Model.from_pretrained(dino).eval()
@@ -200,6 +201,9 @@ def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Pa
         assert (
             len({round(value, 6) for value in [*within, across]}) == 4
         )  # the random models do tell frames apart
+    apart = pytest.approx(float(subjects[0] @ subjects[4]), abs=1e-5)
+    likeness = {"descriptor": str(dino), "seconds": [1.0], "values": [apart]}
+    assert measured["similarity_by_distance"] == likeness, "the third clip overlaps the second"
     parameters = measured["parameters"]
     assert parameters["models"] == {"clip": str(clip), "dino": str(dino)}
     assert parameters["clips"] == 3
@@ -207,11 +211,24 @@ def test_metrics_by_hand(clip: Path, dino: Path, loaded: LoadedModels, video: Pa
     json.dumps(measured)
 
 
+def test_likeness_falls_with_distance_where_the_subject_drifts(loaded: LoadedModels, video: Path) -> None:
+    """Cosines of the first frames of clips of two frames, a half second apart, by hand."""
+    clips = [(start, start + 2) for start in range(0, 10, 2)]
+    found = model_metrics(video, [None] * 5, clips, loaded, fps=4)["similarity_by_distance"]
+    assert loaded.dino is not None
+    pictures = [np.array(Image.open(file)) for file in sorted(video.glob("*.png"), key=natural)]
+    features = loaded.dino([pictures[start] for start, _ in clips]).numpy()
+    assert found["seconds"] == [0.5, 1.0, 1.5]
+    for lag, value in enumerate(found["values"], start=1):
+        expected = np.mean([features[place] @ features[place + lag] for place in range(5 - lag)])
+        assert value == pytest.approx(expected, abs=1e-9)
+
+
 def test_frames_of_a_clip_are_sampled(
     loaded: LoadedModels, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfpp_cli.evaluation.networks.clip_dino.BATCH", 2)
-    few = model_metrics(video, [PROMPT] * 2, [(0, 6), (5, 11)], loaded, frames_a_clip=3)
+    few = model_metrics(video, [PROMPT] * 2, [(0, 6), (5, 11)], loaded, frames_a_clip=3, fps=4)
     assert loaded.clip is not None
     assert loaded.text is not None
     pictures = [np.array(Image.open(file)) for file in sorted(video.glob("*.png"))]
@@ -225,7 +242,7 @@ def test_frames_of_a_clip_are_sampled(
 
 
 def test_one_clip_of_one_frame_has_nothing_to_compare(loaded: LoadedModels, video: Path) -> None:
-    measured = model_metrics(video, [PROMPT], [(0, 1)], loaded)
+    measured = model_metrics(video, [PROMPT], [(0, 1)], loaded, fps=4)
     assert measured["subject_consistency"] == {
         "in_clip": None,
         "clip_to_clip": None,
@@ -236,7 +253,7 @@ def test_one_clip_of_one_frame_has_nothing_to_compare(loaded: LoadedModels, vide
 
 
 def test_without_a_prompt_there_is_no_alignment(loaded: LoadedModels, video: Path) -> None:
-    assert model_metrics(video, [None], [(0, 4)], loaded).keys() == {
+    assert model_metrics(video, [None], [(0, 4)], loaded, fps=4).keys() == {
         "subject_consistency",
         "background_consistency",
         "parameters",
@@ -246,27 +263,29 @@ def test_without_a_prompt_there_is_no_alignment(loaded: LoadedModels, video: Pat
 def test_every_clip_is_held_against_its_own_prompt(loaded: LoadedModels, video: Path) -> None:
     clips = [(0, 4), (4, 8), (7, 11)]
     one, other = (
-        model_metrics(video, [prompt] * 3, clips, loaded)["clip_text_alignment"]
+        model_metrics(video, [prompt] * 3, clips, loaded, fps=4)["clip_text_alignment"]
         for prompt in (PROMPT, OTHER_PROMPT)
     )
-    mixed = model_metrics(video, [PROMPT, None, OTHER_PROMPT], clips, loaded)["clip_text_alignment"]
+    mixed = model_metrics(video, [PROMPT, None, OTHER_PROMPT], clips, loaded, fps=4)["clip_text_alignment"]
     assert one["clips"][2] != pytest.approx(other["clips"][2], abs=1e-3)
     assert mixed["clips"] == [one["clips"][0], None, other["clips"][2]]
     assert mixed["mean"] == pytest.approx((one["clips"][0] + other["clips"][2]) / 2)
 
 
 def test_without_models_the_video_is_not_read(tmp_path: Path) -> None:
-    assert model_metrics(tmp_path / "absent.mp4", [PROMPT], [(0, 4)], LoadedModels()).keys() == {"parameters"}
+    assert model_metrics(tmp_path / "absent.mp4", [PROMPT], [(0, 4)], LoadedModels(), fps=4).keys() == {
+        "parameters"
+    }
 
 
 def test_a_prompt_that_is_too_long_is_cut_and_said(loaded: LoadedModels, video: Path) -> None:
-    measured = model_metrics(video, ["a red circle over a blue background"], [(0, 2)], loaded)
+    measured = model_metrics(video, ["a red circle over a blue background"], [(0, 2)], loaded, fps=4)
     assert measured["clip_text_alignment"]["prompt_cut"] is True
 
 
 def test_clips_beyond_the_end(loaded: LoadedModels, video: Path) -> None:
     with pytest.raises(UserError, match="has 11 frames, but its clips go on to 12"):
-        model_metrics(video, [PROMPT], [(0, 12)], loaded)
+        model_metrics(video, [PROMPT], [(0, 12)], loaded, fps=4)
 
 
 # --- loading --------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     (folder / "text.mp4").write_text("no video")
     systems = [Target(folder / f"{name}.mp4", name, "fog") for name in ("one", "two")]
     before = EvaluateOptions(out=folder / "before", workers=1, cache=False, scenes=(1.0,))
-    now = replace(before, out=folder / "now", baseline=folder / "before")
+    now = replace(before, out=folder / "now", baseline=folder / "before", reference=folder / "one.mp4")
     run(systems, [], Parameters(), before, Silent(), "sfpp evaluate")
     run([*systems, Target(folder / "text.mp4")], [], Parameters(), now, Silent(), "sfpp evaluate")
     result: dict[str, Any] = json.loads((folder / "now/results.json").read_text())
@@ -65,10 +65,12 @@ def test_real_results_follow_the_schema_and_hold_nothing_else(found: dict[str, A
     assert found["schema"] == SCHEMA["$id"]
     Draft202012Validator(closed(SCHEMA)).validate(found)
     assert found["baseline"]["systems"].keys() == {"one", "two"}
+    assert found["reference"]["videos"] == 1
     known = SCHEMA["properties"]["videos"]["items"]["properties"]
     [video, _] = found["videos"]
     for part in ("metrics", "curves", "verdicts"):
-        assert video[part].keys() <= known[part]["properties"].keys(), "each has its description"
+        named = {name for name in video[part] if not name.endswith("_off_reference")}
+        assert named <= known[part]["properties"].keys(), "each has its description"
     assert video["verdicts"].keys() == set(NAMES)
 
 

@@ -10,6 +10,7 @@ VBench's own come from VBench (see `vbench.py`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -35,6 +36,8 @@ FRAMES_A_CLIP = 8
 """Frames of a clip that are looked at."""
 BATCH = 16
 """Frames that go through a network together."""
+DISTANCES = 24
+"""Most points of the curve of likeness."""
 
 _RULE = (
     "consistency of features f_0..f_n: mean over i > 0 of 1/2 "
@@ -184,14 +187,16 @@ def model_metrics(
     clips: Sequence[tuple[int, int]],
     models: LoadedModels,
     frames_a_clip: int | None = FRAMES_A_CLIP,
+    *,
+    fps: float,
 ) -> dict[str, Any]:
     """What the loaded models say of a video, cut into `clips` [start, end) in frames, each with its prompt.
 
     Of each clip `frames_a_clip` frames are looked at, evenly spaced from first to last (None: all, as
     VBench does). Gives `clip_text_alignment` (100 * cosine of prompt and frames: `mean` over clips, and
     `clips`, None for one without a prompt), `subject_consistency` and `background_consistency` (`in_clip`,
-    `clip_to_clip`, their `mean`, and `clips`; None where there is nothing to compare), each only where its
-    model is loaded, and always `parameters`.
+    `clip_to_clip`, their `mean`, and `clips`; None where there is nothing to compare) and, by DINOv2,
+    `similarity_by_distance`, each only where its model is loaded, and always `parameters`.
     """
     chosen = [
         [start + index for index in SheetSampler(end - start, frames_a_clip or end - start).indices]
@@ -206,6 +211,10 @@ def model_metrics(
     for name, metric in (("dino", "subject_consistency"), ("clip", "background_consistency")):
         if name in readers:
             results[metric] = _consistencies(seen[name], chosen)
+    if "dino" in readers and len(clips) > 1:
+        step = clips[1][0]
+        firsts = [seen["dino"][start] for place, (start, _) in enumerate(clips) if start == place * step]
+        results["similarity_by_distance"] = _by_distance(firsts, step / fps, readers["dino"].name)
     names = {name: features.name for name, features in readers.items()}
     parameters = {"models": names, "frames_a_clip": frames_a_clip, "clips": len(clips), "rule": _RULE}
     return results | {"parameters": parameters}
@@ -256,6 +265,16 @@ def _consistencies(seen: Mapping[int, Tensor], clips: Sequence[Sequence[int]]) -
     across = consistency([seen[clip[0]] for clip in clips])
     mean = None if in_clip is None or across is None else (in_clip + across) / 2
     return {"in_clip": in_clip, "clip_to_clip": across, "mean": mean, "clips": values}
+
+
+def _by_distance(features: Sequence[Tensor], apart: float, name: str) -> dict[str, Any]:
+    """The mean cosine of unit vectors, one every `apart` seconds, by the time between them: up to two thirds
+    of the video, as the curve on the plain descriptor (`metrics/repetition.py`) has it."""
+    vectors = torch.stack(list(features))
+    longest = max(1, 2 * len(vectors) // 3)
+    lags = range(1, longest + 1, math.ceil(longest / DISTANCES))
+    values = [float((vectors[lag:] * vectors[:-lag]).sum(1).mean()) for lag in lags]
+    return {"descriptor": name, "seconds": [lag * apart for lag in lags], "values": values}
 
 
 def consistency(features: Sequence[Tensor]) -> float | None:

@@ -90,10 +90,12 @@ def drifts(
     names: Sequence[str] = (),
     bins: int = BINS,
     color: int = 0,
+    usual: Mapping[str, Any] | None = None,
 ) -> list[Drift]:
     """A panel for each curve that the systems' videos have (or for those of `names`), the known ones first.
     All share an axis of time, as long as the longest video. `reference` is in seconds, `bins` is how many
-    points a curve has at most, and systems are numbered from `color` on."""
+    points a curve has at most, and systems are numbered from `color` on. `usual` has the grey bands of curves
+    that are held against other videos than their own beginning."""
     everything = [video for videos in systems.values() for video in videos]
     curves = {name: None for video in everything for name in video.get("curves") or {}}
     order = [name for name in LABELS if name in curves] + [name for name in curves if name not in LABELS]
@@ -118,7 +120,7 @@ def drifts(
             if members
         }
         early = np.concatenate([_end(curve, reference) for curve in found])
-        low, high = np.percentile(early, USUAL)
+        low, high = (usual or {}).get(name) or np.percentile(early, USUAL)
         panels.append(Drift(name, centres, bands, (float(low), float(high)), min(reference, end / 3)))
     return panels
 

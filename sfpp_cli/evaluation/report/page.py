@@ -69,12 +69,13 @@ def write_report(result: Mapping[str, Any], out: Path) -> Path:
     compared = compare(systems)
     atomic_write(out / "results.json", json_text(plain({**result, "comparison": compared})) + "\n")
     reference = finite((result.get("parameters") or {}).get("reference_seconds")) or REFERENCE
-    panels = drifts(systems, reference) + distances(systems)
+    usual = (result.get("reference") or {}).get("usual")
+    panels = drifts(systems, reference, usual=usual) + distances(systems)
     if panels:
         write_panels(panels, out / "drift.png")
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # ffmpeg does the work
         pictures = list(pool.map(_pictures, videos))
-    cards = video_cards(systems, videos, pictures, reference, out)
+    cards = video_cards(systems, videos, pictures, (reference, usual), out)
     html = _render(page_of(result, systems, compared, panels, cards))
     atomic_write(out / "report.html", html.encode("utf-8", "replace"))
     return out / "report.html"

@@ -30,11 +30,12 @@ def video_cards(
     systems: Mapping[str, Sequence[Video]],
     videos: Sequence[Video],
     pictures: Sequence[Pictures],
-    reference: float,
+    against: tuple[float, Mapping[str, Any] | None],
     out: Path,
 ) -> list[dict[str, Any]]:
-    """What the page shows of each of `videos`, in order; `systems` has the same videos by system. `reference`
-    is in seconds, `out` is the page's folder, which links are relative to."""
+    """What the page shows of each of `videos`, in order; `systems` has the same videos by system; `against`
+    are `reference` and `usual` of their `drifts`; `out` is the page's folder, which links are relative to."""
+    reference, usual = against
     owners = {id(video): (name, place) for place, name in enumerate(systems) for video in systems[name]}
     cards = []
     for video, shown in zip(videos, pictures, strict=True):
@@ -42,7 +43,7 @@ def video_cards(
         name, color = owners[id(video)]
         if len(videos) > 1:  # of a single video the page has the very same panels already
             names = (*CURVES, *onset_marks(video))
-            panels = drifts({name: [video]}, reference, names=names, bins=BINS, color=color)
+            panels = drifts({name: [video]}, reference, names=names, bins=BINS, color=color, usual=usual)
         cards.append(_card(video, shown, panels, color, out))
     return cards
 

@@ -50,7 +50,7 @@ def page_of(
         "panels": panels,
         "marks": onset_marks(videos[0]) if len(videos) == 1 else {},
         "borders": _common_borders(videos),
-        "drift_note": _drift_note(panels, systems),
+        "drift_note": _drift_note(panels, systems, result.get("reference")),
         "failed": [_failure(entry) for entry in result.get("failed") or []],
         "skipped": result.get("skipped") or [],
         "command": _command(result.get("command")),
@@ -122,7 +122,9 @@ def _few_note(compared: Mapping[str, Any]) -> str:
     return f" Below {FEW} prompts such intervals are narrower than they should be." if few else ""
 
 
-def _drift_note(panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]]) -> str:
+def _drift_note(
+    panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]], good: Mapping[str, Any] | None
+) -> str:
     references = [panel.reference for panel in panels if panel.reference is not None]
     if not references:
         return ""
@@ -130,6 +132,8 @@ def _drift_note(panels: Sequence[Drift], systems: Mapping[str, Sequence[Video]])
     span = f"{references[0]:.3g} s"
     said = f"Grey: where 90 % of the values of the first {span} lie"
     said += " (all systems together)." if len(systems) > 1 else "."
+    if good:
+        said += f" Of brightness, colour, detail and noise: of the values of {good['path']}."
     if any(band.videos > 1 for panel in panels for band in panel.systems.values()):
         said += " Line: mean over a system's videos; band: the middle 80 % of them."
     if max(lengths) - min(lengths) > 0.5:
