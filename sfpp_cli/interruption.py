@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -22,7 +23,10 @@ ECHO = 0.1
 """Seconds in which a second signal is the same one: launchers pass on what the terminal has sent to all."""
 HOLD = 0.05
 """Seconds between two looks whether an import is over."""
+AGAIN = 0.5
+"""Seconds after which an interrupt that is nowhere under way is taken for lost."""
 
+_has_timer = hasattr(signal, "setitimer")  # Windows has none
 at_stake: set[Path] = set()
 """Locks that this process holds: with none, it may end wherever it is."""
 _first: float | None = None
@@ -35,14 +39,22 @@ def handled() -> Iterator[None]:
 
     In the middle of an import the interrupt would damage modules, and be taken for their own failure. So
     there the process ends directly or, if it holds locks, is interrupted when the import is over.
+
+    Python drops what is raised in a destructor or a callback of C, such as the end of a generator that nobody
+    reads on, and libraries may catch everything. So an interrupt that is lost is raised again, until it is
+    under way or the block ends.
     """
     before = {}
+    shown = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_minded(number)]
         before = {number: signal.signal(number, _handle) for number in numbers}
+        sys.unraisablehook = partial(_dropped, shown)
     try:
         yield
     finally:
+        answered()
+        sys.unraisablehook = shown
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -52,10 +64,10 @@ def seen() -> bool:
     return _first is not None
 
 
-def check() -> None:
-    """KeyboardInterrupt if a signal has come. For loops: one that is raised within a destructor is lost."""
-    if _first is not None:
-        raise KeyboardInterrupt
+def answered() -> None:
+    """For whoever catches the KeyboardInterrupt and goes on: it is not raised again."""
+    if seen() and _has_timer:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def exit_code() -> int:
@@ -91,11 +103,33 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if _is_importing(frame) and hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, HOLD)
-    else:
+    """Raise it, unless an import is to end first or it is under way already."""
+    waits = _is_importing(frame) and _has_timer
+    _look_again(HOLD if waits else AGAIN)
+    if not (waits or _is_under_way()):
         raise KeyboardInterrupt
+
+
+def _look_again(seconds: float) -> None:
+    if _has_timer:
+        signal.signal(signal.SIGALRM, _interrupt)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _dropped(shown: Callable[[sys.UnraisableHookArgs], object], lost: sys.UnraisableHookArgs) -> None:
+    """Hears of exceptions that Python drops: an interrupt comes again, others are shown."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        _look_again(HOLD)
+    else:
+        shown(lost)
+
+
+def _is_under_way() -> bool:
+    """Whether the interrupt, or what a library made of it, is being handled somewhere below this frame."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _is_importing(frame: FrameType | None) -> bool:

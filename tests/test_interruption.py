@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 import sfpp_cli
-from sfpp_cli import interruption
 
 ROOT = str(Path(sfpp_cli.__file__).parent.parent)
 LOCK = "from pathlib import Path; from sfpp_cli.files import owned"
@@ -155,10 +154,75 @@ with interruption.handled():
     assert run(script, tmp_path, signals=((0, signal.SIGINT),))[0] == 0
 
 
-def test_an_interrupt_that_a_destructor_has_swallowed_is_found_by_loops(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    interruption.check()
-    monkeypatch.setattr(interruption, "_first", 1.0)
-    with pytest.raises(KeyboardInterrupt):
-        interruption.check()
+LOST = {
+    "destructor": """
+class Dropping:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+Dropping()
+""",
+    "end of a generator": """
+def dropping():
+    try:
+        yield
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+next(dropping())
+""",
+    "callback of a weak reference": """
+class Thing: pass
+thing = Thing()
+reference = weakref.ref(thing, lambda dead: os.kill(os.getpid(), signal.SIGINT))
+del thing
+""",
+    "library": """
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    pass
+""",
+    "library amid an error": """
+try:
+    try:
+        raise ValueError
+    finally:
+        os.kill(os.getpid(), signal.SIGINT)
+except BaseException:
+    pass
+""",
+}
+"""Where Python or somebody else drops an exception."""
+
+
+@pytest.mark.parametrize("where", LOST)
+def test_an_interrupt_that_is_lost_comes_again(where: str, tmp_path: Path) -> None:
+    script = f"""
+import os, signal, time, weakref
+from sfpp_cli import interruption
+print(1, flush=True)
+with interruption.handled():
+    {LOST[where].strip().replace(chr(10), chr(10) + "    ")}
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        time.sleep(2 * interruption.AGAIN)  # it is under way, and left alone
+        raise SystemExit(7)
+"""
+    returned, err, seconds = run(script, tmp_path, signals=())
+    assert (returned, err) == (7, "")
+    assert seconds < 20
+
+
+def test_an_interrupt_that_is_answered_does_not_come_again(tmp_path: Path) -> None:
+    script = """
+import os, signal, time
+from sfpp_cli import interruption
+print(1, flush=True)
+with interruption.handled():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        interruption.answered()
+    time.sleep(2 * interruption.AGAIN)
+"""
+    assert run(script, tmp_path, signals=())[:2] == (0, "")

@@ -14,6 +14,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -134,18 +135,18 @@ class Saver:
         """
         _expect_one_rank()
         self.finish()
-        part = self._part(step)
-        if self.ranks.first:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        self.ranks.wait()
-        where: dict[str, Any] = {"checkpoint_id": part / STATE, "no_dist": self.ranks.world == 1}
-        if self.writer is None:
-            self._write(step, self._exports(state), partial(save_distributed, state.tensors(), **where))
+        where: dict[str, Any] = {"checkpoint_id": self._part(step) / STATE, "no_dist": self.ranks.world == 1}
+        with self._whole_or_gone(step):
+            if self.ranks.first:
+                self._clear()
+                self._part(step).mkdir(parents=True)
             self.ranks.wait()
-            return
-        exports = list(self._exports(state, copy=True))
-        written = async_save(state.tensors(), process_group=self.group, **where)
+            if self.writer is None:
+                self._write(step, self._exports(state), partial(save_distributed, state.tensors(), **where))
+                self.ranks.wait()
+                return
+            exports = list(self._exports(state, copy=True))
+            written = async_save(state.tensors(), process_group=self.group, **where)
         assert isinstance(written, Future)
         self.pending = self.writer.submit(self._write, step, exports, written.result)
 
@@ -157,10 +158,11 @@ class Saver:
 
     def settle(self) -> None:
         """Wait for this rank's part of the checkpoint begun last."""
-        pending = self.pending
-        self.pending = None
-        if pending is not None:
-            pending.result()
+        if self.pending is not None:
+            error = self.pending.exception()  # an interrupt leaves here, and what is pending to the next call
+            self.pending = None
+            if error is not None:
+                raise error
 
     def _part(self, step: int) -> Path:
         return self.run / f".{path_of(self.run, step).name}.part"
@@ -179,16 +181,22 @@ class Saver:
     def _write(self, step: int, exports: Iterable[Export], write_state: Callable[[], object]) -> None:
         """Everything under a temporary name, then the name."""
         part = self._part(step)
-        try:
+        with self._whole_or_gone(step):
             for name, folder, weights in exports:
                 self._export(name, part / folder, weights)
             write_state()
             if self.ranks.first:
                 _sum_up(part)
                 self._put_in_place(step)
+
+    @contextmanager
+    def _whole_or_gone(self, step: int) -> Iterator[None]:
+        """What fails in the block leaves nothing half written. UserError if it is the disk."""
+        try:
+            yield
         except BaseException as error:
             if self.ranks.first:
-                shutil.rmtree(part, ignore_errors=True)
+                self._clear()
             if not isinstance(error, OSError | SafetensorError | CheckpointException):
                 raise
             whole = saved_steps(self.run)
@@ -216,11 +224,15 @@ class Saver:
 
     def prune(self) -> None:
         """Remove what need not be kept, and what a killed process was writing or deleting."""
-        for folder in (*self.run.glob(".step-*.part"), *self.run.glob("step-*.old")):
-            shutil.rmtree(folder)
+        self._clear()
         for old in saved_steps(self.run)[: -self.keep]:
             if not (self.keep_every and old % self.keep_every == 0):
                 remove(path_of(self.run, old))
+
+    def _clear(self) -> None:
+        """Remove what is half written or half deleted."""
+        for folder in (*self.run.glob(".step-*.part"), *self.run.glob("step-*.old")):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def newest(run: Path, ranks: Ranks, warn: Callable[[str], None]) -> int | None:

@@ -21,7 +21,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from sfpp_cli import interruption
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.adapter import learned, remove_adapters
 from sfpp_cli.core.objective import Objective, Player, Update, merge_metric
@@ -179,7 +178,6 @@ class Trainer:
             self._forget_records()
         try:
             while self.step < self.training.steps:
-                interruption.check()
                 self._step_and_save()
         except BaseException:
             with suppress(Exception):  # of what went wrong first, the reader should hear

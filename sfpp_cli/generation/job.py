@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfpp_cli import __version__, interruption
+from sfpp_cli import __version__
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, used_megabytes
 from sfpp_cli.errors import InUse, UserError
@@ -243,7 +243,6 @@ class Job:
             generator.pipeline(request) as stages,
         ):
             for piece in self._pieces(generator, log, timing, stages):
-                interruption.check()
                 if piece.is_last:
                     timing.vae.add(piece.made.seconds, timeline.chunk_frames(piece.chunk))
                 frames = piece.frames()

@@ -11,6 +11,7 @@ from types import FrameType
 
 import uvicorn
 
+from sfpp_cli import interruption
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.live.server import OWN, application
 from sfpp_cli.live.show import Show
@@ -72,7 +73,7 @@ class PageServer(uvicorn.Server):
         try:
             self.run(sockets=[self._socket])
         except KeyboardInterrupt:
-            pass  # the usual way to end it
+            interruption.answered()  # the usual way to end it
         finally:
             self._show.close()
 

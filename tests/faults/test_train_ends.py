@@ -10,6 +10,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -260,19 +261,19 @@ def test_interrupted_at_any_moment(moment: float, recipe: str, number: int, fold
         assert leftovers(folder / "run") == []
 
 
-def test_interrupted_amid_a_checkpoint(sfpp: Sfpp, folder: Path) -> None:
+@pytest.mark.parametrize("moment", ["_exports", "_export", "_put_in_place"])
+def test_interrupted_amid_a_checkpoint(moment: str, sfpp: Sfpp, folder: Path) -> None:
     """Nothing that is half written stays, and what the line names is whole."""
 
     def before() -> None:
-        write = checkpoint.Saver._export
-        times = iter(range(99))
+        usual = getattr(checkpoint.Saver, moment)
 
-        def interrupted(*arguments: object) -> None:
-            if next(times) == 4:
+        def interrupted(saver: checkpoint.Saver, *arguments: Any) -> Any:
+            if list(saver.run.glob(".step-000004.part")):
                 os.kill(os.getpid(), signal.SIGINT)
-            write(*arguments)  # type: ignore[arg-type]
+            return usual(saver, *arguments)
 
-        checkpoint.Saver._export = interrupted  # type: ignore[method-assign]
+        setattr(checkpoint.Saver, moment, interrupted)
 
     code, _, err = Forked.start(command("train", "train.toml", "--out", "run", before=before)).end()
     assert code == 130
@@ -280,3 +281,27 @@ def test_interrupted_amid_a_checkpoint(sfpp: Sfpp, folder: Path) -> None:
     assert "run/step-000002 is kept: the same command with --resume goes on" in line
     assert leftovers(folder / "run") == []
     assert sfpp("train", "train.toml", "--out", "run", "--resume")[0] == 0
+
+
+def test_an_interrupt_that_is_lost_ends_a_run_all_the_same(folder: Path) -> None:
+    """Python drops what a destructor raises: it comes again."""
+
+    class Dropping:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def before() -> None:
+        update = Trainer.update
+
+        def dropping(trainer: Trainer) -> dict[str, float]:
+            if trainer.step == 2:
+                Dropping()
+            return update(trainer)
+
+        Trainer.update = dropping  # type: ignore[method-assign]
+
+    steps = ("--set", "training.steps=100000")
+    code, _, err = Forked.start(command("train", "train.toml", "--out", "run", *steps, before=before)).end()
+    assert code == 143
+    assert len(errors(err)) == 1
+    assert "ignored" not in err
