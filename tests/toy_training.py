@@ -110,7 +110,11 @@ def contents(run: Path, step: int) -> dict[str, Any]:
 def metrics(run: Path) -> list[dict[str, float]]:
     """What was logged, without the clock."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "step_s"} for record in records]
+    return [untimed(record) for record in records]
+
+
+def untimed(record: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in record.items() if key != "time" and not key.endswith("_s")}
 
 
 def assert_equal(ours: Any, theirs: Any) -> None:

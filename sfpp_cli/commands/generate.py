@@ -11,9 +11,22 @@ import typer
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.commands.console import Terminal, result, waiting
+from sfpp_cli.commands.options import (
+    Context,
+    Decoder,
+    Device,
+    Dtype,
+    Loras,
+    Model,
+    Offload,
+    Sink,
+    Size,
+    Student,
+    Tile,
+    Verbose,
+)
 
 _what = partial(typer.Option, rich_help_panel="What to make")
-_model = partial(typer.Option, rich_help_panel="Model")
 _run = partial(typer.Option, rich_help_panel="How to run it")
 _output = partial(typer.Option, rich_help_panel="Output")
 
@@ -60,10 +73,7 @@ def generate(
     drop_start: Annotated[
         bool, _what("--drop-start", help="Begin the video after what --start gives.")
     ] = False,
-    size: Annotated[
-        str | None,
-        _what(help="Size of the picture in pixels, WIDTHxHEIGHT. Default: the size of the training videos."),
-    ] = None,
+    size: Size = None,
     fps: Annotated[
         float | None,
         _what(
@@ -71,75 +81,20 @@ def generate(
             "another rate things move faster or slower."
         ),
     ] = None,
-    model: Annotated[
-        str, _model(help="The embedded model's name, a folder, or a name on the Hugging Face hub.")
-    ] = DEFAULT_MODEL,
-    student: Annotated[
-        str | None,
-        _model(help="Other weights for the network that makes the video: a folder or a name on the hub."),
-    ] = None,
-    lora: Annotated[
-        list[str] | None,
-        _model(
-            help="LoRA to fold into that network, made for Wan 2.1 or for this model; may be given again. "
-            "The weight, 1 if not given, says how strongly.",
-            metavar="FILE[:WEIGHT]",
-        ),
-    ] = None,
-    decoder: Annotated[
-        str,
-        _model(
-            help="What makes pictures of latents. wan: the model's own VAE. A .safetensors file: a narrower "
-            "one such as LightVAE, or a TAEHV, much faster and less exact. What latents a TAEHV takes is "
-            "told after its name, FILE:normalised or FILE:raw. Default: raw if it is called lighttae.",
-            metavar="wan|FILE",
-        ),
-    ] = "wan",
-    context: Annotated[
-        int | None,
-        _model(
-            help="How much of the video the model sees while it makes the next piece, in latent frames; a "
-            "latent frame stands for 4 video frames. Default: as trained."
-        ),
-    ] = None,
-    sink: Annotated[
-        int | None,
-        _model(
-            help="How many of the context's latent frames are kept for the very beginning of the video, so "
-            "that it is never forgotten. Default: as trained."
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        _run(
-            help="Where to compute: cpu, cuda, or cuda:1 for the second GPU. Default: a GPU if there is one."
-        ),
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    student: Student = None,
+    lora: Loras = None,
+    decoder: Decoder = "wan",
+    context: Context = None,
+    sink: Sink = None,
+    device: Device = None,
     decoder_device: Annotated[
         str | None,
         _run(help="Where to turn latents into pictures, such as cuda:1. Default: on --device, too."),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        _run(
-            help="Precision: float32, or with half the memory bfloat16 or float16. Default: bfloat16 on a "
-            "GPU, float32 on the CPU."
-        ),
-    ] = None,
-    offload: Annotated[
-        str,
-        _run(
-            help="What to do with the text encoder, the largest part of a big model. text: free its memory "
-            "once the prompts are read; sequential: also bring it to the GPU in parts; none: keep it."
-        ),
-    ] = "text",
-    tile: Annotated[
-        int | None,
-        _run(
-            help="Decode the picture in square tiles with sides of this many latent cells, to save memory; a "
-            "cell stands for 8x8 pixels. Default: the whole picture at once."
-        ),
-    ] = None,
+    dtype: Dtype = None,
+    offload: Offload = "text",
+    tile: Tile = None,
     compile: Annotated[
         bool | None,
         _run(
@@ -194,7 +149,7 @@ def generate(
         bool,
         _output("--resume", help="Continue videos that were interrupted, and skip those that are finished."),
     ] = False,
-    verbose: Annotated[bool, _run("--verbose", "-v", help="Also say how it is run.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make a video of any length from a prompt.
 
@@ -203,21 +158,20 @@ def generate(
     """
     with waiting("loading PyTorch ..."):
         from sfpp_cli.core.parallel import Ranks
-        from sfpp_cli.devices import pick_device, pick_dtype
         from sfpp_cli.generation.batch import make_all
         from sfpp_cli.generation.generator import ModelOptions
         from sfpp_cli.generation.requests import GenerateOptions
         from sfpp_cli.generation.together import check_split
         from sfpp_cli.models.bundle import Bundle
-        from sfpp_cli.models.decoders import DecoderFile
-        from sfpp_cli.models.lora import Lora
 
     ranks = Ranks.from_environment()
-    where = pick_device(device, ranks.local)
-    model_options = ModelOptions(
-        device=where,
-        dtype=pick_dtype(dtype, where),
-        decoder_device=pick_device(decoder_device or str(where), ranks.local, flag="--decoder-device"),
+    model_options = ModelOptions.parse(
+        device=device,
+        dtype=dtype,
+        decoder_device=decoder_device,
+        loras=lora or [],
+        decoder=decoder,
+        local=ranks.local,
         context=context,
         sink=sink,
         offload=offload,
@@ -225,9 +179,7 @@ def generate(
         compile=compile,
         attention=attention,
         quantize=quantize,
-        loras=[Lora.parse(text) for text in lora or []],
         split=check_split(split, ranks),
-        decoder=DecoderFile.parse(decoder),
     )
     options = GenerateOptions(
         prompt=prompt,

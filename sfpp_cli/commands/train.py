@@ -52,6 +52,11 @@ def train(
     """Train a student on its own videos (Self-Forcing, Self-Forcing++, GRPO), or a teacher on stored ones.
 
     The recipe says which. An interrupted run continues with --resume.
+
+    metrics.jsonl in the run folder has a line a step: losses, norms of gradients before they are clipped,
+    learning rates (lr), samples seen so far, seconds of the whole step (step_s) and of its stages (update_s,
+    critic_update_s, preview_s), the largest memory so far (peak_mb), gauges of previews, and the student's
+    loss over the critic's (ratio).
     """
     from sfpp_cli.errors import UserError
 

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -172,7 +173,8 @@ class Trainer:
     def run(self) -> None:
         """Train. A checkpoint that is being written when something goes wrong is finished all the same."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.resume()
+        if not self.step:
+            self.resume()
         if self.ranks.first:
             self.saver.prune()
             self._forget_records()
@@ -191,26 +193,34 @@ class Trainer:
         record |= self.gauges(record)
         if self.ranks.first:
             with self._metrics.open("a") as log:
-                log.write(json.dumps(record) + "\n")
+                log.write(json.dumps({**record, "time": f"{datetime.now(UTC):%FT%TZ}"}) + "\n")
         if self.step % self.training.save_every == 0 or self.step == self.training.steps:
             self.saver.save(self.step, self._state())
         self.on_step(record)
 
     def update(self) -> dict[str, float]:
-        """One step: all updates of every player, in order. Returns its record."""
+        """One step: all updates of every player, in order. Returns its record.
+
+        Losses and metrics of objectives are means over the step. NAME_update_s are a player's seconds,
+        `step_s` all; `samples` are those of this and all earlier steps.
+        """
         began = time.perf_counter()
         record: dict[str, float] = {}
         for number, player in enumerate(self.players):
             prefix = f"{player.name}_" if player.name else ""
+            player_began = time.perf_counter()
             if player.prepare is not None:
                 self._prepare(number)
             records = [self._update_player(number, repeat) for repeat in range(player.updates)]
             record |= {
                 prefix + name: merge_metric(name, [each[name] for each in records]) for name in records[0]
             }
+            record[f"{prefix}lr"] = self._lr(player)
+            record[f"{prefix}update_s"] = time.perf_counter() - player_began
         self.step += 1
         self._update_ema()
-        return {"step": self.step, **record, "step_s": time.perf_counter() - began}
+        seen = {"samples": self.step * self.training.batch, "step_s": time.perf_counter() - began}
+        return {"step": self.step, **record, **seen}
 
     def _update_player(self, number: int, repeat: int) -> dict[str, float]:
         """One optimiser update of a player; returns its metrics."""
@@ -218,7 +228,7 @@ class Trainer:
         optimizer = self.optimizers[number]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
-            group["lr"] = (player.lr or self.training.lr) * self.training.lr_scale(self.step)
+            group["lr"] = self._lr(player)
         metrics = self._accumulate(number, repeat)
         if self.training.parallel == "replicate":
             self.ranks.average(parameters)
@@ -233,6 +243,10 @@ class Trainer:
         self._step(optimizer, parameters[0].device)
         optimizer.zero_grad(set_to_none=True)  # now: gradients should not lie about while others learn
         return record
+
+    def _lr(self, player: Player) -> float:
+        """A player's learning rate in this step."""
+        return (player.lr or self.training.lr) * self.training.lr_scale(self.step)
 
     def _step(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         """Step an optimiser on `device`; when offloading, its moments are there for that time only."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from textwrap import shorten
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from sfpp_cli.devices import (
     cpu_threads,
     missing_compiler,
     own_stream,
+    pick_device,
+    pick_dtype,
     release_memory,
     require_compiler,
     synchronize,
@@ -95,6 +98,29 @@ class ModelOptions:
             require_compiler(self.device)
         check_attention(self.attention, self.device)
         check_quantize(self.quantize, self.device, self.dtype)
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        device: str | None,
+        dtype: str | None,
+        decoder_device: str | None = None,
+        loras: Sequence[str] = (),
+        decoder: str = "wan",
+        local: int = 0,
+        **options: Any,
+    ) -> ModelOptions:
+        """From options as they are written, in process number `local` of a machine. UserError if wrong."""
+        where = pick_device(device, local)
+        return cls(
+            device=where,
+            dtype=pick_dtype(dtype, where),
+            decoder_device=pick_device(decoder_device or str(where), local, flag="--decoder-device"),
+            loras=[Lora.parse(text) for text in loras],
+            decoder=DecoderFile.parse(decoder),
+            **options,
+        )
 
     def decided(self, seconds: float) -> ModelOptions:
         """These options for videos of which the longest has so many seconds."""

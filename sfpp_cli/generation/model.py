@@ -7,15 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sfpp_cli.devices import pick_device, pick_dtype
 from sfpp_cli.generation.batch import make
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import describe_model, jobs_of
 from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan
 from sfpp_cli.generation.share import Share
 from sfpp_cli.models.bundle import Bundle
-from sfpp_cli.models.decoders import DecoderFile
-from sfpp_cli.models.lora import Lora
 from sfpp_cli.progress import Silent
 from sfpp_cli.video import Frames
 
@@ -27,27 +24,12 @@ class Model:
         self,
         name: str,
         student: str | None = None,
-        *,
-        device: str | None,
-        dtype: str | None,
-        decoder_device: str | None,
-        loras: Sequence[str],
-        decoder: str,
         **options: Any,
     ) -> None:
         """As `sfpp_cli.load`, which says what the arguments mean."""
-        where = pick_device(device)
-        decodes_on = pick_device(decoder_device or str(where), flag="decoder_device")
         self._progress = Silent()
         self._bundle = Bundle(name, student)
-        self._options = ModelOptions(
-            device=where,
-            dtype=pick_dtype(dtype, where),
-            decoder_device=decodes_on,
-            loras=[Lora.parse(text) for text in loras],
-            decoder=DecoderFile.parse(decoder),
-            **options,
-        )
+        self._options = ModelOptions.parse(**options)
         self._generator = Generator.load(self._bundle, self._options, [], self._progress)
 
     @property

@@ -30,6 +30,7 @@ class Family:
 FAMILIES = (
     Family("Losses", "", r"(.*_)?loss", log=True),
     Family("Gradient norms", "", r"(.*_)?grad_norm", log=True),
+    Family("Learning rates", "", r"(.*_)?lr"),
     Family("Student-to-critic loss ratio", "", "ratio"),
     Family("Time", "seconds", r".*_s"),
     Family("Memory", "MB", r".*_mb"),
@@ -37,6 +38,8 @@ FAMILIES = (
     Family("Preview: motion", "luma change a frame", "preview_motion"),
 )
 """In the order of their panels. A figure of no family gets a panel of its own, after these."""
+COUNTED = ("step", "samples")
+"""What only counts is not drawn."""
 
 WINDOW = 101
 """Values that a running median is taken of; fewer in a short run, a twentieth of it."""
@@ -75,12 +78,13 @@ def read_series(path: Path) -> dict[str, Series]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            step = float(record.pop("step"))
+            step = float(record["step"])
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             cause = f"no record of a step ({error!r})"
             raise UserError(f"{path}, line {number}: {cause}; remove the line") from None
         for name, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            if numeric and math.isfinite(value) and name not in COUNTED:
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -59,6 +60,8 @@ def train(path: Path, changes: dict[str, str], run: RunContext, *, dry_run: bool
     """`sfpp train`: the objective that the recipe names. A dry run answers the plan and writes nothing."""
     kinds: list[type[MatchingRecipe | GRPORecipe]] = [MatchingRecipe, GRPORecipe]
     recipe = read_recipe(path, TeacherRecipe, *kinds, overrides=changes)
+    if "preview.seconds" in changes and not (isinstance(recipe, TeacherRecipe) or recipe.preview.every):
+        raise UserError("this recipe makes no previews: say how often, as in --set preview.every=100")
     if dry_run:
         return dry_plan(recipe, run)
     with owning(run), explained(recipe, run):
@@ -220,11 +223,14 @@ def fit(task: objectives.Task, recipe: Recipe, run: RunContext) -> None:
             if first_step is None:
                 first_step = step
                 run.progress.say(how_long(record["step_s"], training.steps - step))
-            advance(step, {name: f"{value:.4g}" for name, value in record.items() if name != "step"})
+            seen = {name: value for name, value in record.items() if name not in ("step", "samples")}
+            advance(step, {name: f"{value:.4g}" for name, value in seen.items()})
 
         watch = partial(gauges, task=task, run=run)
         trainer = Trainer(task.objective, training, run.out, run.ranks, on_step, watch, run.progress.warn)
         prepare(task.networks, training)
+        trainer.resume()
+        advance(trainer.step, {})
         trainer.run()
     if run.ranks.first:
         from sfpp_cli.training.curves import plot_run  # matplotlib is slow to import
@@ -251,7 +257,9 @@ def gauges(record: dict[str, float], *, task: objectives.Task, run: RunContext) 
     if "critic_loss" in record:
         seen["ratio"] = record["loss"] / record["critic_loss"]
     if task.preview is not None:
-        seen |= task.preview(int(record["step"]))
+        began = time.perf_counter()
+        if gauged := task.preview(int(record["step"])):
+            seen |= gauged | {"preview_s": time.perf_counter() - began}
     return seen
 
 

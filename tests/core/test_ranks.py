@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_dmd import matching
+from toy_training import untimed
 from two_ranks import on_two_ranks
 
 from sfpp_cli.core import checkpoint
@@ -48,7 +49,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(run: Path) -> list[dict[str, float]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "step_s"} for record in records]
+    return [untimed(record) for record in records]
 
 
 def weights(run: Path, step: int, name: str) -> dict[str, torch.Tensor]:

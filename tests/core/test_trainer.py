@@ -6,11 +6,13 @@ one.
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,7 +108,9 @@ def test_updates_are_clipped_adamw() -> None:
         )  # 170 roundings in float32, here and below
         assert record["grad_norm"] == pytest.approx(norm, rel=1e-5)
         assert record["first"] == figures["first"]
+        assert record["samples"] == 2 * (step + 1)
         rate = 0.05 * min(1, (step + 1) / 3)
+        assert record["lr"] == pytest.approx(rate)
         with torch.no_grad():
             for i, (p, gradient) in enumerate(zip(parameters, gradients, strict=True)):
                 clipped = gradient * 0.5 / norm
@@ -255,6 +259,8 @@ def test_players_take_turns() -> None:
         "other_value": 6.0,
     }
     assert [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers] == [0.05, 0.25]
+    assert [record["lr"], record["other_lr"]] == [0.05, 0.25]
+    assert 0 < record["update_s"] + record["other_update_s"] <= record["step_s"]
     assert trainer.ema is not None
     assert trainer.ema.keys() == {"one"}
 
@@ -428,6 +434,12 @@ def test_a_checkpoint_executes_nothing(place: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be resumed"):
         train(tmp_path)
     assert not malice.witness.exists()
+
+
+def test_records_tell_the_time(whole: Path) -> None:
+    times = [json.loads(line)["time"] for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert times == sorted(times)
+    assert datetime.now(UTC) - datetime.fromisoformat(times[-1]) < timedelta(hours=1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import shutil
 import signal
 import time
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from conftest import Sfpp
 from killed import Forked, command
 from toy_training import metrics
 
+from sfpp_cli.commands.console import Terminal
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.trainer import Trainer
 from sfpp_cli.files import owned
+from sfpp_cli.progress import Advance
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -159,6 +162,27 @@ def test_a_run_has_one_owner(recipe: str, sfpp: Sfpp, folder: Path) -> None:
 def test_a_refused_run_leaves_no_folder(sfpp: Sfpp, folder: Path) -> None:
     (folder / "prompts.txt").unlink()
     assert sfpp("train", "train.toml", "--out", "run")[0] == 2
+    assert not (folder / "run").exists()
+
+
+def test_a_resumed_run_counts_from_where_it_is(
+    whole: Path, sfpp: Sfpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = []
+
+    @contextmanager
+    def stage(terminal: Terminal, name: str, total: int) -> Iterator[Advance]:
+        yield lambda done, figures: shown.append((name, done))
+
+    monkeypatch.setattr(Terminal, "stage", stage)
+    assert sfpp("train", "train.toml", "--out", "whole", "--steps", "5", "--resume")[0] == 0
+    assert [done for name, done in shown if name == "training"] == [4, 5]
+
+
+def test_a_length_of_previews_needs_previews(sfpp: Sfpp, folder: Path) -> None:
+    code, _, err = sfpp("train", "train.toml", "--out", "run", "--preview-seconds", "3")
+    assert code == 2
+    assert err == "error: this recipe makes no previews: say how often, as in --set preview.every=100\n"
     assert not (folder / "run").exists()
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.figures import COLORS, COLUMNS, DPI, PANEL
+from sfpp_cli.figures import COLORS, COLUMNS, DPI, PANEL, style_axes
 from sfpp_cli.training.curves import plot_run, read_series, running_median
 
 EVERYTHING = {
@@ -23,13 +24,16 @@ EVERYTHING = {
     "critic_grad_norm": 0.7,
     "ratio": 5,
     "step_s": 1.25,
+    "critic_update_s": 0.5,
+    "lr": 1e-4,
+    "samples": 8.0,
     "peak_mb": 900.0,
     "preview_luma": 0.4,
     "preview_saturation": 0.3,
     "preview_clipped": 0.0,
     "preview_motion": 0.01,
 }
-"""Eleven figures, seven panels."""
+"""Fourteen figures, eight panels, and one figure that only counts."""
 
 
 def log(run: Path, records: Iterable[Mapping[str, object]], tail: str = "") -> Path:
@@ -61,8 +65,8 @@ def test_every_family_of_figures_has_a_panel(tmp_path: Path) -> None:
     assert panels(drawn(log(tmp_path, one))) == (1, 1)
     two = [{**record, "grad_norm": 2.0, "critic_grad_norm": 3.0} for record in one]
     assert panels(drawn(log(tmp_path, two))) == (1, 2)
-    eight = [{**EVERYTHING, **record, "kl": -2.0} for record in one]
-    assert panels(drawn(log(tmp_path, eight))) == (3, COLUMNS)
+    nine = [{**EVERYTHING, **record, "kl": -2.0} for record in one]
+    assert panels(drawn(log(tmp_path, nine))) == (3, COLUMNS)
 
 
 def test_a_panel_has_a_colour_for_each_of_its_curves(tmp_path: Path) -> None:
@@ -88,6 +92,18 @@ def test_noise_is_faint_and_its_median_is_not(tmp_path: Path) -> None:
     wild = [{**record, "peak_mb": 200.0} if record["step"] == 100 else record for record in calm]
     strong = [inked(drawn(log(tmp_path, records)), COLORS[0]) for records in (calm, wild)]
     assert strong[0] == pytest.approx(strong[1], rel=0.02)
+
+
+def test_digits_of_an_axis_are_of_one_size() -> None:
+    """Also on a logarithmic one of less than a decade, which numbers its smaller marks too."""
+    axes = Figure().add_subplot()
+    axes.plot([1, 2], [0.3, 0.7])
+    axes.set_yscale("log")
+    style_axes(axes, "title", "step", "unit")
+    axes.figure.draw_without_rendering()
+    shown = [*axes.yaxis.get_ticklabels(which="both"), *axes.xaxis.get_ticklabels()]
+    assert len({text.get_fontsize() for text in shown}) == 1
+    assert any(text.get_text() for text in axes.yaxis.get_ticklabels(minor=True))
 
 
 def test_figures_keep_their_own_steps(tmp_path: Path) -> None:
