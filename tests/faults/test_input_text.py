@@ -9,8 +9,10 @@ import pty
 import re
 import sys
 import unicodedata
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -106,6 +108,23 @@ def test_a_path_that_the_encoding_of_stdout_lacks(monkeypatch: pytest.MonkeyPatc
     console.result("видео.mp4")
     expected = "видео.mp4" if encoding == "utf-8" else r"\u0432\u0438\u0434\u0435\u043e.mp4"
     assert written.getvalue().decode(encoding) == f"{expected}\n"
+
+
+def test_names_that_the_font_of_pictures_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A letter each, as boxes would all look the same; matplotlib warns of every box."""
+    from sfpp_cli.evaluation.report import drawing
+    from sfpp_cli.evaluation.report.drift import Band, Drift
+
+    legends = []
+    monkeypatch.setattr(drawing, "write_png", lambda figure, path: legends.extend(figure.legends))
+    two = np.array([1.0, 2.0])
+    names = ("baseline é", "系统", "видео", "हिन्दी")
+    bands = {name: Band(two, two, two, 1, 1.0, 2.0, color) for color, name in enumerate(names)}
+    drawing.write_panels([Drift("luma", two, bands)], tmp_path / "drift.png")
+    (legend,) = legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["baseline é", "B", "видео", "D"]
+    with warnings.catch_warnings(action="error"):
+        legend.get_figure().draw_without_rendering()
 
 
 def test_a_real_terminal_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

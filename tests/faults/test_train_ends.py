@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -184,6 +185,19 @@ def test_a_length_of_previews_needs_previews(sfpp: Sfpp, folder: Path) -> None:
     assert code == 2
     assert err == "error: this recipe makes no previews: say how often, as in --set preview.every=100\n"
     assert not (folder / "run").exists()
+
+
+def test_a_run_too_short_for_an_average_says_so(sfpp: Sfpp) -> None:
+    code, _, err = sfpp("train", "train.toml", "--out", "run", "--set", "training.ema_start=9")
+    assert code == 0
+    assert re.search(r"^EMA +none: it would begin at step 9 \(training.ema_start\)$", err, re.MULTILINE)
+    missing = "run/step-000004/student-ema"
+    code, _, err = sfpp("generate", "--model", "tiny", "--student", missing, "--frames", "1")
+    assert code == 2
+    assert err == (
+        f"error: there is no {missing} in its run, before whose ema_start there is no average: "
+        "beside it there is critic, student\n"
+    )
 
 
 def test_a_run_without_its_state_is_not_written_over(whole: Path, sfpp: Sfpp) -> None:
