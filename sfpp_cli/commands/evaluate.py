@@ -184,7 +184,7 @@ def evaluate(
 
 def _names(text: str | None) -> tuple[str, ...]:
     """`a, b` as names."""
-    return tuple(name.strip() for name in text.split(",")) if text else ()
+    return () if text is None else tuple(name.strip() for name in text.split(","))
 
 
 def as_text(measured: Mapping[str, Any], metrics: Sequence[str]) -> str:

@@ -5,10 +5,51 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from sfpp_cli.errors import UserError, reason
 from sfpp_cli.evaluation.compare import Video, group, pair_of, tally, verdict_names
+from sfpp_cli.schema import STRICT, Faults, validate
+
+_OPEN = ConfigDict(**{**STRICT, "extra": "ignore"})
+
+
+@dataclass(frozen=True, config=_OPEN)
+class _Verdict:
+    fired: bool
+    onset_seconds: float | None = None
+
+
+@dataclass(frozen=True, config=_OPEN)
+class _Video:
+    path: str
+    prompt: str | None
+    seed: int | None
+    system: str | None
+    metrics: dict[str, float | None]
+    verdicts: dict[str, _Verdict]
+
+
+@dataclass(frozen=True, config=_OPEN)
+class _Reference:
+    path: str
+
+
+@dataclass(frozen=True, config=_OPEN)
+class _Result:
+    """What has to be right in a file that may be a stranger's."""
+
+    schema: Literal["sfpp-evaluation/1"]
+    versions: dict[str, str]
+    parameters: dict[str, Any]
+    videos: list[_Video]
+    reference: _Reference | None = None
+
+
+_RESULT = TypeAdapter(_Result)
 
 
 def read_baseline(place: Path) -> dict[str, Any]:
@@ -17,11 +58,11 @@ def read_baseline(place: Path) -> dict[str, Any]:
     takes = "--baseline takes the results.json of an earlier `sfpp evaluate --out`, or its folder"
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        validate(_RESULT, result)
+    except Faults as error:
+        raise UserError(f"{path} is of another kind ({error.faults[0].text}): {takes}") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({reason(error)}): {takes}") from error
-    schema = result.get("schema") if isinstance(result, dict) else None
-    if schema != "sfpp-evaluation/1" or not isinstance(result.get("videos"), list):
-        raise UserError(f"{path} is of another kind ({schema or 'no schema'}): {takes}")
     return {**result, "path": str(path)}
 
 
@@ -58,7 +99,7 @@ def _notes(
     """What may explain a difference besides the videos."""
     notes = [f"{name} is not in the baseline" for name in now if name not in systems]
     for part in ("versions", "parameters"):
-        old = baseline.get(part) or {}
+        old = baseline[part]
         new = result[part]
         changed = [name for name in {**new, **old} if new.get(name) != old.get(name)]
         if changed:

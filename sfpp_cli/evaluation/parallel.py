@@ -128,7 +128,7 @@ def _measure_all(
                 advance(len(outcomes), {})
     if progress and spent:
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.most_common())
-        progress.detail(f"{len(missing)} of {len(jobs)} videos measured, the rest known; seconds: {parts}")
+        progress.detail(f"{len(missing)} of {len(jobs)} videos measured anew; seconds: {parts}")
     return [outcomes[index] for index in range(len(jobs))]
 
 

@@ -23,7 +23,7 @@ from sfpp_cli.evaluation.reference import add_reference
 from sfpp_cli.evaluation.scenes import clip_prompts, scene_means
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
-from sfpp_cli.evaluation.targets import Target, find_targets
+from sfpp_cli.evaluation.targets import VIDEOS, Target, find_targets
 from sfpp_cli.evaluation.vbench import lay_out
 from sfpp_cli.files import atomic_write, writing
 from sfpp_cli.progress import Progress
@@ -89,10 +89,10 @@ def run(
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
     _refuse_unknown_verdicts(options.fail_on)
-    if options.csv is not None and options.csv.is_dir():
-        raise UserError(f"--csv {options.csv} is a folder; give the name of a file in it")
+    _refuse_bad_table(options.csv)
     baseline = None if options.baseline is None else read_baseline(options.baseline)
-    for folder in filter(None, (options.out, options.vbench)):
+    table = None if options.csv is None else options.csv.parent
+    for folder in filter(None, (options.out, options.vbench, table)):
         with writing(folder):  # now, and not when hours of measuring are over
             folder.mkdir(parents=True, exist_ok=True)
     if options.judge is not None and not options.yes:
@@ -146,6 +146,13 @@ def _refuse_unknown_verdicts(names: Sequence[str]) -> None:
         if name not in NAMES:
             remedy = suggest(name, NAMES) or f"; there are {', '.join(NAMES)}"
             raise UserError(f"--fail-on: there is no verdict '{name}'{remedy}")
+
+
+def _refuse_bad_table(csv: Path | None) -> None:
+    if csv is not None and csv.is_dir():
+        raise UserError(f"--csv {csv} is a folder; give the name of a file in it")
+    if csv is not None and csv.suffix.lower() in VIDEOS:
+        raise UserError(f"--csv {csv} would overwrite a video; give the table's name, as in --csv table.csv")
 
 
 def _cache_folder() -> Path | None:

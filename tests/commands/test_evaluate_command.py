@@ -139,13 +139,16 @@ def test_what_is_compared_with_and_failed_on_is_looked_at_first(sfpp: Sfpp, tmp_
         (("--fail-on", "x"), "there is no verdict 'x'; there are over_exposure, "),
         (("--baseline", "absent"), "absent cannot be read"),
         (("--scenes", "soon"), "as in 20,40"),
+        (("--fail-on", ""), "there is no verdict ''"),
         (("--csv", "."), "is a folder"),
+        (("--csv", "other.mp4"), "would overwrite a video"),
+        (("--csv", "broken.mp4/table.csv"), "cannot be written"),
     ):
         code, out, err = sfpp("evaluate", "broken.mp4", *options)
         assert (code, out) == (2, "")
         [line] = err.strip().splitlines()
         assert told in line
-        assert "broken.mp4" not in line
+        assert "is it a video" not in line
 
 
 def test_an_earlier_report_is_compared_with(sfpp: Sfpp, tmp_path: Path) -> None:

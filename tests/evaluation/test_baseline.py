@@ -17,6 +17,7 @@ def result(scores: list[float], system: str | None = None, **more: Any) -> dict[
         {
             "path": f"somewhere/{index}.mp4",
             "prompt": None,
+            "seed": None,
             "system": system,
             "metrics": {"luma": score},
             "verdicts": {"darkening": {"fired": score < 0.3, "onset_seconds": 2.0 if score < 0.3 else None}},
@@ -50,6 +51,14 @@ def test_videos_without_a_prompt_are_matched_by_file_name(tmp_path: Path) -> Non
     ]
 
 
+def test_another_reference_is_told() -> None:
+    now, before = (result([0.5], reference={"path": path}) for path in ("now", "then"))
+    assert against(now, before | {"path": "r"})["notes"] == [
+        "the baseline was held against another reference: then"
+    ]
+    assert against(now, result([0.5]) | {"path": "r"})["notes"] == []
+
+
 def test_systems_are_matched_by_name() -> None:
     now, before = (result([0.5], "a"), result([0.7], "a"))
     now["videos"] += result([0.5], "b")["videos"]
@@ -61,7 +70,30 @@ def test_systems_are_matched_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": "sfpp-comparison/1"}', '{"schema": "sfpp-evaluation/1"}']
+    "text",
+    [
+        *(
+            "",
+            "[]",
+            "{}",
+            "[" * 100_000,
+            '{"schema": "sfpp-comparison/1"}',
+            '{"schema": "sfpp-evaluation/1"}',
+        ),
+        *(
+            json.dumps(result([0.5]) | {key: value})
+            for key, value in (
+                ("schema", "sfpp-evaluation/2"),
+                ("versions", 3),
+                ("parameters", [1]),
+                ("reference", "teacher"),
+                ("videos", [1]),
+                ("videos", [{"path": "a.mp4"}]),
+                ("videos", [result([0.5])["videos"][0] | {"metrics": {"luma": "bright"}}]),
+                ("videos", [result([0.5])["videos"][0] | {"verdicts": {"darkening": True}}]),
+            )
+        ),
+    ],
 )
 def test_what_is_no_report_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)

@@ -57,7 +57,7 @@ def test_the_command_measures_it_and_says_what_took_how_long(sfpp: Sfpp, tmp_pat
     # an encoder moves the mean by a level or two of 255
     assert measured["metrics"]["luma_off_reference"] == pytest.approx(51 / 255, abs=0.02)
     assert measured["metrics"]["luma_drift"] == pytest.approx(0, abs=0.01), "it stays as it began"
-    parts = re.findall(r"1 of 1 videos measured, the rest known; seconds: (.*)", err)
+    parts = re.findall(r"1 of 1 videos measured anew; seconds: (.*)", err)
     assert len(parts) == 2, "the reference, then the video"
     assert {part.split()[0] for part in parts[1].split(", ")} >= {"decoding", "exposure", "flow", "look"}
     page = (tmp_path / "out/report.html").read_text()
