@@ -102,8 +102,10 @@ def test_nothing_is_wider_than_the_screen(
     answer = tab.run("document.querySelector('.rank').getBoundingClientRect().top")
     assert answer < tab.run("innerHeight"), "the best system is seen without scrolling"
     if width < 600:
+        for name in ("sortable", "systems", "stacked:not(.systems)"):
+            table = f"document.querySelector('table.{name}')"
+            assert tab.run(f"{table}.scrollWidth <= {table}.parentElement.clientWidth"), name
         table = "document.querySelector('table.sortable')"
-        assert tab.run(f"{table}.scrollWidth <= {table}.parentElement.clientWidth")
         assert tab.run(f"getComputedStyle({table}.querySelector('td.silent')).display") == "none"
     assert tab.errors == []
     for whole in (False, True):
@@ -140,7 +142,7 @@ def test_without_its_script_and_in_print_all_is_there(browser: Browser, report: 
     bare = browser.open(report.as_uri(), 794, script=False)  # as wide as A4
     assert bare.run("document.querySelectorAll('.sortable button').length") == 0
     words = bare.run("document.body.innerText")
-    for needed in ("Best: self-forcing-plus-plus", "ode: a fault in 3 of 3 videos, first at 5.0 s"):
+    for needed in ("Best: self-forcing-plus-plus", "Fails: ode from 5.0 s", "3 of 3 videos with a fault"):
         assert needed in words
     assert len(bare.run(ROWS)) == 9
     bare.look(dark=True, media="print")

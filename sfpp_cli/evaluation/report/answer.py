@@ -109,12 +109,13 @@ def title(ranks: Sequence[Standing], videos: Sequence[Video]) -> str:
     if not ranks:
         return "No video measured"
     if len(ranks) > 1 and ranks[0].mean:
-        rivals = [rank for rank in ranks[1:] if not is_clear(rank.lead)]
-        if not rivals:
-            return f"Best: {ranks[0].name}"
+        rivals = [rank.name for rank in ranks[1:] if not is_clear(rank.lead)]
+        best = f"Best: {labels.listed([ranks[0].name, *rivals])}"
+        if rivals:
+            best += ", too close to call"
         if len(rivals) == len(ranks) - 1:
-            return f"No clear best of {labels.plural(len(ranks), 'system')}"
-        return f"Best: {labels.listed([rank.name for rank in (ranks[0], *rivals)])}, with no clear order"
+            best = f"No clear best of {labels.plural(len(ranks), 'system')}"
+        return best
     failing = sum(rank.failing for rank in ranks)
     if not any(rank.judged for rank in ranks):
         return labels.plural(len(videos), "video")
@@ -127,15 +128,27 @@ def title(ranks: Sequence[Standing], videos: Sequence[Video]) -> str:
     return f"{failing} of {counted} show a fault" if failing else f"No fault found in {counted}"
 
 
+def subtitle(ranks: Sequence[Standing]) -> str:
+    """Of several systems those that fail in half of their videos and more, the worst first, and since when."""
+    said = []
+    for rank in reversed(ranks if len(ranks) > 1 else []):
+        if rank.failing and 2 * rank.failing >= rank.judged:
+            said.append(rank.name + ("" if rank.onset is None else f" from {rank.onset:.1f} s"))
+    if len(said) > KINDS:
+        said[KINDS:] = [f"{len(said) - KINDS} others"]
+    return f"Fails: {', '.join(said)}" if said else ""
+
+
 def lead(ranks: Sequence[Standing], videos: Sequence[Video], compared: Mapping[str, Any]) -> list[str]:
-    """The answer in sentences: the best by how much, then who fails, since when and how."""
+    """The answer in sentences: the best by how much; else who fails, since when and how, which the list of
+    systems below says of each."""
     metric = ranked_by(compared)
     said = []
     if len(ranks) > 1 and metric:
         said.append(_ahead(ranks, metric))
     if len(videos) == 1:
         said += _sentences(videos[0])
-    elif any(rank.judged for rank in ranks):
+    elif not said and any(rank.judged for rank in ranks):
         said.append(" ".join(_failing(rank, len(ranks) > 1) for rank in ranks if rank.judged))
     return said
 

@@ -52,6 +52,8 @@ LABELS = {
     "chroma_drift": Label("Chroma, drift", "end minus beginning"),
     "saturation_change": Label("Saturation, change", "octaves against the beginning"),
     "cast": Label("Colour cast", "CIELAB units against the beginning"),
+    "saturation_change_drift": Label("Saturation, change, drift", "end minus beginning", minor=True),
+    "cast_drift": Label("Colour cast, drift", "end minus beginning", minor=True),
     "detail": Label("Detail", "fine against coarse, 0 to 1", minor=True),
     "detail_drift": Label("Detail, drift", "end minus beginning"),
     "noise": Label("Noise", "levels of 255", minor=True),

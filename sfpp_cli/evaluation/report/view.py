@@ -30,6 +30,7 @@ def page_of(
     numbers = {id(card["video"]): number for number, card in enumerate(cards, start=1)}
     return {
         "title": answer.title(ranks, videos),
+        "subtitle": answer.subtitle(ranks),
         "about": _about(videos, systems),
         "lead": _lead(result, ranks, compared) or ["Nothing was judged."],
         "ranks": [(rank, numbers.get(id(rank.example))) for rank in ranks],
@@ -41,7 +42,7 @@ def page_of(
         "faults": labels.faults_of(videos, fired=True),
         "absent": [labels.fault(name).title.lower() for name in _never_fired(videos)],
         "metrics": {name for summary in summaries.values() for name in summary["metrics"]},
-        "pairs": compared["pairs"],
+        "pairs": _best_first(compared["pairs"], ranks),
         "baseline": result.get("baseline"),
         "level": compared["level"],
         "few": FEW,
@@ -95,6 +96,14 @@ def _worst_first(cards: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[
         return not entry[1]["fired"], float("inf") if stability is None else stability
 
     return sorted(enumerate(cards, start=1), key=place)
+
+
+def _best_first(
+    pairs: Sequence[Mapping[str, Any]], ranks: Sequence[answer.Standing]
+) -> list[Mapping[str, Any]]:
+    """The best system's pairs before those of the next one."""
+    order = {rank.name: place for place, rank in enumerate(ranks)}
+    return sorted(pairs, key=lambda pair: sorted(order[pair[side]] for side in ("first", "second")))
 
 
 def _never_fired(videos: Sequence[Video]) -> list[str]:
