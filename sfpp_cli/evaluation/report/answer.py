@@ -129,7 +129,7 @@ def title(ranks: Sequence[Standing], videos: Sequence[Video]) -> str:
 
 
 def subtitle(ranks: Sequence[Standing]) -> str:
-    """Of several systems those that fail in half of their videos and more, the worst first, and since when."""
+    """Of several systems those that fail in half of their videos or more, worst first, and since when."""
     said = []
     for rank in reversed(ranks if len(ranks) > 1 else []):
         if rank.failing and 2 * rank.failing >= rank.judged:
