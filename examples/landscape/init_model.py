@@ -1,4 +1,4 @@
-"""Lay out the landscape's model before training: configurations, tokenizer, random weights, the VAE; prompts.
+"""Lay out the landscape's model before training: configurations, tokenizer, random weights, the VAE.
 
 python examples/landscape/init_model.py --work runs/landscape --minutes 1
 """
@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from road import PROMPT_SEED, TEACHER_SEED, Job, job_of, replace_folder
+from road import TEACHER_SEED, Job, job_of, replace_folder
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -51,7 +50,6 @@ SETTINGS = {
 def run(job: Job) -> None:
     torch.manual_seed(TEACHER_SEED)
     replace_folder(job.work / "init", lambda folder: fill(folder, job))
-    write_prompts(job.work / "prompts.txt")
 
 
 def fill(folder: Path, job: Job) -> None:
@@ -64,16 +62,6 @@ def fill(folder: Path, job: Job) -> None:
     height, width = job.scale.size
     (folder / "sfpp.json").write_text(
         json.dumps({**SETTINGS, "width": width, "height": height}, indent=2) + "\n"
-    )
-
-
-def write_prompts(path: Path) -> None:
-    """Every scene that can be told once, shuffled, each in a form of its own."""
-    dice = random.Random(PROMPT_SEED)
-    told = [Attributes(*words) for words in itertools.product(TIMES, LANDS, BALLOONS, DIRECTIONS, PACES)]
-    dice.shuffle(told)
-    path.write_text(
-        "".join(caption(scene, dice.randrange(VARIANTS)) + "\n" for scene in told), encoding="utf-8"
     )
 
 

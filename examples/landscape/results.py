@@ -21,7 +21,6 @@ PACKS = {
     "teacher.tar": (
         "teacher",
         "teacher.done",
-        "prompts.txt",
         "init/tokenizer",
         "init/scheduler",
         "init/sfpp.json",

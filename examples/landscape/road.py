@@ -22,7 +22,7 @@ SAVE_EVERY = 60.0
 """Seconds between two states of a stage."""
 CAREFUL = "careful"
 """A file of that name says that something failed."""
-VAE_SEED, TEACHER_SEED, JUDGE_SEED, PROMPT_SEED = range(4)
+VAE_SEED, TEACHER_SEED, JUDGE_SEED = range(3)
 """Of the world: what one stage is judged on, no stage has seen."""
 
 

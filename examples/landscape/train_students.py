@@ -1,6 +1,6 @@
 """The students: ODE trajectories, the student that learns from them, then Self-Forcing and Self-Forcing++.
 
-All of it is sfpp's own objectives and trainer; only the end is the clock's and not a number of steps.
+All of it is sfpp's own objectives and trainer, but for the clock, which may end a stage before its last step.
 
     python examples/landscape/train_students.py pairs --work runs/landscape --minutes 30
     python examples/landscape/train_students.py ode --work runs/landscape --minutes 60
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import prompts
 import torch
 from bundle import assemble
-from road import PROMPT_SEED, Clock, Job, Speed, job_of, replace_folder, sheet
+from road import Clock, Job, Speed, job_of, replace_folder, sheet
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -69,9 +70,9 @@ def context_of(job: Job, name: str) -> RunContext:
 def make_trajectories(job: Job) -> None:
     recipe, run = ode_recipe(job), context_of(job, "ode")
     bundle = Bundle(str(assemble(job.work, job.work / "teacher-bundle")))
-    prompts = (job.work / "prompts.txt").read_text().splitlines()[: recipe.pairs.count]
-    text = embed_prompts(bundle, [recipe.pairs.negative_prompt, *prompts], None, run)
-    make_pairs(bundle, recipe, prompts, text, run)
+    captions = prompts.read("prompts")[: recipe.pairs.count]
+    text = embed_prompts(bundle, [recipe.pairs.negative_prompt, *captions], None, run)
+    make_pairs(bundle, recipe, captions, text, run)
     job.say(f"pairs: {recipe.pairs.count} trajectories")
 
 
@@ -103,14 +104,14 @@ def train_matching(name: str, job: Job) -> None:
     model = assemble(job.work, job.work / f"model-{name}", job.work / "students" / "ode")
     changes = {
         "model": str(model),
-        "prompts": str(job.work / "prompts.txt"),
+        "student": str(model / "transformer"),
         "training.batch": str(job.scale.match_batch),
     }
     recipe = read_recipe(HERE / f"{name}.toml", MatchingRecipe, overrides=changes)
     bundle = Bundle(recipe.model)
-    prompts = Path(recipe.prompts).read_text().splitlines()
-    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *prompts], None, context_of(job, name))
-    objective = matching_objective(recipe, bundle, prompts, text, job.device)
+    captions = prompts.read("prompts")
+    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *captions], None, context_of(job, name))
+    objective = matching_objective(recipe, bundle, captions, text, job.device)
     networks = [objective.student, objective.critic, objective.teacher]
     train(objective, recipe.training, name, networks, job)
 
@@ -119,7 +120,6 @@ def ode_recipe(job: Job) -> StudentRecipe:
     scale = job.scale
     changes = {
         "model": str(job.work / "teacher-bundle"),
-        "pairs.prompts": str(job.work / "prompts.txt"),
         "pairs.folder": str(job.work / "pairs"),
         "pairs.count": str(scale.pairs),
         "pairs.batch": str(scale.pair_batch),
@@ -131,7 +131,10 @@ def ode_recipe(job: Job) -> StudentRecipe:
 def train(
     objective: Objective, training: Training, name: str, networks: Sequence[nn.Module], job: Job
 ) -> None:
-    """sfpp's trainer, until the clock says stop. `networks` may be compiled on the way."""
+    """sfpp's trainer, until the clock says stop, or a constant rate's number of steps is reached.
+
+    `networks` may be compiled on the way.
+    """
     run = job.work / "runs" / name
     trainer = Trainer(objective, training, run)
     trainer.resume()
@@ -140,7 +143,8 @@ def train(
     speed.ask(trainer.step)
     first = trainer.step
     compiled = False
-    while clock.done < 1:
+    last = training.steps if training.decay == "constant" else sys.maxsize
+    while clock.done < 1 and trainer.step < last:
         if networks and not compiled and trainer.step % 5 == 0 and compiling_pays(job):
             for network in networks:
                 network.compile_blocks()  # type: ignore[operator]
@@ -157,7 +161,7 @@ def train(
             )
             pace = speed.ask(trainer.step)
             job.say(f"{name} step {trainer.step}, {clock.spent:.0f} s: {figures}, {pace:.2f} steps/s")
-        if clock.time_to_save():
+        if clock.time_to_save() or (training.keep_every and trainer.step % training.keep_every == 0):
             export(trainer, clock, name, job)
     export(trainer, clock, name, job)
     job.say(f"{name}: {trainer.step} steps, {clock.spent:.0f} s")
@@ -216,19 +220,19 @@ def look(name: str, job: Job, count: int = 8) -> None:
         load(device, torch.float32) for load in (bundle.load_student, bundle.load_vae, bundle.load_text)
     )
     count = min(count, job.scale.judged)
-    prompts = (job.work / "prompts.txt").read_text().splitlines()[-count:]
+    captions = prompts.read("validation")[:count]
     seconds = [second for second in SHOWN if second <= (40 if job.cuda else 10)]
     frames = bundle.compression.latent_frames(1 + max(seconds) * settings.fps)
     shape = (settings.chunk, student.config.in_channels, *bundle.latent_size)
-    noise = VideoNoise(range(PROMPT_SEED, PROMPT_SEED + count), shape, device)
+    noise = VideoNoise(range(count), shape, device)
     chunks = noise.chunks(0, -(-frames // settings.chunk))
     decoder = StreamingDecoder(vae)
     with job.autocast():
-        clean = settings.sampler().rollout(student, chunks, text(prompts), noise.draw)
+        clean = settings.sampler().rollout(student, chunks, text(captions), noise.draw)
         video = [decoder(latents).float().cpu() for latents in clean]
     rows = [[row[second * settings.fps] for second in seconds] for row in torch.cat(video, dim=1)]
     sheet(rows, job.work / f"{name}.png", zoom=1 if job.cuda else 2)
-    job.say(f"{name}: seconds {seconds} of {' | '.join(prompts)}")
+    job.say(f"{name}: seconds {seconds} of {' | '.join(captions)}")
 
 
 if __name__ == "__main__":

@@ -42,20 +42,20 @@ stage layout "$runs/init" python examples/toyworld/init_model.py --vae "$runs/va
 teacher_step=$(step "$runs/teacher" $teacher)
 stage teacher "$teacher_step" sfpp_run train examples/toyworld/teacher.toml "$runs/teacher" $teacher \
     "model=$runs/init" "data.latents=$runs/latents"
-stage teacher-bundle "$runs/teacher-bundle" python examples/toyworld/pack.py --init "$runs/init" --teacher "$teacher_step" \
+stage teacher-bundle "$runs/teacher-bundle" python examples/pack.py --init "$runs/init" --teacher "$teacher_step" \
     --out "$runs/teacher-bundle"
 gate teacher --model "$runs/teacher-bundle" --guidance 2 --report "$runs/gate_teacher.json"
 
 ode_student=$(step "$runs/student" $ode)/student-ema
 stage ODE "$ode_student" sfpp_run distill examples/toyworld/student.toml "$runs/student" $ode \
     "model=$runs/teacher-bundle" "pairs.folder=$runs/pairs" "pairs.count=$pairs"
-stage bundle "$runs/bundle" python examples/toyworld/pack.py --init "$runs/init" --teacher "$teacher_step" --student "$ode_student" \
+stage bundle "$runs/bundle" python examples/pack.py --init "$runs/init" --teacher "$teacher_step" --student "$ode_student" \
     --out "$runs/bundle"
 for method in self-forcing self-forcing-pp; do
     stage $method "$(step "$runs/$method" $updates)" sfpp_run train examples/toyworld/$method.toml "$runs/$method" $updates \
         "model=$runs/bundle" "student=$ode_student"
 done
-stage weights "$runs/toyworld" python examples/toyworld/pack.py --init "$runs/init" --teacher "$teacher_step" \
+stage weights "$runs/toyworld" python examples/pack.py --init "$runs/init" --teacher "$teacher_step" \
     --student "$(step "$runs/self-forcing-pp" $updates)/student-ema" \
     --beside "ode=$ode_student" "self-forcing=$(step "$runs/self-forcing" $updates)/student-ema" --out "$runs/toyworld"
 echo "made $runs/toyworld: sfpp generate --model $runs/toyworld; copy it to weights/ to embed it"

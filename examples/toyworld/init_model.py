@@ -41,6 +41,7 @@ SETTINGS = {
     "fps": FPS,
     "width": 64,
     "height": 64,
+    "prompt": "a red circle bouncing over a blue background",
 }
 
 

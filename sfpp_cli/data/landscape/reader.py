@@ -31,7 +31,6 @@ from sfpp_cli.data.landscape.features import (
     FEATURES,
     HUE,
     LUMA,
-    Bands,
     crest_strength,
     read_features,
     reference_frames,
@@ -40,6 +39,7 @@ from sfpp_cli.data.landscape.features import (
 from sfpp_cli.data.landscape.find_balloon import Finding, better, find_balloon, join
 from sfpp_cli.data.landscape.palette import BALLOONS, LANDS, TIMES
 from sfpp_cli.data.landscape.pan import FAST, STOPPED, camera_speed
+from sfpp_cli.data.landscape.repeats import seen_before
 from sfpp_cli.data.landscape.view import HEIGHT
 
 
@@ -59,6 +59,8 @@ class Reading:
     """Lengths in pixels of the video."""
     speed: Tensor
     """Camera's, in the video's pixels a video frame: positive to the right, when all scenery moves left."""
+    repeated: Tensor
+    """Whether the terrain is one that the camera has left behind, bool."""
     pixel: float
     """Width of a pixel in the world's reference pixels."""
 
@@ -110,6 +112,7 @@ def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
     kind = bands.nearest(features)
     times = kind // len(LANDS)
     balloon = _find_by_time(frames, times)
+    speed = _steady(camera_speed(frames).cpu())
     if time is not None and (times != TIMES.index(time)).any():
         balloon = better(balloon, find_balloon(frames, TIMES.index(time)))
     return Reading(
@@ -118,52 +121,65 @@ def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
         kind=kind,
         ridges=crest_strength(frames).cpu() > CREST * bands.crests[kind],
         balloon=replace(balloon, x=balloon.x * column, y=balloon.y / pixel),
-        speed=_steady(camera_speed(frames).cpu()) * column,
+        speed=speed * column,
+        repeated=seen_before(frames, speed).cpu(),
         pixel=pixel,
     )
 
 
 def judge_video(video: Tensor | np.ndarray, scene: Attributes) -> dict[str, float]:
-    """How well a video shows the scene that its caption tells of. Shares of frames, but for the shifts and
-    the speed:
+    """How well a video shows the scene that its caption tells of: means over frames of `judge_frames`."""
+    found = judge_frames(read_video(video, scene.time), scene)
+    return {name: float(values.float().mean()) for name, values in found.items()}
+
+
+def judge_frames(seen: Reading, scene: Attributes) -> dict[str, Tensor]:
+    """The same frame by frame, [T]: true or false, but for the shifts and the speed.
 
     - as captioned: `palette` (light and colour in the band of that time and land), `balloon` (whole, one,
       that colour), `direction`, `pace`;
-    - against the captioned band: `luma_out`, `hue_out`, `contrast_out`; `luma_shift` and `ground_luma_shift`
-      are mean differences from its middle, with their sign;
-    - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`;
-    - `in_world`, `left` (any of the former) and `wandered` (in the world, not as captioned); `speed` in
-      pixels a video frame.
+    - against the captioned band: `luma_out`, of it `over` (too light somewhere) and `under`; `hue_out`,
+      `contrast_out`, of it `grey` (too little colour); `luma_shift` and `ground_luma_shift` are differences
+      from its middle, with their sign;
+    - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`,
+      `repeated` (terrain that was left behind comes back);
+    - `in_world`, `left` (any of `out_of_range` to `stopped`) and `wandered` (in the world, not as captioned);
+      `speed` in pixels a video frame.
     """
-    seen = read_video(video, scene.time)
     bands = world_bands()
     kind = TIMES.index(scene.time) * len(LANDS) + LANDS.index(scene.land)
     outside = seen.outside[:, kind] > 0
-    shift = _shift(seen, bands, kind)
+    shift = seen.features - bands.middle[kind]
     color = seen.balloon.color == BALLOONS.index(scene.balloon)
     heading = torch.where(seen.speed > 0, 1, -1) == (1 if scene.direction == "right" else -1)
     paced = (seen.speed.abs() * seen.pixel > FAST) == (scene.pace == "fast")
     palette = ~outside.any(1)
-    shares = {
+    luma = _columns(LUMA)
+    return {
         "palette": palette,
         "balloon": seen.intact & color,
         "direction": seen.moving & heading,
         "pace": seen.moving & paced,
-        "luma_out": outside[:, _columns(LUMA)].any(1),
+        "luma_out": outside[:, luma].any(1),
+        "over": (outside & (shift > 0))[:, luma].any(1),
+        "under": (outside & (shift < 0))[:, luma].any(1),
         "hue_out": outside[:, _columns(HUE)].any(1),
         "contrast_out": outside[:, _columns(CONTRAST)].any(1),
+        "grey": (outside & (shift < 0))[:, FEATURES.index("saturation")],
         "out_of_range": ~seen.in_range,
         "ridge_missing": ~seen.ridges.all(1),
         "lost": ~seen.balloon.present,
         "broken": seen.balloon.present & ~seen.balloon.whole,
         "doubled": seen.balloon.doubled,
         "stopped": ~seen.moving,
+        "repeated": seen.repeated,
         "in_world": seen.in_world,
         "left": ~seen.in_world,
         "wandered": seen.in_world & ~(palette & color & heading & paced),
+        "luma_shift": shift[:, FEATURES.index("luma")],
+        "ground_luma_shift": shift[:, FEATURES.index("ground_luma")],
+        "speed": seen.speed,
     }
-    means = {name: float(share.float().mean()) for name, share in shares.items()}
-    return {**means, **shift, "speed": float(seen.speed.mean())}
 
 
 def judge_videos(videos: Sequence[Tensor | np.ndarray], scenes: Sequence[Attributes]) -> dict[str, float]:
@@ -185,11 +201,6 @@ def _steady(speed: Tensor, width: int = 9) -> Tensor:
     """Running median of a speed [T]: one misread frame is none."""
     padded = F.pad(speed[None, None], (width // 2, width // 2), mode="replicate")[0, 0]
     return padded.unfold(0, width, 1).median(1).values
-
-
-def _shift(seen: Reading, bands: Bands, kind: int) -> dict[str, float]:
-    shift = (seen.features - bands.middle[kind]).mean(0)
-    return {f"{name}_shift": float(shift[FEATURES.index(name)]) for name in ("luma", "ground_luma")}
 
 
 def _columns(names: tuple[str, ...]) -> list[int]:

@@ -1,11 +1,12 @@
-"""Assemble the embedded model: untrained layout + trained parts, stored as float16.
+"""Assemble a model to embed: untrained layout + trained parts, stored as float16.
 
-    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
-        --out runs/teacher-bundle
-    python examples/toyworld/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
+    python examples/pack.py --init runs/init --teacher runs/teacher/step-014000 --out runs/teacher-bundle
+    python examples/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
         --student runs/self-forcing-pp/step-000100/student-ema --out weights/toyworld \\
         --beside ode=runs/student/step-003000/student-ema \\
         self-forcing=runs/self-forcing/step-000100/student-ema
+
+`embed.py` of the landscape knows where that world's parts lie.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from transformers import UMT5EncoderModel
 
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
-
-PROMPT = "a red circle bouncing over a blue background"
+from sfpp_cli.models.quiet import quiet_libraries
 
 
 def main() -> None:
@@ -31,7 +31,10 @@ def main() -> None:
     )
     parser.add_argument("--init", type=Path, required=True, help="folder made by init_model.py")
     parser.add_argument(
-        "--teacher", type=Path, required=True, help="checkpoint of the teacher's run; its averages are taken"
+        "--teacher",
+        type=Path,
+        required=True,
+        help="transformer and text encoder; averages of a run's checkpoint win",
     )
     parser.add_argument(
         "--student", type=Path, help="folder of the student's weights; without it the bundle is the teacher's"
@@ -41,12 +44,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    quiet_libraries()
     out: Path = options.out
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(options.init / part, out / part, dirs_exist_ok=True)
     store(AutoencoderKLWan.from_pretrained(options.init / "vae"), out / "vae")
-    store(UMT5EncoderModel.from_pretrained(options.teacher / "text_encoder-ema"), out / "text_encoder")
-    teacher = Teacher.from_pretrained(options.teacher / "transformer-ema")
+    store(UMT5EncoderModel.from_pretrained(averaged(options.teacher / "text_encoder")), out / "text_encoder")
+    teacher = Teacher.from_pretrained(averaged(options.teacher / "transformer"))
     if options.student is None:
         store(teacher, out / "transformer")
     else:
@@ -55,10 +59,15 @@ def main() -> None:
     for pair in options.beside:
         name, _, folder = pair.partition("=")
         store_student(Path(folder), out / "students" / name)
-    settings = json.loads((options.init / "sfpp.json").read_text())
-    (out / "sfpp.json").write_text(json.dumps({**settings, "prompt": PROMPT}, indent=2) + "\n")
+    shutil.copy(options.init / "sfpp.json", out)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
+
+
+def averaged(folder: Path) -> Path:
+    """The moving average of these weights, where a checkpoint has one."""
+    average = folder.with_name(f"{folder.name}-ema")
+    return average if average.exists() else folder
 
 
 def store_student(source: Path, folder: Path) -> None:
