@@ -13,6 +13,7 @@ from torch import Tensor
 from sfpp_cli.data.landscape import Attributes, Scenes, draw_scenes
 from sfpp_cli.data.landscape.features import FEATURES, measure_bands, world_bands
 from sfpp_cli.data.landscape.reader import judge_video, judge_videos, read_video
+from sfpp_cli.data.landscape.repeats import seen_before
 
 SIZE = (64, 112)
 FRAMES = 17
@@ -191,3 +192,33 @@ def test_the_table_of_bands_is_this_worlds() -> None:
     assert table.low.shape == (16, len(FEATURES))
     assert ((fresh.middle - table.middle).abs() < 5 * table.spread / 8**0.5 + 1e-4).all()
     assert (fresh.crests / table.crests - 1).abs().max() < 0.2
+
+
+def test_terrain_that_comes_back_is_told_and_the_worlds_never_does(scenes: Scenes) -> None:
+    fast, period, count = scenes[1:2], 160, 400
+    frames = fast.render(0, count, SIZE)[0]
+    speed = fast.camera_speed().expand(count)
+    assert not seen_before(frames, speed).any()
+    looped = seen_before(frames[torch.arange(count) % period], speed)
+    assert not looped[:period].any()
+    assert looped[period + 8 :].all()
+    assert not seen_before(frames[:1].expand(count, -1, -1, -1), torch.zeros(count)).any(), "it stands still"
+
+
+@pytest.mark.parametrize(
+    ("factor", "told"), [(0.6, ("under",)), (1.3, ("over",)), (1.0, ())], ids=["dark", "light", "right"]
+)
+def test_the_sign_of_a_fault_of_light_is_told(
+    factor: float, told: tuple[str, ...], scenes: Scenes, frames: Tensor
+) -> None:
+    judged = judge_video(to_uint8(frames[1] * factor), SCENES[1])
+    assert {name: judged[name] for name in ("over", "under")} == {
+        name: float(name in told) for name in ("over", "under")
+    }
+
+
+def test_grey_and_vivid_are_told_apart(frames: Tensor) -> None:
+    grey = frames[1].mean(1, keepdim=True)
+    dull = judge_video(to_uint8(torch.lerp(grey, frames[1], 0.5)), SCENES[1])
+    loud = judge_video(to_uint8(torch.lerp(grey, frames[1], 1.5)), SCENES[1])
+    assert (dull["grey"], dull["vivid"], loud["grey"], loud["vivid"]) == (1, 0, 0, 1)

@@ -138,9 +138,9 @@ def judge_frames(seen: Reading, scene: Attributes) -> dict[str, Tensor]:
 
     - as captioned: `palette` (light and colour in the band of that time and land), `balloon` (whole, one,
       that colour), `direction`, `pace`;
-    - against the captioned band: `luma_out`, of it `over` (too light somewhere) and `under`; `hue_out`,
-      `contrast_out`, of it `grey` (too little colour); `luma_shift` and `ground_luma_shift` are differences
-      from its middle, with their sign;
+    - against the captioned band: `luma_out`, of it `over` (too light somewhere) and `under`; `hue_out`;
+      `contrast_out`, of it `grey` and `vivid` (too little, too much colour); `luma_shift` and
+      `ground_luma_shift` are differences from its middle, with their sign;
     - against the world: `out_of_range` (in no band), `ridge_missing`, `lost`, `broken`, `doubled`, `stopped`,
       `repeated` (terrain that was left behind comes back);
     - `in_world`, `left` (any of `out_of_range` to `stopped`) and `wandered` (in the world, not as captioned);
@@ -166,6 +166,7 @@ def judge_frames(seen: Reading, scene: Attributes) -> dict[str, Tensor]:
         "hue_out": outside[:, _columns(HUE)].any(1),
         "contrast_out": outside[:, _columns(CONTRAST)].any(1),
         "grey": (outside & (shift < 0))[:, FEATURES.index("saturation")],
+        "vivid": (outside & (shift > 0))[:, FEATURES.index("saturation")],
         "out_of_range": ~seen.in_range,
         "ridge_missing": ~seen.ridges.all(1),
         "lost": ~seen.balloon.present,

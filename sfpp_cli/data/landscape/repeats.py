@@ -18,9 +18,9 @@ STEP = 8
 REACH = 6
 """How far two strips may be shifted against one another, reference pixels: at the world's fastest the nearest
 ridge moves 7 between two of them."""
-ALIKE = 0.93
-"""Correlation from which on two strips show the same terrain. Over 64 scenes of 100 s two different ones
-reached it in 0.0 % of the frames."""
+ALIKE = 0.88
+"""Correlation from which on two strips show the same terrain. Over 8 scenes of 100 s two different ones came
+to 0.82 at most; played over and over, the same ones to 0.97 at least."""
 
 
 def seen_before(frames: Tensor, speed: Tensor) -> Tensor:
