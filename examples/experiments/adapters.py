@@ -13,42 +13,44 @@ import argparse
 from pathlib import Path
 from statistics import fmean
 
+import arms
 import study
-from study import Scale, Student, Study
+from arms import Arm
+from study import Scale, Study
 
 SMALL = (
     "dmd.frames=63",
     "dmd.shared_rollout=true",
     "training.batch=4",
     "training.warmup=4",
-    "training.save_every=12",
 )
 ADAPTERS = (*SMALL, "lora_rank=16", "training.lr=5e-4", "dmd.critic_lr=2e-3")
 STUDENTS = {
-    "all weights": Student("self-forcing-pp", SMALL),
-    "adapters of rank 16": Student("self-forcing-pp", ADAPTERS),
-    "the same over eight bits": Student("self-forcing-pp", (*ADAPTERS, "lora_base=float8")),
+    "all weights": Arm("self-forcing-pp", SMALL),
+    "adapters of rank 16": Arm("self-forcing-pp", ADAPTERS),
+    "the same over eight bits": Arm("self-forcing-pp", (*ADAPTERS, "lora_base=float8")),
 }
 COLUMNS = {
     "in the world": "good",
-    "colour as captioned": "object",
-    "object lost": "lost",
-    "object broken": "broken",
-    "background out of range": "out_of_range",
+    "captioned palette": "palette",
+    "captioned balloon": "balloon",
+    "balloon lost": "lost",
+    "balloon broken": "broken",
     "speed": "speed_ratio",
 }
 
 
 def main() -> None:
     options = parse()
-    study.STUDENTS |= {name.replace(" ", "-"): student for name, student in STUDENTS.items()}
-    made = Study(options.out, Scale(prompts=options.prompts, seeds=1))
+    arms.ARMS.update({name.replace(" ", "-"): student for name, student in STUDENTS.items()})
+    made = Study(options.out, Scale(prompts=options.prompts))
     systems = {"before (ODE)": "ode"}
     systems |= {name: f"{name.replace(' ', '-')}@{options.updates}" for name in STUDENTS}
+    arms.SECONDS.update(dict.fromkeys(systems.values(), options.seconds))
     print(f"| seconds {options.seconds - study.WINDOW} to {options.seconds} | {' | '.join(COLUMNS)} |")
     print("|---" * (len(COLUMNS) + 1) + "|")
     for name, system in systems.items():
-        rows = [row["metrics"] for row in made.rows(system, options.seconds)]
+        rows = [row["metrics"] for row in made.rows(system)]
         known = {key: [row[f"{key}@{options.seconds}"] for row in rows] for key in COLUMNS.values()}
         means = [fmean(value for value in known[key] if value is not None) for key in COLUMNS.values()]
         print(f"| {name} | {' | '.join(f'{mean:.2f}' for mean in means)} |", flush=True)

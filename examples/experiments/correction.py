@@ -47,7 +47,7 @@ from sfpp_cli.training.objectives import matching_objective
 from sfpp_cli.training.preview import gauges
 from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
 
-HERE = Path(__file__).parent
+LANDSCAPE = Path(__file__).parents[1] / "landscape"
 BATCH = 8
 
 
@@ -71,6 +71,8 @@ class Experiment:
         self.options, self.out = options, options.out
         changes = {"steps": options.updates, "save_every": options.updates, "warmup": options.warmup}
         overrides = {f"training.{key}": str(value) for key, value in changes.items()}
+        # Streams that were not rolled out have no denoising steps of their own.
+        overrides |= {"model": options.model, "dmd.noise_init": "renoised"}
         self.recipe = replace(
             read_recipe(options.recipe, MatchingRecipe, overrides=overrides), student=None, seed=options.seed
         )
@@ -331,20 +333,21 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments/correction"))
     parser.add_argument(
-        "--recipe", type=Path, default=HERE.parent / "toyworld" / "self-forcing-pp.toml", help="values of DMD"
+        "--recipe", type=Path, default=LANDSCAPE / "self-forcing-pp.toml", help="values of DMD"
     )
     parser.add_argument(
-        "--prompts", type=Path, default=HERE / "test_prompts.txt", help="prompts to measure on"
+        "--model", default="landscape", help="the embedded model, or a folder laid out as it is"
     )
+    parser.add_argument("--prompts", type=Path, default=LANDSCAPE / "test.txt", help="prompts to measure on")
     parser.add_argument(
-        "--train-prompts", type=Path, default=HERE / "train_prompts.txt", help="prompts to learn on"
+        "--train-prompts", type=Path, default=LANDSCAPE / "prompts.txt", help="prompts to learn on"
     )
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
     parser.add_argument(
         "--strengths", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="of a full fault"
     )
-    parser.add_argument("--count", type=int, default=24, help="prompts measured")
-    parser.add_argument("--seeds", type=int, default=3, help="videos of each, for the gradient")
+    parser.add_argument("--count", type=int, default=16, help="prompts measured")
+    parser.add_argument("--seeds", type=int, default=2, help="videos of each, for the gradient")
     parser.add_argument("--noises", type=int, default=1, help="noise levels for each video")
     parser.add_argument("--stock", type=int, default=24, help="films that critics and students learn on")
     parser.add_argument(

@@ -25,6 +25,7 @@ GAUGES = {
     "to white": ("luma", "astray"),
     "to black": ("luma", "astray"),
     "desaturation": ("saturation", "astray"),
+    "tint": ("tint", "astray"),
     "frozen stretch": ("speed", "broken"),
     "motion glitch": ("speed", "broken"),
 }

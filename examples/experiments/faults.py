@@ -10,15 +10,19 @@ from torch import Tensor
 
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.data.toyworld.reader import read_frames, speed
-from sfpp_cli.data.toyworld.world import LUMA_WEIGHTS
+from sfpp_cli.data.landscape import parse_caption
+from sfpp_cli.data.landscape.features import FEATURES
+from sfpp_cli.data.landscape.palette import LUMA_WEIGHTS
+from sfpp_cli.data.landscape.reader import judge_frames, read_video
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8
-from sfpp_cli.training.preview import gauges
 
-DRIFTS = {"to white": 0.4, "to black": 0.4, "desaturation": 1.0}
-"""Drifts, and how much of every pixel is white, black or its own grey where a full one has arrived."""
+DRIFTS = {"to white": 0.4, "to black": 0.4, "desaturation": 1.0, "tint": 1.0}
+"""Drifts, and how much of every pixel is white, black, its own grey or its tinted self where a full one has
+arrived."""
+TINT = (0.15, -0.05, -0.13)
+"""Added to red, green and blue in 0..1: towards orange, at the same luma."""
 FAULTS = (*DRIFTS, "frozen stretch", "motion glitch")
 FROZEN, SKIP = 5.0, 1.0
 """Seconds for which a full frozen stretch holds its first frame, and that a full glitch jumps ahead."""
@@ -36,6 +40,8 @@ def inject(frames: Tensor, fault: str, strength: float, fps: int, grown: int | N
     if fault in DRIFTS:
         if fault == "desaturation":
             goal = torch.einsum("btchw,c->bthw", frames, frames.new_tensor(LUMA_WEIGHTS))[:, :, None]
+        elif fault == "tint":
+            goal = (frames + 2 * frames.new_tensor(TINT)[:, None, None]).clamp(-1, 1)
         else:
             goal = frames.new_tensor(1.0 if fault == "to white" else -1.0)
         ramp = torch.arange(count).div((grown or count) - 1).clamp(max=1)
@@ -120,26 +126,29 @@ class Studio:
     def continuations(
         self, student: CausalWanModel, prompts: Sequence[str], seeds: Sequence[int], past: Tensor
     ) -> list[dict[str, float]]:
-        """Gauges of the next 5 s behind `past`, a row a video: `luma`, `saturation`, `speed` in frame widths
-        a frame; and shares.
+        """Gauges of the next 5 s behind `past`, a row a video, means over frames.
 
-        `broken` is the share of frames in which the object is lost or not whole, `astray` that whose
-        background is not the world's.
+        `luma`, `saturation` and `tint` (red less luma) as the world's reader has them; `speed` in pixels a
+        frame; shares in which the balloon is not one and whole (`broken`), or light and colour are not the
+        captioned ones (`astray`).
         """
         latents = torch.cat(
             [past[:, -self.settings.chunk :], self.roll(student, prompts, seeds, past)], dim=1
         )
         behind = self.bundle.compression.video_frames(self.settings.chunk)
         rows = []
-        for video in self.decode(latents)[:, behind:]:
-            plain, seen = gauges(to_uint8(video[None])[0]), read_frames(video)
+        for video, prompt in zip(self.decode(latents)[:, behind:], prompts, strict=True):
+            scene = parse_caption(prompt)
+            seen = read_video(to_uint8(video[None])[0], scene.time)
+            gauges = dict(zip(FEATURES, seen.features.mean(0).tolist(), strict=True))
             rows.append(
                 {
-                    "luma": plain["luma"],
-                    "saturation": plain["saturation"],
-                    "speed": speed(seen.x, seen.y),
-                    "broken": 1 - seen.intact.float().mean().item(),
-                    "astray": 1 - seen.in_range.float().mean().item(),
+                    "luma": gauges["luma"],
+                    "saturation": gauges["saturation"],
+                    "tint": gauges["chroma_u"],
+                    "speed": float(seen.speed.abs().mean()),
+                    "broken": 1 - float(seen.intact.float().mean()),
+                    "astray": 1 - float(judge_frames(seen, scene)["palette"].float().mean()),
                 }
             )
         return rows

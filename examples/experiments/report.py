@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from study import ENDS
+from study import ENDS, WINDOW
 
 from sfpp_cli.evaluation.compare import Summary, differences, summarise
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
@@ -33,22 +33,26 @@ class Column:
 
 
 COLUMNS = (
-    Column("object", "captioned colour"),
     Column("good", "in the world"),
-    Column("broken", "object broken"),
-    Column("lost", "object lost"),
-    Column("out_of_range", "out of range"),
-    Column("wandered", "wandered inside"),
-    Column("nearest_motion", "captioned motion"),
-    Column("still", "still"),
+    Column("palette", "captioned palette"),
+    Column("balloon", "captioned balloon"),
+    Column("direction", "captioned direction"),
+    Column("over", "too light"),
+    Column("under", "too dark"),
+    Column("grey", "grey"),
+    Column("hue_out", "tinted"),
+    Column("lost", "balloon lost"),
+    Column("broken", "broken"),
+    Column("doubled", "doubled"),
+    Column("ridge_missing", "ridge missing"),
+    Column("stopped", "pan stopped"),
+    Column("repeated", "terrain repeated"),
     Column("speed_ratio", "speed, world = 1", percent=False),
     Column("flow_mean", "flow, pixels/frame", percent=False),
-    Column("luma", "luma", percent=False),
-    Column("saturation", "saturation", percent=False),
 )
-COMPARED = ("object", "good", "broken", "out_of_range", "nearest_motion", "speed_ratio")
+COMPARED = ("good", "palette", "balloon", "over", "under", "grey", "stopped", "speed_ratio")
 """What is told of differences."""
-CURVES = ("good", "broken", "out_of_range", "object", "speed_ratio", "saturation")
+CURVES = ("good", "balloon", "over", "grey", "stopped", "speed_ratio")
 DASHES = ("-", "--", "-.", ":")
 FIRST = ENDS[0]
 """Second at which the first window ends, to which later ones are held."""
@@ -139,6 +143,19 @@ def differences_table(systems: Systems, reference: str, end: int) -> str:
     return markdown(head, lines)
 
 
+def seeds_table(runs: Mapping[str, Sequence[Rows]], ends: Sequence[int]) -> str:
+    """'In the world' over training seeds: mean (lowest to highest) of what each came to, at `ends`."""
+    lines = []
+    for name, seeds in runs.items():
+        cells = []
+        for end in ends:
+            found = [interval(rows, f"good@{end}") for rows in seeds]
+            means = [100 * summary["mean"] for summary in found if summary is not None]
+            cells.append(f"{np.mean(means):.0f} ({min(means):.0f} to {max(means):.0f})" if means else "-")
+        lines.append([name, str(len(seeds)), *cells])
+    return markdown(["in the world, %", "training seeds", *(f"to {end} s" for end in ends)], lines)
+
+
 def verdicts_table(systems: Systems) -> str:
     """The share of videos in which each verdict fired, and the local stability."""
     measured = {metric for rows in systems.values() for row in rows for metric in row["metrics"]}
@@ -152,7 +169,7 @@ def verdicts_table(systems: Systems) -> str:
     lines = []
     for name, rows in systems.items():
         fired = [shown(interval(rows, f"fired_{verdict}"), percent=True) for verdict in verdicts]
-        seconds = str(min(len(row["flow"]) for row in rows))
+        seconds = str(min(len(row["curves"]["flow"]) for row in rows))
         lines.append([name, seconds, *fired, shown(interval(rows, "local_stability"), percent=False)])
     return markdown(head, lines)
 
@@ -190,14 +207,37 @@ def draw_curves(systems: Systems, path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_claim(systems: Systems, path: Path) -> None:
+    """The share in the world as videos go on, on one panel, each line named at its end."""
+    figure = Figure(figsize=(8, 3.6), dpi=120, layout="constrained")
+    panel = figure.subplots()
+    for place, (name, rows) in enumerate(systems.items()):
+        points = [(end, found) for end in ENDS if (found := interval(rows, f"good@{end}"))]
+        ends, means = [end for end, _ in points], [100 * found["mean"] for _, found in points]
+        low, high = (
+            [math.nan if found[side] is None else 100 * found[side] for _, found in points]
+            for side in ("low", "high")
+        )
+        panel.plot(ends, means, color=COLORS[place], linewidth=2)
+        panel.fill_between(ends, low, high, color=COLORS[place], alpha=0.15, linewidth=0)
+        panel.annotate(f" {name}", (ends[-1], means[-1]), color=COLORS[place], va="center")
+    panel.axvline(WINDOW, color=INK, linewidth=0.8, linestyle=":")
+    panel.annotate(" all that the teacher knows", (WINDOW, 2), color=INK, fontsize=8)
+    panel.set_ylim(0, 100)
+    panel.set_xlabel("second of the video", color=INK)
+    decorate(panel, "frames that are still in the world, %")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 def draw_flow(systems: Systems, path: Path) -> None:
     """Optical flow second by second: mean with 95 % band."""
     figure = Figure(figsize=(9, 3.4), dpi=110, layout="constrained")
     panel = figure.subplots()
     for place, (name, rows) in enumerate(systems.items()):
-        seconds = range(min(len(row["flow"]) for row in rows))
+        seconds = range(min(len(row["curves"]["flow"]) for row in rows))
         found = [
-            summarise([row["flow"][second] for row in rows], [row["prompt"] for row in rows])
+            summarise([row["curves"]["flow"][second] for row in rows], [row["prompt"] for row in rows])
             for second in seconds
         ]
         low, high = (
@@ -238,4 +278,4 @@ def draw_filmstrips(videos: Sequence[Path], path: Path) -> None:
         pictures += [wanted[place] for place in places.tolist()]
         times += [place / info.fps for place in places.tolist()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(pictures, times, path, columns=STRIP, tile=128)
+    contact_sheet(pictures, times, path, columns=STRIP, tile=168)

@@ -1,17 +1,19 @@
 """What the experiments share: students trained once, videos made once, measured once.
 
-A *system* is what makes videos: `pp@50` is the student `pp` after 50 updates, `ode` the one from which all
-others start, `teacher` the bidirectional teacher (5 s clips only) and `world` the toy world itself.
-Everything lies in one folder and is made only if it is not there yet, so an interrupted study goes on where
-it was.
+A *system* is what makes videos: an arm of `arms.py` after so many updates (`pp@320`), a student that the
+model brings (`ode`, `self-forcing`, and `self-forcing-pp`, its own), its `teacher` (5 s clips only), or the
+`world` itself. Everything lies in one folder and is made only if it is not there yet, so an interrupted study
+goes on where it was.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,99 +24,85 @@ from typing import Any
 
 import numpy as np
 import torch
+from arms import ARMS, ROADS_OWN, SECONDS, System
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.geometry import round_up
 from sfpp_cli.core.noise import VideoNoise, mixed, normal, seeded
 from sfpp_cli.core.ode import trajectory
+from sfpp_cli.core.student import CausalWanModel
+from sfpp_cli.data.landscape import FPS, Scenes, draw_scenes, parse_caption
+from sfpp_cli.data.landscape.reader import judge_frames, read_video
+from sfpp_cli.data.landscape.world import SPEED
 from sfpp_cli.data.prompts import read_prompts
-from sfpp_cli.data.toyworld.reader import judge_videos, speed
-from sfpp_cli.data.toyworld.world import FPS, MOTIONS, Scenes, ToyWorld
 from sfpp_cli.evaluation import Parameters, measure
 from sfpp_cli.files import atomic_write
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.hub import resolve
+from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.models.vae import StreamingDecoder, to_uint8
 from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.writer import VideoWriter
 
 HERE = Path(__file__).parent
-MODEL = "toyworld"
-ODE = HERE.parent.parent / "weights" / MODEL / "students" / "ode"
+LANDSCAPE = HERE.parent / "landscape"
+MODEL, MAIN = "landscape", "self-forcing-pp"
+"""The model, and what its own student is called among those beside it."""
 CPU = torch.device("cpu")
 
 WINDOW = 5
 """Seconds judged together: the teacher's horizon. A window is named by the second at which it ends."""
-ENDS = (5, 10, 15, 25, 35, 50, 75, 100)
-WORLD_SEED = 2
+ENDS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 200, 255)
+WORLD_SEED = 4
 """Of the scenes that no model was trained on."""
 TEACHER_GUIDANCE, TEACHER_STEPS = 2.0, 48
 """As the ODE pairs were sampled."""
 BATCH = 8
 """Videos made together."""
-
-
-@dataclass(frozen=True)
-class Student:
-    """A recipe of ../toyworld, and what is changed of it."""
-
-    recipe: str
-    changes: tuple[str, ...] = ()
-
-
-STUDENTS = {
-    "sf": Student("self-forcing"),
-    "sf-last": Student("self-forcing", ("dmd.gradient_step=last",)),
-    "sf-9": Student("self-forcing", ("context=9",)),
-    "sf-15": Student("self-forcing", ("context=15",)),
-    "pp": Student("self-forcing-pp"),
-    "pp-random": Student("self-forcing-pp", ("dmd.noise_init=random",)),
-    "pp-beta": Student("self-forcing-pp", ('dmd.window="beta(1,2)"',)),
-    "pp-uniform": Student("self-forcing-pp", ("dmd.gradient_step=uniform",)),
-    "pp-10s": Student("self-forcing-pp", ("dmd.frames=42",)),
-    "pp-9": Student("self-forcing-pp", ("context=9",)),
-    "pp-15": Student("self-forcing-pp", ("context=15",)),
-}
-"""All learn on `train_prompts.txt`, from the same start, seed and order of samples."""
+BAND_CLIPS = 24
+"""Clips of the teacher that say what motion GRPO is to reward."""
+KEPT = ("over", "under", "grey", "vivid", "hue_out", "stopped", "repeated", "lost", "in_world")
+"""What is kept of every second, for the verdicts of `sfpp evaluate` to be held against."""
 
 
 @dataclass(frozen=True)
 class Scale:
     """How large the study is. The quick one only shows that every step works."""
 
-    prompts: int = 24
-    seeds: int = 3
+    prompts: int = 32
+    seeds: int = 1
     shorten: int = 1
     """Seconds of video and updates of training are divided by this."""
-    changes: tuple[str, ...] = ()
 
 
 FULL = Scale()
-QUICK = Scale(
-    prompts=2,
-    seeds=1,
-    shorten=5,
-    changes=("training.batch=2", "training.save_every=1", "training.keep_every=1", "training.ema_start=1"),
-)
-QUICK_UPDATES = 25
+QUICK = Scale(prompts=2, shorten=10)
+QUICK_CHANGES = ("training.batch=2", "training.save_every=1", "training.ema_start=1")
+QUICK_UPDATES = 40
 """The quick study learns for one update where the full one learns for so many."""
 
 
 class Study:
     """One folder of students, videos and measurements."""
 
-    def __init__(self, out: Path, scale: Scale = FULL) -> None:
-        self.out, self.scale = out, scale
-        self.prompts = [line.prompt for line in read_prompts(HERE / "test_prompts.txt")][: scale.prompts]
+    def __init__(self, out: Path, scale: Scale = FULL, model: str = MODEL, road: Path | None = None) -> None:
+        """`road` is the work folder of the landscape's road, whose students need not be trained again."""
+        self.out, self.scale, self.model, self.road = out, scale, model, road
+        self.prompts = [line.prompt for line in read_prompts(LANDSCAPE / "test.txt")][: scale.prompts]
         self.seeds = range(scale.seeds)
 
     @property
     def quick(self) -> bool:
         return self.scale.shorten > 1
 
-    def seconds(self, full: float) -> float:
-        return max(WINDOW, full / self.scale.shorten)
+    def seconds(self, system: str) -> float:
+        """How long a system's videos are."""
+        return self.shortened(SECONDS.get(system, 50))
+
+    def shortened(self, seconds: float) -> float:
+        return max(WINDOW, seconds / self.scale.shorten)
 
     def updates(self, full: int) -> int:
         return max(1, full // QUICK_UPDATES) if self.quick else full
@@ -122,42 +110,102 @@ class Study:
     # --- students
 
     def student(self, system: str) -> Path:
-        """The folder of a system's averaged weights, trained as far as needed."""
-        if system == "ode":
-            return ODE
-        name, _, updates = system.partition("@")
-        run, step = self.out / "students" / name, self.updates(int(updates))
+        """The folder of a system's averaged weights, as float16; trained as far as needed."""
+        folder = resolve(self.model)
+        if "@" not in system:
+            return folder / "transformer" if system == MAIN else folder / "students" / system
+        kept = self.out / "weights" / system
+        if not (kept / SETTINGS).exists():
+            trained = self._trained(System.of(system), self.run_of(system))
+            CausalWanModel.from_pretrained(trained).half().save_pretrained(kept)
+            shutil.copy(trained / SETTINGS, kept)
+        return kept
+
+    def run_of(self, system: str) -> Path:
+        """The folder of checkpoints: the road's, where it has this system, or the study's own."""
+        name, of = system.partition("@")[0], System.of(system)
+        if self.road and name in ROADS_OWN:
+            run = self.road / "runs" / ROADS_OWN[name]
+            if (run / f"step-{of.updates:06d}").exists():
+                return run
+        return self.out / "students" / name
+
+    def _trained(self, system: System, run: Path) -> Path:
+        """Runs are at a constant learning rate, so a longer one goes on from a shorter one."""
+        step = self.updates(system.updates)
         folder = run / f"step-{step:06d}" / "student-ema"
-        if not folder.exists():
-            self._train(name, run, step)
+        if folder.exists():
+            return folder
+        arm = ARMS[system.arm]
+        changes = [
+            f"model={resolve(self.model).absolute()}",
+            f"student={self._start(arm.start, arm.sink).absolute()}",
+            f"prompts={LANDSCAPE / 'prompts.txt'}",
+            f"seed={system.seed}",
+            f"training.steps={step}",
+            "training.save_every=10",
+            *arm.changes,
+        ]
+        if arm.recipe == "grpo":
+            changes += [f"reward.{name}={value}" for name, value in self.band.items()]
+        if self.quick:
+            changes += QUICK_CHANGES
+            changes += ["dmd.frames=42"] if arm.recipe == MAIN else []
+            changes += ["grpo.group=2"] if arm.recipe == "grpo" else []
+        words = ["--out", str(run), *(["--resume"] if any(run.glob("step-*")) else [])]
+        self._sfpp_train(arm.recipe, changes, words)
         return folder
 
-    def _train(self, name: str, run: Path, step: int) -> None:
-        """Runs are at a constant learning rate, so a longer one may go on from a shorter one."""
-        chosen = STUDENTS[name]
-        changes = [*chosen.changes, *self.scale.changes, f"training.steps={step}"]
-        if self.quick and name.startswith("pp"):
-            changes.append("dmd.frames=42")
-        recipe = HERE.parent / "toyworld" / f"{chosen.recipe}.toml"
-        command = [sys.executable, "-m", "sfpp_cli", "train", str(recipe), "--out", str(run)]
+    def _start(self, system: str, sink: int) -> Path:
+        """A student to begin with; with a sink, the same weights under other settings."""
+        start = self.student(system)
+        if not sink:
+            return start
+        folder = self.out / "starts" / f"{system}-sink{sink}"
+        shutil.copytree(start, folder, dirs_exist_ok=True)
+        settings = Settings.read(start / SETTINGS)
+        settings.changed({"sink": sink, "sink_positions": "relative"}).write(folder / SETTINGS)
+        return folder
+
+    @cached_property
+    def band(self) -> dict[str, float]:
+        """What motion GRPO rewards: that of the teacher's clips."""
+        kept = self.out / "band.toml"
+        if not kept.exists():
+            model = f"model={resolve(self.model).absolute()}"
+            clips = str(2 if self.quick else BAND_CLIPS)
+            atomic_write(kept, self._sfpp_train("grpo", [model], ["--flow-band", clips]))
+        return dict(tomllib.loads(kept.read_text()))
+
+    def _sfpp_train(self, recipe: str, changes: Sequence[str], words: Sequence[str]) -> str:
+        command = [sys.executable, "-m", "sfpp_cli", "train", str(LANDSCAPE / f"{recipe}.toml"), *words]
         command += [word for change in changes for word in ("--set", change)]
-        command += ["--resume"] if any(run.glob("step-*")) else []
         print(*command, flush=True)
-        subprocess.run(command, check=True, cwd=HERE.parent.parent)
+        root = HERE.parent.parent
+        return subprocess.run(command, check=True, cwd=root, stdout=subprocess.PIPE, text=True).stdout
+
+    def minutes(self, system: str) -> float:
+        """What a system's training took, of one thread."""
+        run, step = self.run_of(system), self.updates(System.of(system).updates)
+        spent = run / f"step-{step:06d}" / "spent.json"
+        if spent.exists():
+            return float(json.loads(spent.read_text())) / 60
+        lines = (run / "metrics.jsonl").read_text().splitlines()[:step]
+        return sum(float(json.loads(line)["step_s"]) for line in lines) / 60
 
     # --- videos
 
     def video(self, system: str, prompt: str, seed: int) -> Path:
         return self.out / "videos" / system / f"{self.prompts.index(prompt):02d}-{seed}.mp4"
 
-    def make_videos(self, system: str, seconds: float) -> None:
+    def make_videos(self, system: str) -> None:
         """Every prompt and seed, in batches; what is there already stays."""
-        wanted = [(seed, prompt) for seed, prompt in product(self.seeds, self.prompts)]
-        missing = [(prompt, seed) for seed, prompt in wanted if not self.video(system, prompt, seed).exists()]
+        wanted = [(prompt, seed) for seed, prompt in product(self.seeds, self.prompts)]
+        missing = [each for each in wanted if not self.video(system, *each).exists()]
         if not missing:
             return
         size = self.bundle.settings.width, self.bundle.settings.height
-        source = self._source(system, seconds)
+        source = self._source(system)
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             print(f"{system}: videos {start + 1} to {start + len(batch)} of {len(missing)}", flush=True)
@@ -174,13 +222,14 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _source(self, system: str, seconds: float) -> Any:
+    def _source(self, system: str) -> Any:
         """(prompts and seeds) -> pieces of their videos, [B, T, 3, H, W] in [-1, 1]."""
+        seconds = self.seconds(system)
         if system == "world":
-            return self._world
+            return lambda batch: self._world(batch, seconds)
         if system == "teacher":
             return self._sampled
-        bundle = Bundle(MODEL, str(self.student(system)))
+        bundle = Bundle(self.model, str(self.student(system)))
         student = bundle.load_student(CPU, torch.float32).eval()
         return lambda batch: self._rolled(bundle, student, batch, seconds)
 
@@ -190,10 +239,8 @@ class Study:
     ) -> Iterator[Tensor]:
         """The rollout of `sfpp generate`, for several videos at once."""
         settings, decoder = bundle.settings, StreamingDecoder(self.vae)
-        chunks = (
-            round_up(bundle.compression.latent_frames(round(seconds * settings.fps)), settings.chunk)
-            // settings.chunk
-        )
+        frames = bundle.compression.latent_frames(round(seconds * settings.fps))
+        chunks = round_up(frames, settings.chunk) // settings.chunk
         shape = (settings.chunk, *self.latent_shape)
         noise = VideoNoise([mixed(seed, self.prompts.index(prompt)) for prompt, seed in batch], shape)
         text = self.text([prompt for prompt, _ in batch])
@@ -205,12 +252,10 @@ class Study:
         """The teacher's clips, as the ODE pairs were sampled."""
         settings, prompts = self.bundle.settings, [prompt for prompt, _ in batch]
         shape = (self.bundle.teacher_horizon, *self.latent_shape)
-        noise = torch.stack(
-            [normal(shape, seeded(seed, self.prompts.index(prompt))) for prompt, seed in batch]
-        )
+        draws = [seeded(seed, self.prompts.index(prompt)) for prompt, seed in batch]
         path = trajectory(
             self.teacher,
-            noise,
+            torch.stack([normal(shape, draw) for draw in draws]),
             self.text(prompts),
             self.text([""] * len(prompts)),
             schedule=FlowSchedule(settings.shift),
@@ -220,42 +265,53 @@ class Study:
         )
         yield StreamingDecoder(self.vae)(path[:, -1])
 
-    def _world(self, batch: Sequence[tuple[str, int]]) -> Iterator[Tensor]:
-        """Scenes with these captions, another one for each seed."""
-        yield torch.cat(
-            [self.scenes_of(prompt)[seed : seed + 1].frames(0, WINDOW * FPS) for prompt, seed in batch]
-        )
+    def _world(self, batch: Sequence[tuple[str, int]], seconds: float) -> Iterator[Tensor]:
+        """A scene of its own for each of these captions and seeds."""
+        size = self.bundle.settings.height, self.bundle.settings.width
+        scenes = self.scenes(batch)
+        for start in range(0, round(seconds * FPS), FPS):
+            yield scenes.render(start, FPS, size) * 2 - 1
+
+    def scenes(self, batch: Sequence[tuple[str, int]]) -> Scenes:
+        """The world's scenes of these captions and seeds."""
+        numbers = [len(self.prompts) * seed + self.prompts.index(prompt) for prompt, seed in batch]
+        words = [parse_caption(prompt) for prompt, _ in batch]
+        return draw_scenes(WORLD_SEED, numbers).showing(words)
 
     # --- measurements
 
-    def rows(self, system: str, seconds: float = 50) -> list[dict[str, Any]]:
-        """One for each video: prompt, seed, `metrics` (see `_measured`) and every second's optical flow."""
-        seconds = WINDOW if system in ("teacher", "world") else self.seconds(seconds)
+    def rows(self, system: str) -> list[dict[str, Any]]:
+        """One for each video: prompt, seed, and what `_measured` finds."""
         found = []
         for prompt, seed in product(self.prompts, self.seeds):
             kept = self._kept(system, prompt, seed)
             if not kept.exists():
-                self.make_videos(system, seconds)
-                row = {
-                    "system": system,
-                    "prompt": prompt,
-                    "seed": seed,
-                    **self._measured(system, prompt, seed),
-                }
+                self.make_videos(system)
+                row = {"system": system, "prompt": prompt, "seed": seed}
+                row |= self._measured(system, prompt, seed)
                 self._keep(system, prompt, seed, json.dumps(row))
             found.append(json.loads(kept.read_text()))
         return found
 
-    def pack(self, path: Path) -> None:
-        """All rows measured so far into one file, a line each."""
-        rows = [file.read_text() for file in sorted(self.out.glob("measured/*/*.json"))]
-        atomic_write(path, gzip.compress("".join(f"{row}\n" for row in rows).encode(), mtime=0))
+    def finished(self, system: str) -> bool:
+        """Whether all of a system is measured."""
+        return all(self._kept(system, *each).exists() for each in product(self.prompts, self.seeds))
 
-    def unpack(self, path: Path) -> None:
-        """The other way round: nothing of what is in the file will be measured again."""
-        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-            row = json.loads(line)
-            self._keep(row["system"], row["prompt"], row["seed"], line)
+    def pack(self, folder: Path) -> None:
+        """Every finished system's rows into a file of its own, a line each."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for measured in sorted(self.out.glob("measured/*")):
+            if self.finished(measured.name):
+                lines = [f"{file.read_text()}\n" for file in sorted(measured.glob("*.json"))]
+                packed = gzip.compress("".join(lines).encode(), mtime=0)
+                atomic_write(folder / f"{measured.name}.jsonl.gz", packed)
+
+    def unpack(self, folder: Path) -> None:
+        """The other way round: nothing of what is in these files will be measured again."""
+        for file in sorted(folder.glob("*.jsonl.gz")):
+            for line in gzip.decompress(file.read_bytes()).decode().splitlines():
+                row = json.loads(line)
+                self._keep(row["system"], row["prompt"], row["seed"], line)
 
     def _kept(self, system: str, prompt: str, seed: int) -> Path:
         return self.out / "measured" / system / f"{self.prompts.index(prompt):02d}-{seed}.json"
@@ -266,38 +322,41 @@ class Study:
         atomic_write(path, row)
 
     def _measured(self, system: str, prompt: str, seed: int) -> dict[str, Any]:
-        """`NAME@END` for the window that ends at second END: the world's truth, and means of `sfpp
-        evaluate`'s curves.
-
-        `fired_NAME`: whether that verdict fired on the whole video. `speed_ratio` is against the mean speed
-        of the world's scenes of that motion, `good` what did not leave the world.
+        """`metrics`: NAME@END for the window that ends at second END, the reader's shares and means of `sfpp
+        evaluate`'s curves; `fired_NAME`, whether that verdict fired on the whole video. `curves`: every
+        second's flow, and shares of `KEPT`.
         """
         path = self.video(system, prompt, seed)
         local = measure(path, Parameters())
-        frames = torch.from_numpy(np.stack(list(read_frames(path)))).permute(0, 3, 1, 2) / 127.5 - 1
-        scene = self.scenes_of(prompt)[:1]
+        video = np.stack(list(read_frames(path)))
+        scene = parse_caption(prompt)
+        seen = read_video(video, scene.time)
+        truth = {name: values.float() for name, values in judge_frames(seen, scene).items()}
+        usual = sum(SPEED[scene.pace]) / 2
+        truth["speed_ratio"] = seen.speed.abs() * seen.pixel / usual
         metrics: dict[str, float | None] = {}
-        for end in (end for end in ENDS if end <= round(len(frames) / FPS)):
-            truth = judge_videos([frames[(end - WINDOW) * FPS : end * FPS]], scene)
-            truth["good"] = 1 - truth["left"]
-            truth["speed_ratio"] = truth["speed"] / self.world_speed[int(scene.motion)]
+        for end in (end for end in ENDS if end <= round(len(video) / FPS)):
+            window = slice((end - WINDOW) * FPS, end * FPS)
+            shares = {name: float(values[window].mean()) for name, values in truth.items()}
             curves = {name: over(curve, end - WINDOW, end) for name, curve in local["curves"].items()}
-            metrics |= {f"{name}@{end}": value for name, value in (truth | curves).items()}
-        whole = {
-            name: local["metrics"][name] for name in ("local_stability", "norepeat", "flow_variance_max")
-        }
+            found = {**curves, **shares, "good": shares["in_world"]}
+            metrics |= {f"{name}@{end}": short(value) for name, value in found.items()}
+        whole = {name: local["metrics"][name] for name in ("local_stability", "flow_variance_max")}
         fired = {f"fired_{name}": float(verdict["fired"]) for name, verdict in local["verdicts"].items()}
         flow = local["curves"]["flow_mean"]
-        return {
-            "metrics": metrics | whole | fired,
-            "flow": [over(flow, second, second + 1) for second in range(round(len(frames) / FPS))],
+        seconds = range(round(len(video) / FPS))
+        kept = {
+            name: [short(float(part.mean())) for part in truth[name].split(FPS)][: len(seconds)]
+            for name in KEPT
         }
+        kept["flow"] = [short(over(flow, second, second + 1)) for second in seconds]
+        return {"metrics": metrics | whole | fired, "curves": kept}
 
     # --- what is loaded once
 
     @cached_property
     def bundle(self) -> Bundle:
-        return Bundle(MODEL)
+        return Bundle(self.model)
 
     @cached_property
     def vae(self) -> Any:
@@ -314,30 +373,7 @@ class Study:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """A latent frame's [C, H, W]."""
-        settings, compression = self.bundle.settings, self.bundle.compression
-        return (
-            self.bundle.transformer_config()["in_channels"],
-            *compression.latent_size(settings.width, settings.height),
-        )
-
-    @cached_property
-    def _scenes(self) -> tuple[Scenes, list[str]]:
-        scenes = ToyWorld(WORLD_SEED).scenes(range(4000))
-        return scenes, scenes.captions([0] * len(scenes))
-
-    def scenes_of(self, prompt: str) -> Scenes:
-        """The world's first scenes with this caption, one a seed."""
-        _, captions = self._scenes
-        places = [place for place, caption in enumerate(captions) if caption == prompt][: len(self.seeds)]
-        return ToyWorld(WORLD_SEED).scenes(places)
-
-    @cached_property
-    def world_speed(self) -> list[float]:
-        """Mean speed of the first 300 scenes, by motion, in frame widths a video frame."""
-        scenes = self._scenes[0][:300]
-        tracks = scenes.positions(torch.arange(WINDOW * FPS))
-        speeds = torch.tensor([speed(*track.unbind(-1)) for track in tracks])
-        return [float(speeds[scenes.motion == motion].mean()) for motion in range(len(MOTIONS))]
+        return (self.bundle.transformer_config()["in_channels"], *self.bundle.latent_size)
 
 
 def over(curve: dict[str, list[float | None]], start: float, end: float) -> float | None:
@@ -348,3 +384,8 @@ def over(curve: dict[str, list[float | None]], start: float, end: float) -> floa
         if s is not None and v is not None and start <= s < end
     ]
     return float(np.mean(inside)) if inside else None
+
+
+def short(value: float | None) -> float | None:
+    """Four significant digits, so that rows stay small."""
+    return None if value is None else float(f"{value:.4g}")
