@@ -17,13 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from sfpp_cli import DEFAULT_MODEL
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, nargs="+", default=[20, 100])
-    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     options = parser.parse_args()
     print("seconds   wall s  loop fps  VAE fps  end to end  first frame s       MB  ratio  peak MB")
     first = None

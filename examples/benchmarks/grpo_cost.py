@@ -15,6 +15,7 @@ from multiprocessing import get_context
 
 import torch
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.grpo import GRPO
 from sfpp_cli.core.grpo_config import GRPOConfig
 from sfpp_cli.core.objective import Update
@@ -38,7 +39,7 @@ def main() -> None:
 def measure(frames: int, group: int) -> str:
     """One update's cost, as a line."""
     torch.set_num_threads(1)
-    bundle = Bundle("toyworld")
+    bundle = Bundle(DEFAULT_MODEL)
     student = bundle.load_student(CPU, torch.float32).train().requires_grad_(True)
     with torch.no_grad():
         text = bundle.load_text(CPU, torch.float32)([bundle.settings.prompt]).float()

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import torch
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.devices import peak_megabytes, pick_device, pick_dtype, synchronize
 from sfpp_cli.models.bundle import Bundle
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--student")
     parser.add_argument("--chunks", type=int, default=1000)
     parser.add_argument("--span", type=int, default=20, help="chunks in each median")

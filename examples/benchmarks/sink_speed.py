@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.models.bundle import Bundle
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--chunks", type=int, default=60)
     options = parser.parse_args()
     torch.set_num_threads(1)

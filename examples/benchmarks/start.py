@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.data.toyworld.world import ToyWorld
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--joins", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=2)
     options = parser.parse_args()
-    bundle = Bundle("toyworld")
+    bundle = Bundle(DEFAULT_MODEL)
     scenes = ToyWorld(seed=77).scenes(range(options.videos))
     generator = Generator.load(
         bundle, ModelOptions(device=CPU, dtype=torch.float32), scenes.captions(), Silent()

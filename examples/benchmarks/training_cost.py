@@ -18,6 +18,7 @@ import time
 
 import torch
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.dmd import DistributionMatching
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.objective import Update
@@ -116,7 +117,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--frames", type=int, nargs="+", default=[21, 63, 126, 252], help="horizons N in latent frames"
     )
-    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--horizon", type=int, help="K (default: the model's)")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5, help="window starts, spread evenly")

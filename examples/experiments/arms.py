@@ -56,6 +56,8 @@ SECONDS = {
     **{f"{arm}@320": 255 for arm in ROADS_OWN},
     **{f"{arm}~1@320": 100 for arm in ROADS_OWN},
     "pp@200": 100,
+    "self-forcing": 100,
+    "self-forcing-pp": 100,
 }
 """How long a system's videos are; 50 s where nothing is said."""
 

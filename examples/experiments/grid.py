@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -23,19 +24,32 @@ MARGIN, LINE = 4, 14
 
 def main() -> None:
     options = parse()
-    infos = [probe(video) for video in options.videos]
-    fps, shortest = infos[0].fps, min(info.frames for info in infos)
-    length = round(options.seconds * fps)
-    starts = [round(share * (shortest - length)) for share in np.linspace(0, 1, options.moments)]
-    cells = [[cut(video, start, length)[:: options.every] for start in starts] for video in options.videos]
     names = options.names or [video.stem for video in options.videos]
+    draw(options.videos, names, options.out, options.moments, options.seconds, options.every, options.tile)
+
+
+def draw(
+    videos: Sequence[Path],
+    names: Sequence[str],
+    out: Path,
+    moments: int = 5,
+    seconds: float = 2.0,
+    every: int = 2,
+    tile: int = 96,
+) -> None:
+    """Write the grid: a row for each video, `moments` stretches of so many seconds, every so many frames."""
+    infos = [probe(video) for video in videos]
+    fps, shortest = infos[0].fps, min(info.frames for info in infos)
+    length = round(seconds * fps)
+    starts = [round(share * (shortest - length)) for share in np.linspace(0, 1, moments)]
+    cells = [[cut(video, start, length)[::every] for start in starts] for video in videos]
     heads = [f"{start / fps:.0f} s" for start in starts]
     pictures = [
-        lay_out([[cell[i] for cell in row] for row in cells], names, heads, options.tile)
+        lay_out([[cell[i] for cell in row] for row in cells], names, heads, tile)
         for i in range(len(cells[0][0]))
     ]
     height, width = pictures[0].shape[:2]
-    with VideoWriter(options.out, (width, height), fps / options.every) as writer:
+    with VideoWriter(out, (width, height), fps / every) as writer:
         writer.write(np.stack(pictures))
 
 
@@ -44,9 +58,12 @@ def cut(video: Path, start: int, length: int) -> Frames:
     return np.stack(list(islice(read_frames(video), start, start + length)))
 
 
-def lay_out(rows: list[list[Frames]], names: list[str], heads: list[str], tile: int) -> Frames:
-    """One picture [H, W, 3] of all cells, named by row and column."""
-    across, down = tile + MARGIN, tile + MARGIN + LINE
+def lay_out(rows: list[list[Frames]], names: Sequence[str], heads: list[str], tile: int) -> Frames:
+    """One picture [H, W, 3] of all cells, `tile` pixels wide, named by row and column."""
+    height, width = rows[0][0].shape[:2]
+    high = round(tile * height / width)
+    across = tile + MARGIN
+    down = high + MARGIN + LINE
     sheet = Image.new("RGB", (len(heads) * across + MARGIN, LINE + len(rows) * down + MARGIN), "white")
     pen = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
@@ -55,7 +72,7 @@ def lay_out(rows: list[list[Frames]], names: list[str], heads: list[str], tile: 
         top = LINE + place * down
         pen.text((MARGIN, top + 1), name, fill="black")
         for column, frame in enumerate(row):
-            picture = Image.fromarray(frame).resize((tile, tile), Image.Resampling.BICUBIC)
+            picture = Image.fromarray(frame).resize((tile, high), Image.Resampling.BICUBIC)
             sheet.paste(picture, (MARGIN + column * across, top + LINE))
     return np.asarray(sheet)
 
@@ -71,7 +88,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each plays")
     parser.add_argument("--every", type=int, default=2, help="keep every so many frames")
-    parser.add_argument("--tile", type=int, default=96, help="pixels of a picture")
+    parser.add_argument("--tile", type=int, default=96, help="pixels of a picture's width")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     if options.names and len(options.names) != len(options.videos):

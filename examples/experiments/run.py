@@ -73,7 +73,7 @@ def claim(study: Study, systems: Systems) -> str:
     """The figure for those who read no more."""
     students = {name: rows for name, rows in systems.items() if len(rows[0]["curves"]["flow"]) > WINDOW}
     draw_claim(students, study.out / "results" / "claim.png")
-    return "Claim 1 in one figure: claim.png."
+    return "The same in one figure: claim.png."
 
 
 def flow(study: Study, systems: Systems) -> str:
@@ -107,12 +107,9 @@ def longest(study: Study, systems: Systems) -> str:
 
 
 def minutes(study: Study, systems: Systems) -> str:
-    """What the students' training took, from their logs."""
-    lines = [
-        [name, f"{study.minutes(rows[0]['system']):.0f}"]
-        for name, rows in systems.items()
-        if "@" in rows[0]["system"] and study.run_of(rows[0]["system"]).exists()
-    ]
+    """What the students' training took."""
+    trained = {name: rows[0] for name, rows in systems.items() if "minutes" in rows[0]}
+    lines = [[name, f"{row['minutes']:.1f}"] for name, row in trained.items()]
     return markdown(["student", "minutes of training, one thread"], lines)
 
 
@@ -206,12 +203,23 @@ ALONE = ("judge", "correction", "memory")
 """Claims that compare no systems: 8, 4, 7."""
 
 
+EMBEDDED = Comparison(
+    "The embedded students",
+    {"world": "world", "ODE": "ode", "Self-Forcing": "self-forcing", "Self-Forcing++": "self-forcing-pp"},
+    "Self-Forcing",
+    ends=(5, 25, 50, 100),
+)
+"""What `measure.py` of ../landscape shows."""
+
+
 def main() -> None:
     options = parse()
     study = Study(options.out, QUICK if options.quick else FULL, options.model, options.road)
     if options.systems:
+        until = time.monotonic() + 3600 * options.hours
         for system in options.systems:
-            study.rows(system)
+            if time.monotonic() < until:
+                study.rows(system)
         return
     chosen = options.experiments or [*COMPARISONS, *ALONE]
     compared = [COMPARISONS[name] for name in chosen if name in COMPARISONS]
@@ -247,9 +255,10 @@ def share_work(options: argparse.Namespace, systems: Sequence[str]) -> None:
     deadline = time.monotonic() + 3600 * options.hours
 
     def make(group: list[str]) -> None:
-        for system in sorted(group, key=lambda system: (system.startswith("grpo"), updates(system))):
-            if time.monotonic() < deadline:
-                subprocess.run([*words, "--systems", system], check=True, env=environment)
+        ordered = sorted(group, key=lambda system: (system.startswith("grpo"), updates(system)))
+        hours = (deadline - time.monotonic()) / 3600
+        command = [*words, "--hours", str(hours), "--systems", *ordered]
+        subprocess.run(command, check=True, env=environment)
 
     with ThreadPoolExecutor(options.workers) as pool:
         list(pool.map(make, groups.values()))

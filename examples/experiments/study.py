@@ -288,6 +288,7 @@ class Study:
             if not kept.exists():
                 self.make_videos(system)
                 row = {"system": system, "prompt": prompt, "seed": seed}
+                row |= {"minutes": short(self.minutes(system))} if "@" in system else {}
                 row |= self._measured(system, prompt, seed)
                 self._keep(system, prompt, seed, json.dumps(row))
             found.append(json.loads(kept.read_text()))
@@ -298,13 +299,16 @@ class Study:
         return all(self._kept(system, *each).exists() for each in product(self.prompts, self.seeds))
 
     def pack(self, folder: Path) -> None:
-        """Every finished system's rows into a file of its own, a line each."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Every finished system's rows into a file of its own."""
         for measured in sorted(self.out.glob("measured/*")):
             if self.finished(measured.name):
-                lines = [f"{file.read_text()}\n" for file in sorted(measured.glob("*.json"))]
-                packed = gzip.compress("".join(lines).encode(), mtime=0)
-                atomic_write(folder / f"{measured.name}.jsonl.gz", packed)
+                self.pack_system(measured.name, folder)
+
+    def pack_system(self, system: str, folder: Path) -> None:
+        """A line a video."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{json.dumps(row)}\n" for row in self.rows(system))
+        atomic_write(folder / f"{system}.jsonl.gz", gzip.compress(lines.encode(), mtime=0))
 
     def unpack(self, folder: Path) -> None:
         """The other way round: nothing of what is in these files will be measured again."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.data.prompts import How
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.requests import GenerateOptions, plan
@@ -38,7 +39,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--model", default="toyworld")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--scene", action="append", help="a prompt; the scenes share the time")
     parser.add_argument("--seconds", type=float, default=40)
     parser.add_argument("--seed", type=int, default=0)

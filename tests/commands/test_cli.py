@@ -15,7 +15,7 @@ import typer
 from conftest import Sfpp
 
 import sfpp_cli
-from sfpp_cli import __version__
+from sfpp_cli import DEFAULT_MODEL, __version__
 from sfpp_cli.app import app
 
 pytest_plugins = ["tiny_bundle"]
@@ -161,7 +161,7 @@ def test_our_own_bugs_show_their_traceback(sfpp: Sfpp, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("sfpp_cli.models.summary.summarise", broken)
     with pytest.raises(ZeroDivisionError):
-        sfpp("weights", "show", "toyworld")
+        sfpp("weights", "show", DEFAULT_MODEL)
 
 
 def test_the_process_itself_exits_as_told() -> None:

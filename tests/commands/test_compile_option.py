@@ -11,9 +11,11 @@ from conftest import Sfpp
 from safetensors.torch import load_file
 from tiny import rounding
 
-RECIPE = """
+from sfpp_cli import DEFAULT_MODEL
+
+RECIPE = f"""
 objective = "dmd"
-model = "toyworld"
+model = "{DEFAULT_MODEL}"
 prompts = "prompts.txt"
 [dmd]
 method = "self-forcing"

@@ -18,6 +18,7 @@ from conftest import Sfpp
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.video.reader import probe, read_metadata
 
@@ -63,7 +64,10 @@ def test_killed_at_random_moments_a_batch_with_scenes_starts_and_a_lora_resumes_
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     size = (
-        Bundle("toyworld").load_student(torch.device("cpu"), torch.float32).blocks[0].attn1.to_q.out_features
+        Bundle(DEFAULT_MODEL)
+        .load_student(torch.device("cpu"), torch.float32)
+        .blocks[0]
+        .attn1.to_q.out_features
     )
     query = "diffusion_model.blocks.0.self_attn.q"
     down, up = torch.randn(2, size), torch.randn(size, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sfpp_cli import __version__
+from sfpp_cli import DEFAULT_MODEL, __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,14 +35,15 @@ def test_a_wheel_holds_code_data_and_weights_and_nothing_else(wheel: Path) -> No
     assert wheel.name == f"sfpp-{__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"sfpp_cli/{name}" for name in (*files("sfpp_cli"), *files(".", "weights"))}
-    for needed in ("py.typed", "weights/toyworld/sfpp.json", "evaluation/report/templates/report.css"):
+    settings = f"weights/{DEFAULT_MODEL}/sfpp.json"
+    for needed in ("py.typed", settings, "evaluation/report/templates/report.css"):
         assert f"sfpp_cli/{needed}" in expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
 def test_an_installed_wheel_finds_its_weights_and_templates(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "from sfpp_cli.models.hub import resolve; print(resolve('toyworld'))"
+    code = f"from sfpp_cli.models.hub import resolve; print(resolve('{DEFAULT_MODEL}'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -51,7 +52,7 @@ def test_an_installed_wheel_finds_its_weights_and_templates(wheel: Path, tmp_pat
         capture_output=True,
         text=True,
     )
-    assert Path(done.stdout.strip()) == (tmp_path / "site/sfpp_cli/weights/toyworld").resolve()
+    assert Path(done.stdout.strip()) == (tmp_path / "site/sfpp_cli/weights" / DEFAULT_MODEL).resolve()
 
 
 @pytest.mark.slow
@@ -77,8 +78,8 @@ def test_a_wheel_works_away_from_the_source_tree(wheel: Path, tmp_path: Path) ->
     assert Path(python("-c", "import sfpp_cli; print(sfpp_cli.__file__)").strip()).is_relative_to(site)
     sfpp = ("-m", "sfpp_cli")
     python(*sfpp, "generate", "--frames", "9", "-o", "v.mp4")
-    python(*sfpp, "generate", "--frames", "9", "-o", "w.mp4", "--student", "toyworld:self-forcing")
+    python(*sfpp, "generate", "--frames", "9", "-o", "w.mp4", "--student", f"{DEFAULT_MODEL}:self-forcing")
     python(*sfpp, "evaluate", "v.mp4", "w.mp4", "--out", "report")
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
-    assert "toyworld:ode" in python(*sfpp, "weights", "list")
+    assert f"{DEFAULT_MODEL}:ode" in python(*sfpp, "weights", "list")
     assert "checkpoint" in python(*sfpp, "train", "recipe.toml", "--dry-run")

@@ -15,6 +15,7 @@ import torch
 from conftest import Sfpp
 from torch import Tensor
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import Made, Moment, cpu_threads
@@ -36,7 +37,7 @@ PROMPT = "a red circle bouncing over a blue background"
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     options = ModelOptions(device=CPU, dtype=torch.float32)
-    return Generator.load(Bundle("toyworld"), options, [PROMPT], Silent())
+    return Generator.load(Bundle(DEFAULT_MODEL), options, [PROMPT], Silent())
 
 
 def wish(frames: int, folder: Path = Path()) -> Request:
@@ -139,7 +140,7 @@ def test_a_small_model_gets_one_thread_and_a_large_frame_what_there_is(generator
 
 def test_the_number_of_cores_changes_neither_latents_nor_video(tmp_path: Path) -> None:
     options = ModelOptions(device=CPU, dtype=torch.float32)
-    bundle = Bundle("toyworld")
+    bundle = Bundle(DEFAULT_MODEL)
     files = []
     for count in (1, 3):
         request = wish(20, tmp_path / str(count))
@@ -203,7 +204,7 @@ def test_the_first_picture_waits_for_no_other(generator: Generator) -> None:
 def test_a_chunk_is_on_disk_before_it_is_decoded(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = describe_model(Bundle("toyworld"), ModelOptions(device=CPU, dtype=torch.float32))
+    model = describe_model(Bundle(DEFAULT_MODEL), ModelOptions(device=CPU, dtype=torch.float32))
     job = Job(wish(45, tmp_path), model)
     record = 4 * int(np.prod(generator.chunk_shape(job.request)))
     logged: list[int] = []
@@ -270,7 +271,7 @@ def test_the_decoder_may_be_elsewhere(sfpp: Sfpp, tmp_path: Path) -> None:
     assert err.startswith("error: --decoder-device cuda:1: no CUDA device is available here")
     assert len(err.splitlines()) == 1
     options = ModelOptions(device=torch.device("cuda"), dtype=torch.float32, decoder_device=CPU)
-    assert describe_model(Bundle("toyworld"), options)["decoder_device"] == "cpu"
+    assert describe_model(Bundle(DEFAULT_MODEL), options)["decoder_device"] == "cpu"
 
 
 def test_verbose_says_how_many_threads(sfpp: Sfpp) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.geometry import Timeline
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation.requests import GenerateOptions, check_outputs, parse_seeds, plan
@@ -22,7 +23,7 @@ PROMPT = "a red circle"
 @pytest.fixture(scope="module")
 def model() -> Layout:
     """64x64 pixels at 16 frames a second."""
-    return Layout("toyworld")
+    return Layout(DEFAULT_MODEL)
 
 
 def test_importing_it_loads_no_torch() -> None:

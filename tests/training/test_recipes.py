@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.errors import UserError
@@ -54,7 +55,7 @@ steps = 10
 """
 STUDENT = StudentRecipe(
     objective="ode",
-    model="toyworld",
+    model=DEFAULT_MODEL,
     pairs=Pairs(prompts='with "quotes", \\ and\ttabs', count=8, folder="Ordner/Übung", guidance=2.5),
     training=Training(steps=10, lr=3e-7, betas=(0.5, 0.999), decay="cosine"),
     init="runs/x/step-000010/student",

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_training import untimed
 
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import seeded
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.data import latents, trajectories
@@ -32,9 +33,9 @@ from sfpp_cli.video.reader import probe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAN = EXAMPLES / "wan-1.3b"
-STUDENT = """
+STUDENT = f"""
 objective = "ode"
-model = "toyworld"
+model = "{DEFAULT_MODEL}"
 [pairs]
 prompts = "prompts.txt"
 count = 3
@@ -50,9 +51,9 @@ ema_start = 1
 save_every = 1
 """
 
-TEACHER = """
+TEACHER = f"""
 objective = "flow-matching"
-model = "toyworld"
+model = "{DEFAULT_MODEL}"
 train_text_encoder = true
 [data]
 latents = "latents"
@@ -65,9 +66,9 @@ save_every = 1
 """
 
 
-MATCHING = """
+MATCHING = f"""
 objective = "dmd"
-model = "toyworld"
+model = "{DEFAULT_MODEL}"
 prompts = "prompts.txt"
 [dmd]
 method = "self-forcing++"
@@ -277,7 +278,7 @@ def test_adapters_alone_learn_and_are_folded_in(sfpp: Sfpp, tmp_path: Path) -> N
     )
     assert code == 0
     trained = weights(tmp_path / "run/step-000002/student")
-    base = weights(Path(resolve("toyworld")) / "transformer")
+    base = weights(Path(resolve(DEFAULT_MODEL)) / "transformer")
     assert trained.keys() == base.keys(), "a plain student again"
     moved = {key for key in base if not torch.equal(base[key].float(), trained[key])}
     assert moved
@@ -388,7 +389,7 @@ def test_small_runs_use_one_thread_and_large_ones_what_there_is() -> None:
     recipe = read_recipe(
         EXAMPLES / "toyworld" / "self-forcing-pp.toml", MatchingRecipe, overrides={"training.batch": "8"}
     )
-    toy = operations(recipe, Layout("toyworld"), ranks)
+    toy = operations(recipe, Layout(DEFAULT_MODEL), ranks)
     assert toy == pytest.approx(2 * 1.8e6 * 8 * 21 * 16, rel=0.2)
     with cpu_threads(7):
         assert threads_for(toy) == 1

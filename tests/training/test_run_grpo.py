@@ -12,11 +12,12 @@ from conftest import Sfpp
 from safetensors.torch import load_file
 
 import sfpp_cli
+from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.training.preview import Previewer
 
-GRPO = """
+GRPO = f"""
 objective = "grpo"
-model = "toyworld"
+model = "{DEFAULT_MODEL}"
 prompts = "prompts.txt"
 [grpo]
 frames = 12
@@ -67,7 +68,7 @@ def test_adapters_alone_may_learn(sfpp: Sfpp, tmp_path: Path) -> None:
     """They are folded into a student of the plain layout; what has no adapter stays as it was."""
     options = ("--set", "lora_rank=2", "--set", "training.gradient_checkpointing=true", "--steps", "1")
     assert sfpp("train", "grpo.toml", "--out", "run", *options)[0] == 0
-    before = weights(Path(sfpp_cli.__file__).parents[1] / "weights" / "toyworld" / "transformer")
+    before = weights(Path(sfpp_cli.__file__).parents[1] / "weights" / DEFAULT_MODEL / "transformer")
     after = weights(tmp_path / "run/step-000001/student")
     assert after.keys() == before.keys()
     changed = {key for key in before if not torch.equal(after[key].float(), before[key].float())}
