@@ -11,10 +11,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.data.landscape import parse_caption
+from sfpp_cli.data.landscape import FPS, parse_caption
 from sfpp_cli.models.bundle import Bundle
+from sfpp_cli.models.settings import SETTINGS, Settings
 
 pytest_plugins = ["tiny_bundle"]
 LANDSCAPE = Path(__file__).parents[2] / "examples" / "landscape"
@@ -27,14 +29,15 @@ def work(tiny_bundle: Path, tmp_path: Path) -> Path:
     work = tmp_path / "work"
     for part in ("vae", "tokenizer", "scheduler"):
         shutil.copytree(tiny_bundle / part, work / "init" / part)
-    shutil.copy(tiny_bundle / "sfpp.json", work / "init")
+    settings = Settings.read(tiny_bundle / SETTINGS).changed({"fps": FPS})
+    settings.write(work / "init" / SETTINGS)
     shutil.copytree(tiny_bundle / "teacher", work / "teacher" / "transformer")
     shutil.copytree(tiny_bundle / "text_encoder", work / "teacher" / "text_encoder")
     student = CausalWanModel.from_pretrained(tiny_bundle / "transformer")
     for number, name in enumerate(STUDENTS):
         next(student.parameters()).data.fill_(number)
         student.save_pretrained(work / "students" / name)
-        shutil.copy(tiny_bundle / "sfpp.json", work / "students" / name)
+        settings.write(work / "students" / name / SETTINGS)
     return work
 
 
@@ -90,3 +93,19 @@ def test_every_scene_is_told_once_and_no_caption_is_both_learned_and_measured(pr
     for name in ("validation", "test"):
         directions = [parse_caption(caption).direction for caption in told[name]]
         assert 0.25 < directions.count("left") / len(directions) < 0.75
+
+
+@pytest.mark.slow
+def test_one_command_measures_and_shows_the_students(work: Path, tmp_path: Path) -> None:
+    assert embed(work, tmp_path / "model").returncode == 0
+    shown = tmp_path / "shown"
+    command = [sys.executable, str(LANDSCAPE / "measure.py"), "--quick", "--model", str(tmp_path / "model")]
+    command += ["--out", str(tmp_path / "out"), "--shown", str(shown)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    text = (shown / "README.md").read_text()
+    assert "| Self-Forcing++: in the world to 5 s, % | 82 (" in text, "the first world's own, from its rows"
+    assert {path.name for path in shown.glob("*.jsonl.gz")} == {
+        f"{system}.jsonl.gz" for system in ("world", "ode", "self-forcing", "self-forcing-pp")
+    }
+    for picture in ("hero.gif", "students.gif", "claim.png", "sheets/00.png", "sheets/01.png"):
+        Image.open(shown / picture).verify()
