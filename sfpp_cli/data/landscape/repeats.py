@@ -46,4 +46,5 @@ def seen_before(frames: Tensor, speed: Tensor) -> Tensor:
 def _normalised(strips: Tensor) -> Tensor:
     """Strips [N, rows, W] as vectors of length 1 whose rows have mean 0: [N, rows W]."""
     centred = (strips - strips.mean(2, keepdim=True)).flatten(1)
-    return centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    length: Tensor = centred.norm(dim=1, keepdim=True)
+    return centred / length.clamp_min(1e-6)
