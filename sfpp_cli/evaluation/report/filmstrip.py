@@ -42,13 +42,23 @@ def filmstrip(video: Video) -> list[Still]:
     stills: dict[int, tuple[Frames, str]] = {}
     if not wanted:
         return []
-    with decoding(Path(str(video.get("path")))) as frames:
+    with decoding(Path(str(video.get("path"))), _size(video)) as frames:
         for index, frame in enumerate(frames):
             if index in wanted:
                 stills[index] = (frame, wanted[index])
             if len(stills) == len(wanted):
                 break
     return [_still(frame, words, index / fps) for index, (frame, words) in stills.items()]
+
+
+def _size(video: Video) -> tuple[int, int] | None:
+    """Of the pictures, so that a long video need not come in full size; None where its own is not known."""
+    width = video.get("width")
+    height = video.get("height")
+    if not width or not height:
+        return None
+    shrink = min(1.0, THUMB / max(width, height))
+    return max(1, round(width * shrink)), max(1, round(height * shrink))
 
 
 def _indices(video: Video, fps: float) -> dict[int, str]:
