@@ -268,6 +268,18 @@ def test_every_system_is_in_the_answer_and_chance_is_called_so(tmp_path: Path) -
     assert "is not known to be more than chance" in page.words
 
 
+def test_of_one_system_without_a_fault_its_stability_is_said(tmp_path: Path) -> None:
+    scores = (90.0, 93.0, 96.0)
+    silent = {"flicker": {"fired": False, "onset_seconds": None}}
+    videos = [
+        entry(f"{score}.mp4", prompt=str(score), metrics={"local_stability": score}, verdicts=silent)
+        for score in scores
+    ]
+    page = Page(write_report(result(*videos), tmp_path))
+    assert "No fault found in 3 videos" in page.words
+    assert "Local stability 93 (95 % interval 90 to 96) of 100." in page.words
+
+
 def test_many_systems_share_colours_by_dashes(tmp_path: Path) -> None:
     videos = [
         entry(f"{index}.mp4", system=f"system {index}", prompt=str(index), curves={}) for index in range(8)
@@ -277,6 +289,7 @@ def test_many_systems_share_colours_by_dashes(tmp_path: Path) -> None:
     check(page)
     assert "8 videos \N{MIDDLE DOT} 8 systems \N{MIDDLE DOT} 8 prompts" in page.words
     assert page.words.count("No prompt in common") == 28
+    assert "4 others are below." in page.words
     assert page.all("path", "dashed")
     assert not page.all("path", "band")
 

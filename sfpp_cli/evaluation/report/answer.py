@@ -16,7 +16,7 @@ from sfpp_cli.evaluation.report import labels
 JUDGED_BY = ("visual_stability", "local_stability")
 """What systems are ranked by, the first that all of them have."""
 KINDS = 3
-"""So many kinds of faults are named in a sentence."""
+"""So many kinds of faults, or systems, are named in a sentence."""
 DECIMALS = 2
 """More of them say nothing on a scale of 100."""
 
@@ -148,6 +148,9 @@ def lead(ranks: Sequence[Standing], videos: Sequence[Video], compared: Mapping[s
         said.append(_ahead(ranks, metric))
     if len(videos) == 1:
         said += _sentences(videos[0])
+    elif len(ranks) == 1 and metric and not ranks[0].failing:
+        assert ranks[0].mean is not None  # all have the metric that they are ranked by
+        said.append(f"{labels.label(metric).title} {_with_interval(ranks[0].mean, '95 % interval ')} of 100.")
     elif not said and any(rank.judged for rank in ranks):
         said.append(" ".join(_failing(rank, len(ranks) > 1) for rank in ranks if rank.judged))
     return said
@@ -160,6 +163,8 @@ def _ahead(ranks: Sequence[Standing], metric: str) -> str:
     said = f"{name} of {best.name}: {_with_interval(best.mean, '95 % interval ')} of 100"
     leads = [f"{_with_interval(rank.lead)} above {rank.name}" for rank in ranks[1:] if rank.lead is not None]
     unclear = [rank.name for rank in ranks[1:] if rank.lead and not is_clear(rank.lead)]
+    if len(leads) > KINDS:
+        leads[KINDS:] = [f"{len(leads) - KINDS} others are below"]
     if leads:
         said += f"; {labels.listed(leads)}"
     said += "."
