@@ -12,7 +12,8 @@ from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import Job, describe_model, jobs_of
 from sfpp_cli.generation.limits import check_fits
-from sfpp_cli.generation.requests import GenerateOptions, Request, check_outputs, plan
+from sfpp_cli.generation.outputs import check_outputs
+from sfpp_cli.generation.requests import GenerateOptions, Request, plan
 from sfpp_cli.generation.share import Share
 from sfpp_cli.generation.together import follow, lead, tell
 from sfpp_cli.models.bundle import Bundle
@@ -29,7 +30,7 @@ def make_all(
     """
     model.sampler(bundle.settings)  # refuses a context that cannot be, before anything else is done
     requests = plan(options, bundle)
-    check_outputs(requests)
+    check_outputs(requests, options)
     for line in dict.fromkeys(line for request in requests for line in request.said()):
         progress.say(line)
     check_fits(requests, bundle, model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ from torch import Tensor
 from sfpp_cli import __version__
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, used_megabytes
-from sfpp_cli.errors import InUse, UserError
+from sfpp_cli.errors import InUse
 from sfpp_cli.files import atomic_write, lock_of, owned, remove, replacing, sweep
 from sfpp_cli.generation.generator import Generator, ModelOptions, Piece
 from sfpp_cli.generation.pipeline import Pipeline
@@ -37,8 +36,6 @@ from sfpp_cli.video.sheet import SheetSampler, contact_sheet
 from sfpp_cli.video.writer import VideoWriter, output_path
 
 SHEET_FRAMES = 24
-NAME_BYTES = 255
-"""The longest name of a file that Linux and macOS take."""
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
@@ -144,24 +141,6 @@ class Job:
         other = {name: found.get(name) for name in self.description}
         besides = ("model", "versions")
         return found.get("key") != self.key and _digest(other, besides) == _digest(self.description, besides)
-
-    def check(self, *, sheet: bool, save_latents: bool) -> None:
-        """UserError for what would be in the way when all is done: of files, their names and the encoder."""
-        out = self.request.out
-        beside = [self.sidecar]
-        if sheet:
-            beside.append(out.with_suffix(".sheet.png"))
-        if save_latents:
-            beside.append(out.with_suffix(".safetensors"))
-        frames = [out.with_name(f"{out.stem}-000001.png")] if out.suffix.lower() == ".png" else []
-        for path in (out, *beside, *frames):
-            length = len(os.fsencode(path.name))
-            if length > NAME_BYTES:
-                raise UserError(
-                    f"{path}: a name of {length} bytes, and {NAME_BYTES} are possible; shorten --out"
-                )
-        for path in filter(Path.is_dir, beside):
-            raise UserError(f"{path} is a directory, where a file beside {out} goes; choose another --out")
 
     def interrupted(self) -> bool:
         """Whether this very request was begun and not finished; what has its name is then its own."""

@@ -10,7 +10,8 @@ from typing import Any
 from sfpp_cli.generation.batch import make
 from sfpp_cli.generation.generator import Generator, ModelOptions
 from sfpp_cli.generation.job import describe_model, jobs_of
-from sfpp_cli.generation.requests import GenerateOptions, check_outputs, plan
+from sfpp_cli.generation.outputs import check_outputs
+from sfpp_cli.generation.requests import GenerateOptions, plan
 from sfpp_cli.generation.share import Share
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Silent
@@ -111,7 +112,7 @@ class Model:
             overwrite=overwrite,
         )
         requests = plan(options, self._bundle)
-        check_outputs(requests)
+        check_outputs(requests, options)
         jobs = jobs_of(requests, self._description)
         with Share(jobs, options, self._progress, wait=False) as share:
             (made,) = share.run(lambda job: make(job, self._generator, options, self._progress))

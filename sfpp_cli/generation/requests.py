@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, get_args
 
 from sfpp_cli.core.geometry import Timeline
 from sfpp_cli.data.prompts import LONGEST, How, PromptLine, read_prompts, scenes_line, slug
-from sfpp_cli.errors import UserError, reason
-from sfpp_cli.files import nearest_folder
+from sfpp_cli.errors import UserError
 from sfpp_cli.generation.start import Start, Target, read_start
 from sfpp_cli.models.layout import Layout
-from sfpp_cli.video.writer import EXTENSIONS, output_path
+from sfpp_cli.video.writer import EXTENSIONS
 
 DEFAULT_SECONDS = 10.0
 MIN_FPS = 0.01
@@ -164,48 +163,36 @@ def plan(options: GenerateOptions, model: Layout) -> list[Request]:
 
     requests = []
     for position, (line, seed) in enumerate(videos, start=1):
-        path, drop = _start(options, line)
-        start = start_of(path, drop) if path else None
-        frames = _frames(options, line, fps)
-        given = start.frames - start.hidden if start else 0
-        request = Request(
-            prompt=line.prompt,
-            seed=seed,
-            frames=given + frames,
-            width=width,
-            height=height,
-            fps=fps,
-            out=_out(options, line, seed, position, len(videos)),
-            scenes=_scenes(line, fps, frames, start, model),
-            start=start,
-        )
-        requests.append(request)
+        with _named(line, options):
+            path, drop = _start(options, line)
+            start = start_of(path, drop) if path else None
+            frames = _frames(options, line, fps)
+            given = start.frames - start.hidden if start else 0
+            request = Request(
+                prompt=line.prompt,
+                seed=seed,
+                frames=given + frames,
+                width=width,
+                height=height,
+                fps=fps,
+                out=_out(options, line, seed, position, len(videos)),
+                scenes=_scenes(line, fps, frames, start, model),
+                start=start,
+            )
+            requests.append(request)
     return requests
 
 
-def check_outputs(requests: Sequence[Request]) -> None:
-    """See that every video has a name of its own, in a folder that can be written."""
-    owners: dict[Path, Path] = {}
-    for request in requests:
-        # The files beside a video are called as it is but for the extension, so that part has to differ.
-        other = owners.setdefault(request.out.with_suffix(""), request.out)
-        if other is not request.out:
-            raise UserError(
-                f"{other} and {request.out} share a name: give every video its own 'out', "
-                "and leave --seeds to lines without"
-            )
-    for folder in dict.fromkeys(request.out.parent for request in requests):
-        _check_writable(folder)
-
-
-def refuse_existing(requests: Sequence[Request]) -> None:
-    """Never replace a file unasked."""
-    existing = [request.out for request in requests if output_path(request.out).exists()]
-    if existing:
-        more = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
-        raise UserError(
-            f"{existing[0]}{more}: use --overwrite, another --out, or --resume if it is this very video"
-        )
+@contextmanager
+def _named(line: PromptLine, options: GenerateOptions) -> Iterator[None]:
+    """A UserError in the block says which line of a file it is about."""
+    try:
+        yield
+    except UserError as error:
+        if options.prompts is None:
+            raise
+        prompt = shorten(line.prompt, 40, placeholder="...")
+        raise UserError(f"{options.prompts}, '{prompt}': {error}") from error
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -338,14 +325,3 @@ def _out(options: GenerateOptions, line: PromptLine, seed: int, position: int, t
             f"{out}: unknown kind of video '{out.suffix}'; end the name in {', '.join(EXTENSIONS)}"
         )
     return out
-
-
-def _check_writable(folder: Path) -> None:
-    """See that a file can be written into the folder, or into what exists of its path; none is left."""
-    try:
-        with tempfile.TemporaryFile(dir=nearest_folder(folder)) as probe:
-            probe.write(os.urandom(4096))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({reason(error)}): choose another folder, or make room"
-        ) from error

@@ -11,7 +11,8 @@ from typing import Any, Self
 from sfpp_cli.errors import InUse, UserError
 from sfpp_cli.files import sweep
 from sfpp_cli.generation.job import Job, find_finished
-from sfpp_cli.generation.requests import GenerateOptions, refuse_existing
+from sfpp_cli.generation.outputs import refuse_existing
+from sfpp_cli.generation.requests import GenerateOptions
 from sfpp_cli.progress import Progress
 from sfpp_cli.video.writer import check_encoder
 
@@ -40,8 +41,6 @@ class Share:
         self._progress = progress
         self._wait = wait
         self._held = ExitStack()
-        for job in jobs:
-            job.check(sheet=options.sheet, save_latents=options.save_latents)
         for request in {(job.request.out.suffix, job.request.fps): job.request for job in jobs}.values():
             check_encoder(request.out, (request.width, request.height), request.fps)
         for folder in dict.fromkeys(job.folder.parent for job in jobs):
@@ -131,7 +130,7 @@ class Share:
                     f"{job.path} is this very video, but made with other versions of "
                     f"{', '.join(job.description['versions'])}: use --overwrite to make it again"
                 )
-        refuse_existing([job.request for job in jobs])
+        refuse_existing([job.request for job in jobs], self._options)
 
 
 def _stamp(job: Job) -> tuple[int, int] | None:

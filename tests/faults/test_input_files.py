@@ -265,3 +265,39 @@ def test_stdout_is_empty_where_nothing_was_measured(sfpp: Sfpp, tmp_path: Path, 
     assert bool(out) == json_
     if json_:
         assert json.loads(out)["failed"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "flag"), [(".json", None), (".sheet.png", "--sheet"), (".safetensors", "--save-latents")]
+)
+def test_a_file_beside_a_video_is_not_replaced_unasked(
+    sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path, ending: str, flag: str | None
+) -> None:
+    """Somebody's own, or of another video that differs in its kind alone."""
+    mine = tmp_path / f"v{ending}"
+    mine.write_text("mine")
+    command = ["generate", "--model", str(tiny_bundle), "--frames", "1", "-o", "v.mp4", *filter(None, [flag])]
+    for more in ([], ["--resume"]):
+        code, _, err = sfpp(*command, *more)
+        assert code == 2
+        assert f"v{ending} exists: use --overwrite" in err
+        assert mine.read_text() == "mine"
+    assert sfpp(*command, "--overwrite")[0] == 0
+    (tmp_path / "v.mp4").unlink()
+    assert sfpp(*command)[0] == 0, "what is left of a video of this name is no obstacle"
+    before = (tmp_path / "v.json").read_bytes()
+    code, _, err = sfpp(*command[:-1], "v.gif") if flag is None else sfpp(*command, "-o", "v.gif")
+    assert code == 2
+    assert "v.json" in err
+    assert (tmp_path / "v.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line", ['"scenes": [{"prompt": "b"}, {"prompt": "c", "at": 99}]', '"prompt": "b", "start": "no.mp4"']
+)
+def test_what_is_wrong_with_a_line_names_it(sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path, line: str) -> None:
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a red circle"}}\n{{{line}}}\n')
+    code, _, err = sfpp("generate", "--model", str(tiny_bundle), "--prompts", "p.jsonl")
+    assert code == 2
+    assert err.startswith("error: p.jsonl, 'b': ")
+    assert err.count("\n") == 1

@@ -14,7 +14,8 @@ import pytest
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.geometry import Timeline
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.requests import GenerateOptions, check_outputs, parse_seeds, plan
+from sfpp_cli.generation.outputs import check_outputs
+from sfpp_cli.generation.requests import GenerateOptions, parse_seeds, plan
 from sfpp_cli.models.layout import Layout
 
 PROMPT = "a red circle"
@@ -100,21 +101,40 @@ def test_a_size_that_fits(model: Layout) -> None:
 
 def test_videos_may_not_share_what_lies_beside_them(model: Layout, tmp_path: Path) -> None:
     (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "a.mp4"), model)
-    check_outputs([request, replace(request, out=tmp_path / "b.mp4")])
+    check_outputs([request, replace(request, out=tmp_path / "b.mp4")], GenerateOptions())
     with pytest.raises(UserError, match=r"a\.mp4 and .*a\.gif share a name"):
-        check_outputs([request, replace(request, out=tmp_path / "a.gif")])
+        check_outputs([request, replace(request, out=tmp_path / "a.gif")], GenerateOptions())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a.mp4", "a.mp4/b.mp4"),
+        ("a.mp4", "a.json/b.mp4"),
+        ("a.png", "a/b.mp4"),
+        ("a.mp4", "a.sheet.png/c/b.gif"),
+    ],
+)
+def test_a_video_may_not_lie_in_a_file_of_another(
+    first: str, second: str, model: Layout, tmp_path: Path
+) -> None:
+    (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / first), model)
+    other = replace(request, out=tmp_path / second)
+    for requests in ([request, other], [other, request]):
+        with pytest.raises(UserError, match=r"is a file of another video"):
+            check_outputs(requests, GenerateOptions(sheet=True))
 
 
 def test_a_folder_that_cannot_be_written_is_refused(model: Layout, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "file" / "a.mp4"), model)
     with pytest.raises(UserError, match=r"cannot write to .*file \(Not a directory\)"):
-        check_outputs([request])
+        check_outputs([request], GenerateOptions())
 
 
 def test_a_folder_is_not_made_before_it_is_needed(model: Layout, tmp_path: Path) -> None:
     (request,) = plan(GenerateOptions(prompt=PROMPT, out=tmp_path / "new" / "a.mp4"), model)
-    check_outputs([request])
+    check_outputs([request], GenerateOptions())
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,7 @@ from clips import shim
 from sfpp_cli.errors import InUse, UserError
 from sfpp_cli.generation import job as job_module
 from sfpp_cli.generation.job import Job, jobs_of
+from sfpp_cli.generation.outputs import check_outputs
 from sfpp_cli.generation.requests import GenerateOptions, Request
 from sfpp_cli.generation.share import Share
 from sfpp_cli.progress import Silent
@@ -214,7 +215,7 @@ def test_what_would_be_in_the_way_at_the_end_is_refused_at_once(tmp_path: Path) 
         jobs = batch(folder, "a")
         jobs[0].request.out.with_suffix(suffix).mkdir(parents=True)
         with pytest.raises(UserError, match=r"0-a\.\w+(\.png)? is a directory"):
-            share(jobs, everything)
+            check_outputs([job.request for job in jobs], everything)
         assert len(list(folder.iterdir())) == 1
 
 
@@ -225,10 +226,12 @@ def test_what_would_be_in_the_way_at_the_end_is_refused_at_once(tmp_path: Path) 
 def test_names_as_long_as_the_system_takes(
     tmp_path: Path, suffix: str, options: GenerateOptions, fits: int
 ) -> None:
-    with share(batch(tmp_path, ["x" * (fits - 2)], suffix), options) as mine:
+    shorter, longer = (batch(tmp_path, ["x" * (fits - more)], suffix) for more in (2, 1))
+    check_outputs([job.request for job in shorter], options)
+    with share(shorter, options) as mine:
         assert mine.current
     with pytest.raises(UserError, match="a name of 256 bytes"):
-        share(batch(tmp_path, ["x" * (fits - 1)], suffix), options)
+        check_outputs([job.request for job in longer], options)
 
 
 @pytest.mark.parametrize("script", ["exit 1", "echo no encoder >&2; exit 1"])
