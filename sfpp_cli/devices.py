@@ -63,6 +63,15 @@ def pick_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a device's memory, in use or not; None where nobody says."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "cpu" and hasattr(os, "sysconf"):  # Windows has none
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
 def threads_for(operations: float) -> int:
     """CPU threads for the operations of a network's pass that takes so many floating-point operations.
 

@@ -78,13 +78,6 @@ def remove(folder: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Clear away what a killed process left of its unfinished `path`."""
-    if lock_of(path).exists() or _scratch_folder(path).exists():
-        with suppress(InUse), scratch(path, patience=0):
-            pass  # empty now, and gone
-
-
 def sweep(folder: Path) -> None:
     """Clear away what killed processes left in a folder that nobody can go on with, whatever it was to be."""
     for doomed in folder.glob(".sfpp-*.old"):
@@ -161,6 +154,11 @@ def nearest_folder(path: Path) -> Path:
     """What exists of a path. A name that is too long for the system, or holds what none may, does not."""
     whole = path.absolute()
     return next(part for part in (whole, *whole.parents) if os.path.exists(part))
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free where a folder is or will be."""
+    return shutil.disk_usage(nearest_folder(folder)).free
 
 
 def file_digest(path: Path) -> str:

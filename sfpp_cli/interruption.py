@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,17 +20,29 @@ UNFINISHED = "interrupted: what is finished is kept, what is not is gone, and th
 AT_ONCE = (
     "interrupted twice: stopped at once; the next run of this command clears up, and goes on with --resume"
 )
+DEAF = (
+    "interrupted amid work that cannot be: stopped at once; the next run of this command clears up, and goes "
+    "on with --resume"
+)
 ECHO = 0.1
 """Seconds in which a second signal is the same one: launchers pass on what the terminal has sent to all."""
 HOLD = 0.05
 """Seconds between two looks whether an import is over."""
 AGAIN = 0.5
 """Seconds after which an interrupt that is nowhere under way is taken for lost."""
+PATIENCE = 20.0
+"""Seconds in which Python has to hear of a first signal. It does not while a library computes or waits for
+other ranks, which may take half an hour."""
+IMPATIENCE = 1.0
+"""The same for a second signal."""
 
+_HEARD = b"\0"
 _has_timer = hasattr(signal, "setitimer")  # Windows has none
 at_stake: set[Path] = set()
 """Locks that this process holds: with none, it may end wherever it is."""
 _first: float | None = None
+_wake: int | None = None
+"""Where the system tells a thread of signals."""
 _signal = signal.SIGINT
 
 
@@ -42,16 +55,20 @@ def handled() -> Iterator[None]:
 
     Python drops what is raised in a destructor or a callback of C, such as the end of a generator that nobody
     reads on, and libraries may catch everything. So an interrupt that is lost is raised again, until it is
-    under way or the block ends.
+    under way or the block ends. Where no interrupt comes through at all, a thread ends the process.
     """
     before = {}
+    watched: AbstractContextManager[None] = nullcontext()
     shown = sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
+        if _wake is None and _has_timer:
+            watched = _watched()
         numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if _is_minded(number)]
         before = {number: signal.signal(number, _handle) for number in numbers}
         sys.unraisablehook = partial(_dropped, shown)
     try:
-        yield
+        with watched:
+            yield
     finally:
         answered()
         sys.unraisablehook = shown
@@ -68,6 +85,12 @@ def answered() -> None:
     """For whoever catches the KeyboardInterrupt and goes on: it is not raised again."""
     if seen() and _has_timer:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def heard() -> None:
+    """For handlers of signals: Python has run one."""
+    if _wake is not None:
+        os.write(_wake, _HEARD)
 
 
 def exit_code() -> int:
@@ -91,6 +114,7 @@ def _is_minded(number: signal.Signals) -> bool:
 def _handle(number: int, frame: FrameType | None) -> None:
     global _first, _signal
     now = time.monotonic()
+    heard()
     if _first is not None:
         if now - _first > ECHO:
             _end(AT_ONCE)
@@ -100,6 +124,55 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if _is_importing(frame) and not at_stake:
         _end(STARTING)
     _interrupt(number, frame)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Have a thread told of signals by the system itself, for as long as the block runs."""
+    global _wake
+    ours, _wake = os.pipe()
+    os.set_blocking(_wake, False)
+    before = signal.set_wakeup_fd(_wake, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(_wake)
+        _wake = None
+
+
+def _watch(told: int) -> None:
+    """End the process if the main thread does not hear in time of a signal whose number comes here."""
+    global _signal
+    count = 0
+    last = 0.0
+    is_heard = True
+    while True:
+        patience = None if is_heard else PATIENCE if count == 1 else IMPATIENCE
+        # The second look lets the main thread go first, where it has kept all others waiting.
+        if not any(select.select([told], [], [], wait)[0] for wait in (patience, ECHO)):
+            _end(DEAF if count == 1 else AT_ONCE)
+        number = os.read(told, 1)
+        if not number:
+            os.close(told)
+            return
+        if number == _HEARD:
+            is_heard = True
+        elif number[0] in (signal.SIGINT, signal.SIGTERM):
+            now = time.monotonic()
+            count += now - last > ECHO
+            last = now
+            is_heard = False
+            _signal = signal.Signals(number[0])
+
+
+def _forget() -> None:
+    """In a forked process, whose signals do not concern this one."""
+    global _wake
+    if _wake is not None:
+        signal.set_wakeup_fd(-1)
+        _wake = None
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -144,3 +217,7 @@ def _end(line: str) -> NoReturn:
     """Say a line and be gone, wherever the process is."""
     os.write(2, f"error: {line}\n".encode())
     leave(exit_code())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -26,8 +26,8 @@ from sfpp_cli.files import (
     natural,
     owned,
     remove,
-    remove_leftovers,
     replacing,
+    sweep,
 )
 
 
@@ -120,11 +120,16 @@ with replacing(Path({str(path)!r})) as part:
     assert len(list(path.parent.glob(".sfpp-*"))) == 2
 
 
-@pytest.mark.parametrize("clear", [remove_leftovers, lambda path: atomic_write(path, "whole")])
-def test_leftovers_of_a_killed_process_go(tmp_path: Path, clear: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("next_write", [atomic_write, None])
+def test_leftovers_of_a_killed_process_go(
+    tmp_path: Path, next_write: Callable[[Path, str], None] | None
+) -> None:
     path = tmp_path / "a[1].mp4"
     killed_while_writing(path)
-    clear(path)
+    if next_write is None:
+        sweep(tmp_path)
+    else:
+        next_write(path, "whole")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["whole"] * path.exists()
 
 
@@ -132,7 +137,7 @@ def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with replacing(path) as part:
         part.write_text("half")
-        remove_leftovers(path)
+        sweep(tmp_path)
         part.write_text(part.read_text() + "whole")
     assert path.read_text() == "halfwhole"
 

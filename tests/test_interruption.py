@@ -226,3 +226,58 @@ with interruption.handled():
     time.sleep(2 * interruption.AGAIN)
 """
     assert run(script, tmp_path, signals=())[:2] == (0, "")
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_where_python_hears_nothing_the_process_ends(signals: int, tmp_path: Path) -> None:
+    """A library that waits for other ranks lets other threads run, but looks for no signals."""
+    patience = f"interruption.{'PATIENCE' if signals == 1 else 'IMPATIENCE'} = 0.5"
+    script = f"""
+import ctypes
+from sfpp_cli import interruption
+{patience}
+mutex = ctypes.create_string_buffer(256)
+with interruption.handled():
+    print(1, flush=True)
+    for _ in range(2):  # nobody unlocks it
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+    returned, err, seconds = run(script, tmp_path, signals=((0.2, signal.SIGTERM),) * signals)
+    assert (returned, err.count("\n")) == (143, 1)
+    assert ("interrupted twice" in err) == (signals == 2)
+    assert seconds < 10
+
+
+def test_a_block_without_signals_leaves_nothing(tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, threading, time
+from sfpp_cli import interruption
+before = os.listdir("/proc/self/fd"), signal.set_wakeup_fd(-1), sys.unraisablehook
+for _ in range(3):
+    with interruption.handled():
+        pass
+while threading.active_count() > 1:
+    time.sleep(0.01)
+assert before == (os.listdir("/proc/self/fd"), signal.set_wakeup_fd(-1), sys.unraisablehook)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    assert run(script, tmp_path, signals=())[:2] == (0, "")
+
+
+def test_signals_of_a_forked_process_do_not_concern_its_parent(tmp_path: Path) -> None:
+    script = """
+import os, signal, time
+from sfpp_cli import interruption
+interruption.PATIENCE = 0.2
+print(1, flush=True)
+with interruption.handled():
+    child = os.fork()
+    if child == 0:
+        time.sleep(30)
+        os._exit(0)
+    time.sleep(0.5)
+    os.kill(child, signal.SIGTERM)
+    os.waitpid(child, 0)
+    time.sleep(1)
+"""
+    assert run(script, tmp_path, signals=())[0] == 0

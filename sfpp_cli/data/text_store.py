@@ -21,7 +21,7 @@ from torch import Tensor
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.data.digests import checked, digest
 from sfpp_cli.errors import UserError
-from sfpp_cli.files import remove_leftovers, replacing
+from sfpp_cli.files import replacing
 from sfpp_cli.models.bundle import weights_digest
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.text import TextEncoder, padded
@@ -93,7 +93,6 @@ def store_prompts(
                 rows = {name: row.cpu().contiguous() for name, (row, _) in embedded.items()}
                 too_long += sum(bool(end) for _, end in embedded.values())
                 path = folder / f"text-{part[0][0][:16]}.safetensors"
-                remove_leftovers(path)
                 digests = json.dumps({name: digest(row) for name, row in rows.items()})
                 with replacing(path) as whole:
                     save_file(rows, whole, metadata={"origin": origin, "digests": digests})

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfpp_cli.data.digests import checked, digest
 from sfpp_cli.errors import UserError
-from sfpp_cli.files import atomic_write, remove_leftovers, replacing
+from sfpp_cli.files import atomic_write, replacing
 
 INDEX = "index.json"
 
@@ -30,7 +30,6 @@ def write_shard(
     path = shard_path(folder, shard)
     rows = trajectories.half().contiguous()
     about = {"prompts": prompts, "origin": origin, "digests": [digest(row) for row in rows]}
-    remove_leftovers(path)
     with replacing(path) as part:
         # As one text: safetensors writes several in any order, and the same pairs should be the same file.
         save_file({"trajectories": rows}, part, metadata={"about": json.dumps(about)})

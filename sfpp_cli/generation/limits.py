@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
 
+from sfpp_cli.devices import total_memory
 from sfpp_cli.errors import UserError
-from sfpp_cli.files import nearest_folder
+from sfpp_cli.files import free_space
 from sfpp_cli.generation.generator import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.layout import Layout, headers, read_config
@@ -20,7 +19,7 @@ _LATENT_BYTES = 4
 
 def check_fits(requests: Sequence[Request], model: Layout, options: ModelOptions) -> None:
     """UserError where a video would need more memory or disk than there is, whatever else is running."""
-    room = total_memory(options)
+    room = total_memory(options.device)
     for request in {(request.width, request.height): request for request in requests}.values():
         needed = memory_bytes(request, model, options)
         if room is not None and needed > room:
@@ -30,12 +29,11 @@ def check_fits(requests: Sequence[Request], model: Layout, options: ModelOptions
             )
     for request in requests:
         needed = latent_bytes(request, model, options)
-        folder = nearest_folder(request.out.parent)
-        free = shutil.disk_usage(folder).free
+        free = free_space(request.out.parent)
         if needed > free:
             raise UserError(
                 f"{request.out} needs {readable(needed)} of disk for its latents until it is finished, and "
-                f"{folder} has {readable(free)}: make it shorter or smaller, or write elsewhere"
+                f"its disk has {readable(free)}: make it shorter or smaller, or write elsewhere"
             )
 
 
@@ -58,14 +56,3 @@ def latent_bytes(request: Request, model: Layout, options: ModelOptions) -> int:
     size = model.compression.latent_size(request.width, request.height)
     channels = int(model.transformer_config()["in_channels"])
     return frames * channels * math.prod(size) * _LATENT_BYTES
-
-
-def total_memory(options: ModelOptions) -> int | None:
-    """Bytes of the device's memory, in use or not; None where the system does not say."""
-    if options.device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.get_device_properties(options.device).total_memory)
-    if not hasattr(os, "sysconf"):  # Windows
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

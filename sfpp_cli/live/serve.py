@@ -82,5 +82,6 @@ class PageServer(uvicorn.Server):
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        interruption.heard()
         self.tell_to_end()
         super().handle_exit(sig, frame)

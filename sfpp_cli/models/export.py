@@ -28,6 +28,8 @@ def export(student: str, target: Path, *, overwrite: bool = False) -> None:
     if target.is_dir() or (target.exists() and not overwrite):
         raise UserError(f"{target} exists: use --overwrite to replace a file, or choose another name")
     folder = student_folder(resolve(student, student=True))
+    if target.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{target} lies in the student's own folder: choose another")
     if class_of(folder) not in STUDENTS:
         raise UserError(f"{folder} is no causal student: name the student of a run, or a converted one")
     original = load_original(folder.parent if folder.name == "transformer" else folder)

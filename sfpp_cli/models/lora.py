@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,26 +49,23 @@ class Lora:
 
     @classmethod
     def parse(cls, text: str) -> Lora:
-        """`lora.pt` or `lora.pt:0.8`. UserError if the weight is no finite number."""
+        """`lora.pt` or `lora.pt:0.8`. UserError if it is not there, or the weight is no finite number."""
+        lora = cls(Path(text))
         name, colon, number = text.rpartition(":")
-        if not colon or Path(text).exists():
-            return cls(Path(text))
-        try:
-            weight = float(number)
-        except ValueError:
-            return cls(Path(text))
-        if not math.isfinite(weight):
+        if colon and not lora.path.exists():
+            with suppress(ValueError):
+                lora = cls(Path(name), float(number))
+        if not math.isfinite(lora.weight):
             raise UserError(f"--lora {text}: its weight must be a finite number")
-        return cls(Path(name), weight)
+        if not _adapter(lora.path)[0].is_file():
+            raise UserError(
+                f"--lora {lora.path} is not there: give a LoRA's file, or a folder that PEFT wrote"
+            )
+        return lora
 
     def described(self) -> dict[str, Any]:
-        """What of it decides a video's content. UserError if it is not there."""
-        files = [file for file in _adapter(self.path) if file is not None]
-        if not files[0].is_file():
-            raise UserError(
-                f"--lora {self.path} is not there: give a LoRA's file, or a folder that PEFT wrote"
-            )
-        digests = "".join(file_digest(file) for file in files)
+        """What of it decides a video's content."""
+        digests = "".join(file_digest(file) for file in _adapter(self.path) if file is not None)
         return {"sha256": hashlib.sha256(digests.encode()).hexdigest(), "weight": self.weight}
 
 

@@ -7,9 +7,6 @@ holds them: a ~ says so.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +16,9 @@ from transformers import UMT5Config
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Training
-from sfpp_cli.devices import pick_dtype
+from sfpp_cli.devices import pick_dtype, total_memory
 from sfpp_cli.errors import UserError
+from sfpp_cli.files import free_space
 from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
@@ -113,8 +111,8 @@ def refuse_excess(recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.de
     training = recipe.training
     needs = _needs(recipe, layout, training.dtype(device).itemsize)
     _, most = _memory(needs, training, ranks, device)
-    there = _memory_of(device)
-    if most > 2 * there:
+    there = total_memory(device)
+    if there is not None and most > 2 * there:
         raise UserError(
             f"it takes ~{readable(most)} of memory a rank, {device} has {readable(there)}: {_REMEDY}"
         )
@@ -125,7 +123,7 @@ def refuse_excess(recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.de
         pairs = trajectory_bytes(recipe.pairs, recipe.settings_for(layout), latent)
         sizes[Path(recipe.pairs.folder)] = pairs
     for folder, needed in sizes.items():
-        room = _free(folder) + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        room = free_space(folder) + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if needed > room:
             raise UserError(
                 f"{folder} will take {readable(needed)}, and there is room for {readable(room)}: free space, "
@@ -358,16 +356,6 @@ def _fits(needed: float, device: torch.device) -> dict[str, str]:
     return {"fits": f"no, {readable(free)} are free on {device}: {_REMEDY}"}
 
 
-def _memory_of(device: torch.device) -> int:
-    """Bytes that the device has in all; as many as it takes where that is not known."""
-    if device.type == "cuda" and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    if device.type == "cpu" and set(names) <= set(getattr(os, "sysconf_names", ())):
-        return math.prod(os.sysconf(name) for name in names)
-    return sys.maxsize
-
-
 def _checkpoints(training: Training, trained: Iterable[Trained]) -> tuple[int, int]:
     """Bytes of a checkpoint, and how many there are at most: one more than are kept while it is written."""
     saved = -(-training.steps // training.save_every)
@@ -390,10 +378,5 @@ def _files(recipe: Recipe, trained: Iterable[Trained], layout: Layout, out: Path
 
 def _on_disk(size: float, folder: Path) -> str:
     """A size, and a warning if the disk that `folder` is or will be on has less room."""
-    free = _free(folder)
+    free = free_space(folder)
     return readable(size) + (f" (too much: {readable(free)} are free)" if size > free else "")
-
-
-def _free(folder: Path) -> int:
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(existing).free

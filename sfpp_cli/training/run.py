@@ -87,7 +87,11 @@ def flow_band(path: Path, changes: dict[str, str], run: RunContext, clips: int) 
     """`sfpp train --flow-band`: a GRPO recipe's lines of what motion is right, from clips of its teacher."""
     from sfpp_cli.training.band import measure_band  # OpenCV, which other objectives need not load
 
-    recipe = read_recipe(path, GRPORecipe, overrides=changes)
+    recipe = read_recipe(path, TeacherRecipe, MatchingRecipe, GRPORecipe, overrides=changes)
+    if not isinstance(recipe, GRPORecipe):
+        raise UserError(
+            f"{path}: --flow-band is for recipes with objective = 'grpo', not '{recipe.objective}'"
+        )
     bundle = Bundle(recipe.model, recipe.student)
     check(recipe, bundle, run.ranks)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))][:clips]

@@ -12,6 +12,7 @@ from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from conftest import Sfpp
 from killed import Forked, command
 from toy_training import metrics
+from waiting import until
 
 from sfpp_cli.commands.console import Terminal
 from sfpp_cli.core import checkpoint
@@ -343,3 +345,26 @@ def test_an_interrupt_that_is_lost_ends_a_run_all_the_same(folder: Path) -> None
     assert code == 143
     assert len(errors(err)) == 1
     assert "ignored" not in err
+
+
+def test_interrupted_while_it_waits_for_other_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch waits for half an hour and looks for no signals."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, str(value))
+    process = Forked.start(command("train", "train.toml", "--out", "run"))
+    until(lambda: _listens(port))
+    for _ in range(2):
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+    code, _, err = process.end()
+    assert code == 130
+    assert len(errors(err)) == 1
+
+
+def _listens(port: int) -> bool:
+    with socket() as other:
+        return other.connect_ex(("127.0.0.1", port)) == 0

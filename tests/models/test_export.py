@@ -126,6 +126,13 @@ def test_a_file_is_replaced_only_if_told_and_whole(
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+def test_a_student_is_not_exported_over_itself(weights: Command, own_bundle: Path) -> None:
+    file = own_bundle / "transformer" / "diffusion_pytorch_model.safetensors"
+    before = file.read_bytes()
+    assert "lies in the student's own folder" in weights("export", own_bundle, file, "--overwrite")[2]
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_header_is_refused(weights: Command, tiny_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "exported.safetensors"
     assert weights("export", tiny_bundle, file)[0] == 0

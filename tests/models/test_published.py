@@ -623,7 +623,11 @@ def test_dora_and_patterns_of_alpha_are_refused(wan: Tensors, tmp_path: Path) ->
             converted(tmp_path / "base.safetensors", loras=[Lora(file)])
 
 
-def test_a_lora_is_named_with_its_weight(tmp_path: Path) -> None:
+def test_a_lora_is_named_with_its_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b.pt", "C:/b.pt"):
+        Path(name).parent.mkdir()
+        Path(name).touch()
     assert Lora.parse("a/b.pt") == Lora(Path("a/b.pt"), 1.0)
     assert Lora.parse("a/b.pt:0.8") == Lora(Path("a/b.pt"), 0.8)
     assert Lora.parse("C:/b.pt:-1e-1") == Lora(Path("C:/b.pt"), -0.1)
@@ -631,4 +635,7 @@ def test_a_lora_is_named_with_its_weight(tmp_path: Path) -> None:
     (tmp_path / "x:2").touch()
     assert Lora.parse(str(tmp_path / "x:2")) == Lora(tmp_path / "x:2", 1.0)
     with pytest.raises(UserError, match="finite"):
-        Lora.parse("b.pt:nan")
+        Lora.parse("a/b.pt:nan")
+    for absent in ("", ":", "b.pt", "b.pt:2", "a", "a/b.pt:"):
+        with pytest.raises(UserError, match=r"^--lora .* is not there: give a LoRA's file"):
+            Lora.parse(absent)
