@@ -89,9 +89,7 @@ def flow_band(path: Path, changes: dict[str, str], run: RunContext, clips: int) 
 
     recipe = read_recipe(path, TeacherRecipe, MatchingRecipe, GRPORecipe, overrides=changes)
     if not isinstance(recipe, GRPORecipe):
-        raise UserError(
-            f"{path}: --flow-band is for recipes with objective = 'grpo', not '{recipe.objective}'"
-        )
+        raise UserError(f"{path}: --flow-band is for recipes with objective = 'grpo'")
     bundle = Bundle(recipe.model, recipe.student)
     check(recipe, bundle, run.ranks)
     prompts = [line.prompt for line in read_prompts(Path(recipe.prompts))][:clips]
