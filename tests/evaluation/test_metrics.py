@@ -267,6 +267,21 @@ def test_a_short_loop_shows_at_a_multiple_and_its_period_is_found() -> None:
     assert (found.offset, found.period, found.rms, found.share) == (90, 30, pytest.approx(0, abs=1e-3), 1)
 
 
+def test_a_slow_loop_is_found_under_the_noise_of_its_coding() -> None:
+    """Four levels of change a second, and half a level of noise: each picture is new, but for that."""
+    generator = np.random.default_rng(0)
+    way = np.sin(2 * np.pi * np.arange(160) / 32)[:, None] * 3 * generator.standard_normal(768)
+    noise = 0.5 * generator.standard_normal(way.shape)
+    found = self_similarity(np.rint(120 + way + noise).astype(np.uint8), 16, Parameters())
+    assert found is not None
+    assert found.period == 32
+    assert found.share > 0.9
+    onward = np.arange(160)[:, None] / 8 * generator.standard_normal(768)
+    found = self_similarity(np.rint(120 + onward + noise).clip(0, 255).astype(np.uint8), 16, Parameters())
+    assert found is not None
+    assert found.share == 0
+
+
 def test_what_does_not_move_does_not_repeat() -> None:
     found = self_similarity(np.full((300, 768), 90, np.uint8), 16, Parameters())
     assert found is not None
@@ -440,8 +455,10 @@ def test_a_drift_of_what_stays_in_the_picture_is_one_verdict_with_an_onset(name:
     "name", ["over_exposure", "darkening", "over_saturation", "desaturation", "colour_cast"]
 )
 def test_new_terrain_is_no_drift(name: str) -> None:
-    """The means change as in a drift, but nothing that stays in the picture does."""
-    found = verdicts(find(Evidence.of(seen(**DRIFTS[name]), Parameters())), 16)
+    """The means change as in a drift, but nothing that stays in the picture does, and the view is another."""
+    scene = seen(**DRIFTS[name])
+    scene.miniatures[100:] = np.roll(scene.miniatures[100:], 384, axis=1)
+    found = verdicts(find(Evidence.of(scene, Parameters())), 16)
     assert not found[name]["fired"]
 
 

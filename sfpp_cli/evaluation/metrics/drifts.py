@@ -25,12 +25,13 @@ def drifts(evidence: Evidence) -> dict[str, Finding]:
     white = _exposure(evidence, white=True)
     black = _exposure(evidence, white=False)
     exposed = np.maximum(white.severity, black.severity) < evidence.parameters.exposed
+    cast = _cast(evidence, exposed)
     return {
         "over_exposure": white,
         "darkening": black,
-        "over_saturation": _saturation(evidence, exposed, 1),
-        "desaturation": _saturation(evidence, exposed, -1),
-        "colour_cast": _cast(evidence, exposed),
+        "over_saturation": _saturation(evidence, exposed, cast, 1),
+        "desaturation": _saturation(evidence, exposed, cast, -1),
+        "colour_cast": cast,
         "blur": _blur(evidence),
         "noise": _noise(evidence),
     }
@@ -86,18 +87,26 @@ def _exposure(evidence: Evidence, *, white: bool) -> Finding:
     )
 
 
-def _saturation(evidence: Evidence, exposed: Mask, sign: int) -> Finding:
+def _saturation(evidence: Evidence, exposed: Mask, cast: Finding, sign: int) -> Finding:
     """Chroma in octaves above (`sign` 1) or below (-1) the beginning's.
 
-    The least of three changes: of chroma itself; of chroma for its lightness, since light and dark pictures
-    are paler by nature; and of how far colours are apart, which a cast leaves as it was."""
+    The least of four changes: of middling and of strong colours, since what leaves the picture takes but
+    some of them along; of chroma for its lightness, since light and dark pictures are paler by nature; and of
+    how far colours are apart, which a cast leaves as it was. Where colours hardly differ, the last says
+    nothing: there what is no cast is saturation.
+    """
     parameters = evidence.parameters
     chroma = evidence.curves["chroma"]
-    octaves = np.log2(chroma + parameters.chroma_floor)
     lightness = np.log2(evidence.curves["lightness"] + parameters.chroma_floor)
-    spread = np.log2(evidence.colour_spread + parameters.chroma_floor)
-    changes = [sign * evidence.departure(values) for values in (octaves, octaves - lightness, spread)]
-    change = np.where(exposed, np.maximum(np.min(changes, axis=0), 0), 0.0)
+    own, *changes = (
+        sign * evidence.departure(np.log2(c + parameters.chroma_floor)) for c in _colours(evidence)
+    )
+    changes.append(sign * evidence.departure(np.log2(chroma + parameters.chroma_floor) - lightness))
+    spread = sign * evidence.departure(np.log2(evidence.colour_spread + parameters.chroma_floor))
+    unknown = (1 - _told(evidence)) * (cast.severity < 1)
+    changes.append(spread + unknown * (own - spread))
+    change = np.min([own, *changes], axis=0)
+    change = np.where(exposed, np.maximum(change, 0), 0.0)
     change *= _supported(evidence, change, sign * evidence.gathered("gain_step") / np.log(2), 0.02)
     threshold = parameters.saturation_rise if sign > 0 else parameters.saturation_fall
     largest = float(change.max())
@@ -113,22 +122,41 @@ def _saturation(evidence: Evidence, exposed: Mask, sign: int) -> Finding:
     )
 
 
+def _colours(evidence: Evidence) -> list[Curve]:
+    """Chroma [T] of the middling cell and of one that is stronger: at the least two of three quantiles that
+    have a colour in the beginning. A grey picture has none, and zeros are returned."""
+    quantiles = [np.quantile(np.hypot(*cells.T[1:]), (0.5, 0.75, 0.9)) for cells in evidence.cells]
+    curves = list(np.array(quantiles, np.float64).T)
+    coloured = [c for c in curves if c[evidence.reference].mean() > 2 * evidence.parameters.chroma_floor]
+    return coloured[:2] or [np.zeros(evidence.frames)]
+
+
+def _told(evidence: Evidence) -> float:
+    """0..1: how far the beginning's colours differ enough that their spread tells saturation from a cast."""
+    square = float(evidence.colour_spread[evidence.reference].mean()) ** 2
+    return square / (square + evidence.parameters.chroma_floor**2)
+
+
 def _cast(evidence: Evidence, exposed: Mask) -> Finding:
     """How far neutral grey has gone, in CIELAB units: the shift of the mean colour that a change of
-    saturation does not explain."""
+    saturation does not explain.
+
+    Saturation moves the mean colour along its own hue: anything between nothing and what colours have moved
+    apart; where they hardly differ, it may as well be gone or have doubled.
+    """
     parameters = evidence.parameters
-    spread = evidence.departure(np.log2(evidence.colour_spread + parameters.chroma_floor))
-    shift = np.zeros((2, evidence.frames))
-    mean = np.zeros(2)
-    for axis, name in enumerate(("colour_a", "colour_b")):
+    told = _told(evidence)
+    gain = 2 ** evidence.departure(np.log2(evidence.colour_spread + parameters.chroma_floor))
+    least = told * np.minimum(gain, 1)
+    most = told * np.maximum(gain, 1) + (1 - told) * 2
+    levels = []
+    for name in ("colour_a", "colour_b"):
         values = evidence.curves[name]
-        level = smooth(values - evidence.scene_steps(values), evidence.second)
-        mean[axis] = level[evidence.reference].mean()
-        shift[axis] = level - 2**spread * mean[axis]
-    # a picture of one hue that shifts along it may as well have become more or less saturated
-    length = float(np.linalg.norm(mean))
-    one_hue = length / max(float(evidence.curves["chroma"][evidence.reference].mean()), length, 1e-9)
-    shift -= one_hue * np.outer(mean, mean @ shift) / max(length**2, 1e-9)
+        levels.append(smooth(values - evidence.scene_steps(values), evidence.second))
+    level = np.array(levels)
+    mean = level[:, evidence.reference].mean(1)
+    along_hue = np.clip(mean @ level / max(float(mean @ mean), 1e-9), least, most)
+    shift = level - np.outer(mean, along_hue)
     size = np.hypot(*shift)
     along = shift[0] * evidence.gathered("cast_a_step") + shift[1] * evidence.gathered("cast_b_step")
     cast = size * _supported(evidence, size, along / np.maximum(size, 1e-9), 0.25)

@@ -120,8 +120,18 @@ class Evidence:
 
     @cached_property
     def colour_spread(self) -> Curve:
-        """How far colours are from their picture's mean colour, in CIELAB units of a and b [T]."""
-        spreads = [np.sqrt(picture[:, 1:].var(0).sum()) for picture in self.cells]
+        """How far colours are from their picture's mean colour beyond what lightness explains, in CIELAB
+        units of a and b [T].
+
+        A cast shifts light colours more than dark ones and so pulls them apart; more or less saturation
+        stretches what is left, too.
+        """
+        spreads = []
+        for picture in self.cells:
+            light, *colours = (picture - picture.mean(0)).T
+            variance = light @ light / len(light)
+            rest = [axis - light * (light @ axis / len(light) / (variance + 1)) for axis in colours]
+            spreads.append(np.sqrt(np.square(rest).mean(1).sum()))
         return np.array(spreads, np.float64)
 
     def scene_steps(self, values: Curve) -> Curve:

@@ -78,6 +78,9 @@ class Parameters:
     repeat_ratio: float = 0.25
     """Two moments are the same when their pictures differ by less than this share of what changes within a
     second around either: an encoder's noise is below, objects that merely pass the same place are above."""
+    repeat_coded: float = 0.005
+    repeat_coded_ratio: float = 0.4
+    """Or by less than 1.3 levels of 255, as one picture coded twice does, and this share: slow motion."""
     repeat_activity: float = 0.004
     """Where less than this changes within a second nothing moves, and a frozen picture is not a loop."""
     repeat_seconds: float = 3.0
@@ -143,12 +146,12 @@ class Parameters:
     """A drift began when its measure last was below this part of its threshold."""
     drift_seconds: float = 0.75
     """How long a measure has to stay beyond its threshold."""
-    chroma_floor: float = 3.0
-    """CIELAB units added to chroma, so that in a grey picture nothing is a ratio."""
-    saturation_rise: float = 0.4
-    saturation_fall: float = 0.55
+    chroma_floor: float = 2.0
+    """CIELAB units, a difference that is just seen, added to chroma: in a grey picture nothing is a ratio."""
+    saturation_rise: float = 0.37
+    saturation_fall: float = 0.48
     """Octaves of mean chroma."""
-    cast_units: float = 7.5
+    cast_units: float = 8.5
     """CIELAB units by which neutral grey is shifted."""
     blur_octaves: float = 0.46
     """Octaves by which the share of fine detail falls."""

@@ -236,7 +236,9 @@ def _alike_below(centred: Miniatures, fps: float, parameters: Parameters) -> Lim
             pairs[side] += 1
     activity = total / np.maximum(pairs, 1)
     moving = activity > parameters.repeat_activity * sqrt(cells)
-    return np.where(moving, (parameters.repeat_ratio * activity) ** 2, 0.0).astype(np.float32)
+    coded = np.minimum(parameters.repeat_coded * sqrt(cells), parameters.repeat_coded_ratio * activity)
+    limit = np.maximum(parameters.repeat_ratio * activity, coded)
+    return np.where(moving, limit**2, 0.0).astype(np.float32)
 
 
 def _scan(

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, first_run
+from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Mask, first_run
+from sfpp_cli.evaluation.metrics.motion import Curve
 from sfpp_cli.evaluation.metrics.repetition import SIDE
 from sfpp_cli.evaluation.metrics.stability import smooth
 
 Cells = NDArray[np.float32]
 
 
-def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
+def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
     """A subject is lost when, within the same rim, hardly a cell of its colour stands out any more.
 
     Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours
-    that do so through the whole reference are subjects. One that leaves over the rim, a camera that turns
-    away and a cut are no loss: there the rim changes. Nor is it judged where a drift of the `look` has gone
-    far.
+    that do so through the whole reference are subjects, each alone and all of them as one. One that leaves
+    over the rim, a camera that turns away and a cut are no loss: there the rim changes. Nor is it judged
+    where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
@@ -28,14 +29,12 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
     rim = _rim()
     out = _standing_out(cells, rim, distance)
     first_rim = cells[evidence.reference][:, rim].mean(0)
-    same_rim = np.median(np.linalg.norm(cells[:, rim] - first_rim, axis=2), axis=1) < parameters.subject_rim
-    drifted = np.max([finding.severity for finding in look], axis=0) > parameters.exposed
-    judged = same_rim & ~drifted
+    rim_change = np.median(np.linalg.norm(cells[:, rim] - first_rim, axis=2), axis=1)
+    judged = (rim_change < parameters.subject_rim) & ~_drifted(evidence, look, rim_change)
     severity = np.zeros(evidence.frames)
     measure: float | None = None
     first: int | None = None
-    for color in _colors(cells[evidence.reference][out[evidence.reference]], distance):
-        alike = np.stack([np.linalg.norm(picture - color, axis=1) < distance for picture in cells])
+    for alike in _candidates(evidence, out):
         share = (alike & out).mean(1)
         usual = float(np.median(share[evidence.reference]))
         steady = float(np.quantile(share[evidence.reference], 0.1)) >= parameters.subject_steady * usual
@@ -53,6 +52,30 @@ def subject(evidence: Evidence, look: Sequence[Finding]) -> Finding:
         first = onset if first is None else min(first, onset)
     sentence = "What stood out in the beginning is gone, while its surroundings are still there"
     return Finding(severity, first, sentence, {"measure": measure, "threshold": parameters.subject_left})
+
+
+def _drifted(evidence: Evidence, look: Mapping[str, Finding], rim_change: Curve) -> Mask:
+    """Where [T] the look has gone too far. A colour that goes shifts the mean colour, which is no cast where
+    the rim keeps its own."""
+    parameters = evidence.parameters
+    severities = {name: finding.severity for name, finding in look.items()}
+    severities["colour_cast"] = np.where(
+        rim_change < parameters.subject_rim / 2, 0, severities["colour_cast"]
+    )
+    return np.asarray(np.max(list(severities.values()), axis=0) > parameters.exposed)
+
+
+def _candidates(evidence: Evidence, out: Mask) -> list[Mask]:
+    """Which cells [T, 256] are of a colour that stands `out` in the beginning: for each such colour, and for
+    all of them, since a shaded thing before something as bright has several."""
+    distance = evidence.parameters.subject_distance
+    reference = evidence.reference
+    colors = _colors(evidence.cells[reference][out[reference]], distance)
+    alike = [
+        np.stack([np.linalg.norm(picture - color, axis=1) < distance for picture in evidence.cells])
+        for color in colors
+    ]
+    return [*alike, np.any(alike, axis=0)] if len(alike) > 1 else alike
 
 
 def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:

@@ -49,7 +49,7 @@ def find(evidence: Evidence) -> dict[str, Finding]:
         "repetition": repetition,
         "flicker": flicker,
         "scene_change": _scene_change(evidence, repeated, flickering | plain),
-        "subject_lost": subject(evidence, list(look.values())),
+        "subject_lost": subject(evidence, look),
     }
     return {name: found[name] for name in NAMES}
 
