@@ -42,6 +42,7 @@ ARMS = {
         f"pp4-{frames}-sink": Arm("self-forcing-pp", (*LONG, f"context={frames}"), SINK)
         for frames in CONTEXTS
     },
+    "pp4-guidance1": Arm("self-forcing-pp", (*LONG, "dmd.guidance=1.0")),
     "grpo": Arm("grpo", start="pp@320"),
     "grpo-control": Arm("grpo", ("grpo.shuffle_advantages=true",), start="pp@320"),
 }
@@ -49,8 +50,11 @@ ARMS = {
 ROADS_OWN = {"sf": "self-forcing", "pp": "self-forcing-pp"}
 """Arms that the road of ../landscape has trained, by its runs' names."""
 
+TEACHERS = {"teacher": 2.0, **{f"teacher-{guidance}": float(guidance) for guidance in (1, 2, 3, 4)}}
+"""The teacher's clips, and with which guidance: 2 is that of the ODE pairs."""
+
 SECONDS = {
-    "teacher": 5,
+    **dict.fromkeys(TEACHERS, 5),
     "world": 100,
     "ode": 255,
     **{f"{arm}@320": 255 for arm in ROADS_OWN},

@@ -203,6 +203,18 @@ ALONE = ("judge", "correction", "memory")
 """Claims that compare no systems: 8, 4, 7."""
 
 
+ASKED_FOR = {
+    "guidance": Comparison(
+        "1. If it fails: guidance",
+        {
+            **{f"teacher, guidance {scale}": f"teacher-{scale}" for scale in (1, 2, 3, 4)},
+            "++, guidance 3": "pp4@60",
+            "++, guidance 1": "pp4-guidance1@60",
+        },
+        "++, guidance 3",
+    )
+}
+"""What is made only where it is named."""
 EMBEDDED = Comparison(
     "The embedded students",
     {"world": "world", "ODE": "ode", "Self-Forcing": "self-forcing", "Self-Forcing++": "self-forcing-pp"},
@@ -222,7 +234,8 @@ def main() -> None:
                 study.rows(system)
         return
     chosen = options.experiments or [*COMPARISONS, *ALONE]
-    compared = [COMPARISONS[name] for name in chosen if name in COMPARISONS]
+    known = COMPARISONS | ASKED_FOR
+    compared = [known[name] for name in chosen if name in known]
     share_work(options, [system for comparison in compared for system in comparison.made])
     study.pack(study.out / "results" / "rows")
     for name in chosen:
@@ -233,7 +246,7 @@ def main() -> None:
         elif name == "correction":
             text = correction(study)
         else:
-            text = compare(study, name, COMPARISONS[name])
+            text = compare(study, name, known[name])
         path = study.out / "results" / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text + "\n")
@@ -351,9 +364,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [*COMPARISONS, *ALONE]
+    names = [*COMPARISONS, *ALONE, *ASKED_FOR]
     parser.add_argument(
-        "experiments", nargs="*", metavar="EXPERIMENT", help=f"of {', '.join(names)}; all if none is named"
+        "experiments",
+        nargs="*",
+        metavar="EXPERIMENT",
+        help=f"of {', '.join(names)}; if none is named, all but the last",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument(

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import ARMS, ROADS_OWN, SECONDS, System
+from arms import ARMS, ROADS_OWN, SECONDS, TEACHERS, System
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
@@ -57,7 +57,7 @@ WINDOW = 5
 ENDS = (5, 10, 15, 25, 35, 50, 75, 100, 150, 200, 255)
 WORLD_SEED = 4
 """Of the scenes that no model was trained on."""
-TEACHER_GUIDANCE, TEACHER_STEPS = 2.0, 48
+TEACHER_STEPS = 48
 """As the ODE pairs were sampled."""
 BATCH = 8
 """Videos made together."""
@@ -87,10 +87,18 @@ QUICK_UPDATES = 40
 class Study:
     """One folder of students, videos and measurements."""
 
-    def __init__(self, out: Path, scale: Scale = FULL, model: str = MODEL, road: Path | None = None) -> None:
-        """`road` is the work folder of the landscape's road, whose students need not be trained again."""
+    def __init__(
+        self,
+        out: Path,
+        scale: Scale = FULL,
+        model: str = MODEL,
+        road: Path | None = None,
+        captions: str = "test",
+    ) -> None:
+        """`road` is the work folder of the landscape's road, whose students need not be trained again;
+        `captions` names a file of the landscape's."""
         self.out, self.scale, self.model, self.road = out, scale, model, road
-        self.prompts = [line.prompt for line in read_prompts(LANDSCAPE / "test.txt")][: scale.prompts]
+        self.prompts = [line.prompt for line in read_prompts(LANDSCAPE / f"{captions}.txt")][: scale.prompts]
         self.seeds = range(scale.seeds)
 
     @property
@@ -227,8 +235,8 @@ class Study:
         seconds = self.seconds(system)
         if system == "world":
             return lambda batch: self._world(batch, seconds)
-        if system == "teacher":
-            return self._sampled
+        if system in TEACHERS:
+            return lambda batch: self._sampled(batch, TEACHERS[system])
         bundle = Bundle(self.model, str(self.student(system)))
         student = bundle.load_student(CPU, torch.float32).eval()
         return lambda batch: self._rolled(bundle, student, batch, seconds)
@@ -248,7 +256,7 @@ class Study:
             yield decoder(latents)
 
     @torch.inference_mode()
-    def _sampled(self, batch: Sequence[tuple[str, int]]) -> Iterator[Tensor]:
+    def _sampled(self, batch: Sequence[tuple[str, int]], guidance: float) -> Iterator[Tensor]:
         """The teacher's clips, as the ODE pairs were sampled."""
         settings, prompts = self.bundle.settings, [prompt for prompt, _ in batch]
         shape = (self.bundle.teacher_horizon, *self.latent_shape)
@@ -261,7 +269,7 @@ class Study:
             schedule=FlowSchedule(settings.shift),
             steps=settings.steps,
             sampling_steps=TEACHER_STEPS,
-            guidance=TEACHER_GUIDANCE,
+            guidance=guidance,
         )
         yield StreamingDecoder(self.vae)(path[:, -1])
 

@@ -31,7 +31,8 @@ def test_scenes_and_a_picture_from_the_command_line(sfpp: Sfpp, tmp_path: Path) 
     arguments = ("--seconds", "1.5", "--then", f"0.7: {WHITE}", "--how", "cut", "--start", "p.png")
     code, out, err = sfpp("generate", RED, *arguments, "-o", "v.mp4", "--save-latents")
     assert (code, out) == (0, "v.mp4\n")
-    assert "--start p.png: a picture, 120x90 scaled to 64x64, 25 % of it cut off" in err
+    settings = Bundle(DEFAULT_MODEL).settings
+    assert f"--start p.png: a picture, 120x90 scaled to {settings.width}x{settings.height}, " in err
     assert "a prompt changes between two chunks: at 0.75 s, not 0.7 s" in err
     assert probe(tmp_path / "v.mp4").frames == 25
     beside = json.loads((tmp_path / "v.json").read_text())
@@ -63,12 +64,8 @@ def test_killed_at_random_moments_a_batch_with_scenes_starts_and_a_lora_resumes_
         {"scenes": [scenes[0], scenes[1] | {"how": "cut"}, scenes[2]], "start": "p.png", "drop_start": True},
     ]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    size = (
-        Bundle(DEFAULT_MODEL)
-        .load_student(torch.device("cpu"), torch.float32)
-        .blocks[0]
-        .attn1.to_q.out_features
-    )
+    student = Bundle(DEFAULT_MODEL).load_student(torch.device("cpu"), torch.float32)
+    size = student.blocks[0].attn1.to_q.out_features
     query = "diffusion_model.blocks.0.self_attn.q"
     down, up = torch.randn(2, size), torch.randn(size, 2)
     save_file(

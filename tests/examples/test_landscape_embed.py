@@ -109,3 +109,20 @@ def test_one_command_measures_and_shows_the_students(work: Path, tmp_path: Path)
     }
     for picture in ("hero.gif", "students.gif", "claim.png", "sheets/00.png", "sheets/01.png"):
         Image.open(shown / picture).verify()
+
+
+@pytest.mark.slow
+def test_checkpoints_are_held_against_one_another(work: Path, tmp_path: Path) -> None:
+    road = tmp_path / "road"
+    assert embed(work, road / "model-self-forcing").returncode == 0
+    for number, name in ((40, "ode"), (80, "self-forcing")):
+        checkpoint = road / "runs" / "self-forcing" / f"step-{number:06d}"
+        shutil.copytree(work / "students" / name, checkpoint / "student-ema")
+        (checkpoint / "spent.json").write_text("60")
+    command = [sys.executable, str(LANDSCAPE / "stop.py"), "sf", "--road", str(road), "--captions", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], check=True, capture_output=True, text=True
+    )
+    assert [line.split(" | ")[0] for line in done.stdout.splitlines() if "@" in line] == [
+        *("| sf@40", "| sf@80", "| less sf@40", "| sf@80")
+    ]

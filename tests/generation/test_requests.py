@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +24,7 @@ PROMPT = "a red circle"
 
 @pytest.fixture(scope="module")
 def model() -> Layout:
-    """64x64 pixels at 16 frames a second."""
+    """16 frames a second."""
     return Layout(DEFAULT_MODEL)
 
 
@@ -50,8 +51,11 @@ def test_lengths(model: Layout, options: dict[str, Any], frames: int) -> None:
 def test_without_a_flag_it_is_the_models_example(model: Layout) -> None:
     (request,) = plan(GenerateOptions(), model)
     assert (request.prompt, request.seed) == (model.settings.prompt, 0)
-    assert (request.width, request.height, request.fps) == (64, 64, 16)
-    assert request.out == Path("a-red-circle-bouncing-over-a-blue-background-0.mp4")
+    size = (model.settings.width, model.settings.height)
+    assert (request.width, request.height, request.fps) == (*size, 16)
+    name, _, seed = request.out.stem.rpartition("-")
+    assert re.sub(r"\W+", "-", model.settings.prompt).startswith(name)
+    assert (len(name) > 30, seed, request.out.suffix) == (True, "0", ".mp4")
 
 
 def test_every_prompt_meets_every_seed_unless_its_line_has_one(model: Layout, tmp_path: Path) -> None:
@@ -77,7 +81,7 @@ def test_every_prompt_meets_every_seed_unless_its_line_has_one(model: Layout, tm
         ({"fps": 0.0}, "--fps 0"),
         ({"fps": 241.0}, "from 0.01 to 240"),
         ({"fps": float("nan")}, "--fps nan"),
-        ({"size": "big"}, "WIDTHxHEIGHT, such as 64x64"),
+        ({"size": "big"}, "write it as WIDTHxHEIGHT, such as "),
         ({"size": "0x64"}, "multiple of 16"),
         ({"size": "70x90"}, "the nearest is 64x96"),
         ({"seeds": "5-2"}, "--seeds 5-2"),
