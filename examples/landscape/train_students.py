@@ -21,7 +21,7 @@ import prompts
 import torch
 from bundle import assemble
 from road import Clock, Job, Speed, job_of, replace_folder, sheet
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfpp_cli.core import checkpoint
@@ -32,6 +32,7 @@ from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.parallel import ALONE
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.data.trajectories import described
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS
 from sfpp_cli.models.vae import StreamingDecoder
@@ -52,9 +53,9 @@ class OnDevice:
     """All trajectories that were made, however few, in the device's memory."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        shards = [safe_open(path, framework="pt") for path in sorted(folder.glob("pairs-*.safetensors"))]
-        self.paths = torch.cat([shard.get_tensor("trajectories") for shard in shards]).to(device)
-        self.prompts = [prompt for shard in shards for prompt in json.loads(shard.metadata()["prompts"])]
+        files = sorted(folder.glob("pairs-*.safetensors"))
+        self.paths = torch.cat([load_file(file)["trajectories"] for file in files]).to(device)
+        self.prompts = [prompt for file in files for prompt in described(file)["prompts"]]
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, str]:
         number = int(torch.randint(len(self.paths), (), generator=generator))

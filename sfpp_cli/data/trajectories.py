@@ -40,7 +40,7 @@ def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]
     wanted = json.loads(json.dumps(origin))
     counts = {}
     for path in folder.glob("pairs-*.safetensors"):
-        about = _described(path)
+        about = described(path)
         stored = about["origin"]
         counts[path] = len(about["prompts"])
         changed = [key for key in wanted if stored.get(key) != wanted[key]]
@@ -55,12 +55,12 @@ def missing_shards(folder: Path, sizes: Sequence[int], origin: Mapping[str, Any]
 def write_index(folder: Path, shards: int, origin: Mapping[str, Any]) -> None:
     """Say what the complete store holds: shard and prompt of every trajectory, in order, and their origin."""
     paths = [shard_path(folder, shard) for shard in range(shards)]
-    rows = {path.name: _described(path)["prompts"] for path in paths}
+    rows = {path.name: described(path)["prompts"] for path in paths}
     atomic_write(folder / INDEX, json.dumps({"origin": origin, "shards": rows}, indent=1) + "\n")
 
 
-def _described(path: Path) -> dict[str, Any]:
-    """Prompts, origin and, but for shards of before, digests."""
+def described(path: Path) -> dict[str, Any]:
+    """A shard's prompts, origin and, but for shards of before, digests. UserError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -84,7 +84,7 @@ class TrajectoryStore:
         self.rows = []
         for name, prompts in shards.items():
             file = folder / name
-            digests = _described(file).get("digests", [None] * len(prompts))
+            digests = described(file).get("digests", [None] * len(prompts))
             part = safe_open(file, framework="pt").get_slice("trajectories")
             self.rows += [
                 (file, part, row, prompt, wanted)

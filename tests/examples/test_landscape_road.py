@@ -1,17 +1,33 @@
-"""Slow: that one command goes the whole road of the landscape's models, and repeats no stage that is done."""
+"""Does one command go the whole road of the landscape's models, and repeat no stage that is done?"""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from sfpp_cli.data.trajectories import write_shard
 from sfpp_cli.models.bundle import Bundle
 
 ROAD = Path(__file__).parents[2] / "examples" / "landscape" / "all.py"
 STUDENTS = ("ode", "self-forcing", "self-forcing-pp")
+
+
+def test_trajectories_are_taken_however_few_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROAD.parent)
+    first, second = torch.rand(2, 3, 5, 4, 2, 2, 2)
+    write_shard(tmp_path, 0, first, ["a", "b", "c"], {"guidance": 2.0})
+    write_shard(tmp_path, 3, second, ["d", "e", "f"], {"guidance": 2.0})
+    pairs = importlib.import_module("train_students").OnDevice(tmp_path, torch.device("cpu"))
+    drawn = dict(reversed(pairs.draw(torch.Generator().manual_seed(seed))) for seed in range(40))
+    assert drawn.keys() == set("abcdef")
+    assert torch.equal(drawn["e"], second[1].half().float())
 
 
 @pytest.mark.slow
