@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -109,11 +110,14 @@ def run(
     if good:
         result["reference"] = add_reference(result["videos"], good, str(options.reference))
     if models is not None:
-        _add_models(result, models, progress)
+        with _clocked("CLIP and DINOv2", progress):
+            _add_models(result, models, progress)
     if raft is not None:
-        _add_raft(result, raft, progress)
+        with _clocked("RAFT", progress):
+            _add_raft(result, raft, progress)
     if options.judge is not None:
-        _add_judge(result, options.judge, options, progress)
+        with _clocked("judge", progress):
+            _add_judge(result, options.judge, options, progress)
     if options.vbench is not None and result["videos"]:
         _lay_out(result, options.vbench)
     if options.metrics:
@@ -125,8 +129,16 @@ def run(
     if options.out is not None:
         from sfpp_cli.evaluation.report import write_report  # imports matplotlib
 
-        result["report"] = str(write_report(result, options.out))
+        with _clocked("report", progress):
+            result["report"] = str(write_report(result, options.out))
     return result
+
+
+@contextmanager
+def _clocked(what: str, progress: Progress) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    progress.detail(f"{what}: {time.perf_counter() - began:.1f} s")
 
 
 def failures(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -60,6 +60,7 @@ def test_the_command_measures_it_and_says_what_took_how_long(sfpp: Sfpp, tmp_pat
     parts = re.findall(r"1 of 1 videos measured anew; seconds: (.*)", err)
     assert len(parts) == 2, "the reference, then the video"
     assert {part.split()[0] for part in parts[1].split(", ")} >= {"decoding", "exposure", "flow", "look"}
+    assert re.search(r"^report: \d+\.\d s$", err, re.MULTILINE)
     page = (tmp_path / "out/report.html").read_text()
     assert "of the values of good" in page
     assert "Luma off reference" in page
