@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sfpp_cli.errors import UserError
+from sfpp_cli.importing import collecting_later
 
 if TYPE_CHECKING:
     from sfpp_cli.generation.model import Model
@@ -60,7 +61,8 @@ def load(
     `compile`: torch.compile the student. `attention`: PyTorch's kernel for it (cudnn, flash, efficient or
     math); the fastest there is if not given. `quantize`: "fp8" multiplies in eight bits.
     """
-    from sfpp_cli.generation.model import Model
+    with collecting_later():
+        from sfpp_cli.generation.model import Model
 
     return Model(
         model,

@@ -21,6 +21,7 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
 
+from sfpp_cli.importing import collecting_later
 from sfpp_cli.progress import Advance
 from sfpp_cli.text import visible
 
@@ -71,14 +72,18 @@ def plain(text: str) -> Text:
     return Text(visible(text))
 
 
-def waiting(text: str) -> AbstractContextManager[object]:
-    """A line on a terminal while something loads, which takes seconds; gone at the block's end.
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A line on a terminal while libraries are imported, which takes seconds; gone at the block's end.
 
     Of several ranks the first says it.
     """
-    if err.is_terminal and os.environ.get("RANK", "0") == "0":
-        return err.status(plain(text), refresh_per_second=4)
-    return nullcontext()
+    shown = err.is_terminal and os.environ.get("RANK", "0") == "0"
+    line: AbstractContextManager[object] = nullcontext()
+    if shown:
+        line = err.status(plain(text), refresh_per_second=4)
+    with line, collecting_later():
+        yield
 
 
 def error(text: str) -> None:

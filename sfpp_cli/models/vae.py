@@ -13,7 +13,12 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, patchify, unpatchify
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanCausalConv3d,
+    WanResample,
+    patchify,
+    unpatchify,
+)
 from torch import Tensor, nn
 
 from sfpp_cli.errors import UserError
@@ -120,6 +125,28 @@ class CausalConv(WanCausalConv3d):  # type: ignore[misc]
         return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
+class Growth(WanResample):  # type: ignore[misc]
+    """Wan's step up in time and size, with nothing but tensors in the cache.
+
+    diffusers marks a video's first frame by a word, and compares the cache with it, at which the compiler of
+    torch 2.11 breaks its graph. What the next frames see of the first is nothing, so zeros say the same.
+    """
+
+    def forward(self, x: Tensor, feat_cache: list[Tensor | None], feat_idx: list[int]) -> Tensor:
+        """x [B, C, T, h, w] -> [B, C / 2, T or 2 T, 2 h, 2 w]; a video's first frame stays one."""
+        seen = feat_cache[feat_idx[0]]
+        if seen is None:
+            feat_cache[feat_idx[0]] = x.new_zeros(*x.shape[:2], 2, *x.shape[3:])
+        else:
+            feat_cache[feat_idx[0]] = torch.cat([seen, x], dim=2)[:, :, -2:].clone()
+            # Of twice the channels the first half is the earlier frame.
+            x = self.time_conv(x, seen).unflatten(1, (2, -1)).movedim(1, 3).flatten(2, 3)
+        feat_idx[0] += 1
+        pictures = self.resample(x.transpose(1, 2).flatten(0, 1))
+        grown: Tensor = pictures.unflatten(0, (len(x), -1)).transpose(1, 2)
+        return grown
+
+
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """Convolutions as fast as they can be, on CPUs and on tensor cores: their weights' layout, their kernels.
 
@@ -129,6 +156,8 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     for module in vae.modules():
         if type(module) is WanCausalConv3d:
             module.__class__ = CausalConv
+        if type(module) is WanResample and module.mode == "upsample3d":
+            module.__class__ = Growth
         for kind, layout in layouts.items():
             if isinstance(module, kind):
                 module.to(memory_format=layout)  # type: ignore[call-overload]

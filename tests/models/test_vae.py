@@ -12,6 +12,8 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from tiny import rounding
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfpp_cli.errors import UserError
@@ -215,6 +217,25 @@ def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
         )
         torch.testing.assert_close(StreamingEncoder(vae)(frames), latents, atol=ATOL, rtol=0)
         torch.testing.assert_close(StreamingDecoder(vae)(latents), pictures, atol=ATOL, rtol=0)
+
+
+@torch.no_grad()
+def test_a_decoder_is_compiled_whole_and_seldom(vae: AutoencoderKLWan) -> None:
+    """Graphs for a video's first picture and for the pieces after it, then none over ten chunks; no break."""
+    expected = StreamingDecoder(vae)(latents(36))
+    channels_last(vae)
+    counter = CompileCounter()
+    torch.compiler.reset()
+    counters.clear()
+    vae.decoder.compile(backend=counter, fullgraph=True, dynamic=False)
+    stream = StreamingDecoder(vae)
+    pieces = latents(36).split([1, 2, *(3,) * 11], dim=1)
+    answers = [stream(piece) for piece in pieces[:3]]
+    settled = counter.frame_count
+    answers += [stream(piece) for piece in pieces[3:]]
+    assert counter.frame_count == settled == 3
+    assert not counters["graph_break"]
+    torch.testing.assert_close(torch.cat(answers, dim=1), expected, atol=ATOL, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])
