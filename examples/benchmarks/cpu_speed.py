@@ -39,14 +39,14 @@ def main() -> None:
         "update": lambda tree: update(tree, model),
     }
     with neighbours(os.cpu_count() or 1 if options.busy else 0):
-        print(f"{'seconds':34}{'base':>9}{'this':>9}{'ratio':>8}", flush=True)
+        print(f"{'seconds':45}{'base':>9}{'this':>9}{'ratio':>8}", flush=True)
         for name in options.only:
             rounds = [
                 {side: cases[name](tree) for side, tree in trees.items()} for _ in range(options.rounds)
             ]
             for quantity in rounds[0]["base"]:
                 base, this = (statistics.median(row[side][quantity] for row in rounds) for side in trees)
-                print(f"{quantity:34}{base:9.3f}{this:9.3f}{this / base:8.2f}", flush=True)
+                print(f"{quantity:45}{base:9.3f}{this:9.3f}{this / base:8.2f}", flush=True)
 
 
 def video(tree: Path, model: Path, seconds: float) -> dict[str, float]:
@@ -81,9 +81,12 @@ def update(tree: Path, model: Path) -> dict[str, float]:
             "training.keep_every": 100,
         }
         sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        before = used()
         run(tree, "train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", folder)
+        processor = used() - before
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return {"++ update": statistics.median(json.loads(line)["step_s"] for line in lines[1:])}
+    step = statistics.median(json.loads(line)["step_s"] for line in lines[1:])
+    return {"++ update": step, "three of them, processor, start-up included": processor}
 
 
 def generate(tree: Path, model: Path, *length: str) -> tuple[float, float, dict]:
