@@ -104,14 +104,20 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
+def latent_shape() -> tuple[int, int, int]:
+    """Channels, height and width of the embedded model's latent frames."""
+    layout = Layout(DEFAULT_MODEL)
+    return (layout.transformer_config()["in_channels"], *layout.latent_size)
+
+
 def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run")
     assert code == 0
-    assert re.search(r"^pairs +3 trajectories, [0-9.]+ kB in pairs$", err, re.MULTILINE)
+    assert re.search(r"^pairs +3 trajectories, [0-9.]+ [kM]B in pairs$", err, re.MULTILINE)
     assert "3 trajectories in pairs: 2 of 2 shards to do" in err
     assert re.search(r"^the first step took [0-9.]+ s: about [0-9.]+ s for the 1 left$", err, re.MULTILINE)
     with safe_open(tmp_path / "pairs/pairs-00000.safetensors", framework="pt") as shard:
-        assert shard.get_slice("trajectories").get_shape() == [2, 5, 21, 8, 8, 8]
+        assert shard.get_slice("trajectories").get_shape() == [2, 5, 21, *latent_shape()]
     records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2]
     for name in ("student", "student-ema"):
@@ -189,7 +195,7 @@ def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Sfpp, tmp_path: 
 
 
 def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Sfpp, tmp_path: Path) -> None:
-    clips = torch.randn(2, 23, 8, 8, 8, generator=seeded(1))
+    clips = torch.randn(2, 23, *latent_shape(), generator=seeded(1))
     latents.write_shard(tmp_path / "latents", 0, clips, [["a red circle"], ["a white square", "a square"]])
     code, _, err = sfpp("train", "teacher.toml", "--out", "run", "-v")
     assert code == 0
@@ -389,8 +395,11 @@ def test_small_runs_use_one_thread_and_large_ones_what_there_is() -> None:
     recipe = read_recipe(
         EXAMPLES / "toyworld" / "self-forcing-pp.toml", MatchingRecipe, overrides={"training.batch": "8"}
     )
-    toy = operations(recipe, Layout(DEFAULT_MODEL), ranks)
-    assert toy == pytest.approx(2 * 1.8e6 * 8 * 21 * 16, rel=0.2)
+    layout = Layout(DEFAULT_MODEL)
+    toy = operations(recipe, layout, ranks)
+    _, height, width = latent_shape()
+    blocks = 0.75 * sum(tensor.numel() for tensor in weights(layout.student).values())
+    assert toy == pytest.approx(2 * blocks * 8 * 21 * height * width / 4, rel=0.1)
     with cpu_threads(7):
         assert threads_for(toy) == 1
         assert threads_for(1000 * toy) == 7
