@@ -19,6 +19,9 @@ class Arm:
 
 SMALL = ("training.batch=4",)
 LONG = (*SMALL, "dmd.frames=201")
+SHORT = (*SMALL, "dmd.frames=63", "training.warmup=4")
+ADAPTERS = (*SHORT, "lora_rank=16", "training.lr=5e-4", "dmd.critic_lr=2e-3")
+"""Adapters begin at zero and have larger rates, by a factor of 5."""
 SINK = 3
 CONTEXTS = (9, 15, 21)
 
@@ -43,6 +46,9 @@ ARMS = {
         for frames in CONTEXTS
     },
     "pp4-guidance1": Arm("self-forcing-pp", (*LONG, "dmd.guidance=1.0")),
+    "pp4-15s": Arm("self-forcing-pp", SHORT),
+    "pp4-15s-lora": Arm("self-forcing-pp", ADAPTERS),
+    "pp4-15s-lora8": Arm("self-forcing-pp", (*ADAPTERS, "lora_base=float8")),
     "grpo": Arm("grpo", start="pp@320"),
     "grpo-control": Arm("grpo", ("grpo.shuffle_advantages=true",), start="pp@320"),
 }

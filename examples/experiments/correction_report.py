@@ -11,6 +11,7 @@ import numpy as np
 from faults import DRIFTS, FAULTS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from report import markdown, shown
 
 from sfpp_cli.evaluation.compare import Summary, summarise
 from sfpp_cli.figures import COLORS, DPI, GRID, INK
@@ -105,9 +106,9 @@ def training(watched: Watched) -> Iterator[dict[str, Any]]:
             }
             for name, student in (("control", "control"), ("trained", fault)):
                 found[f"{name}_gap"] = summarise(gaps[student])
-                if shown(found["gap"]):
+                if clear(found["gap"]):
                     found[f"{name}_undone"] = summarise((before - gaps[student]) / before.mean())
-            found["verdict"] = verdict(found["trained_undone"]) if shown(found["gap"]) else "no gap to undo"
+            found["verdict"] = verdict(found["trained_undone"]) if clear(found["gap"]) else "no gap to undo"
             yield found
 
 
@@ -121,13 +122,13 @@ def pooled(rows: Sequence[Row], name: str) -> Summary:
     return summarise(np.array([row[name] for row in rows]) * sizes / sizes.mean(), prompts(rows))
 
 
-def shown(summary: Summary) -> bool:
+def clear(summary: Summary) -> bool:
     """Whether the interval leaves zero out."""
     return summary["low"] is not None and summary["high"] is not None and summary["low"] * summary["high"] > 0
 
 
 def verdict(share: Summary) -> str:
-    if not shown(share):
+    if not clear(share):
         return "no direction"
     return "undoes" if share["mean"] > 0 else "wrong way"
 
@@ -138,83 +139,46 @@ def tables(result: Mapping[str, Any]) -> Iterator[str]:
         "One DMD step: cosine of the step with the way back, share of the fault undone, "
         "the same share on the clean window\n"
     )
-    yield from header(
-        [
-            "fault",
-            "strength",
-            *(f"{kind}: {what}" for kind in CRITICS for what in ("cos", "undone", "idle", "verdict")),
-        ]
-    )
+    columns = [f"{kind}: {what}" for kind in CRITICS for what in ("cos", "undone", "idle", "verdict")]
+    lines = []
     for row in result["gradient"]:
         cells = [row["fault"], f"{row['strength']:g}"]
         for kind in CRITICS:
-            cells += [shares(row[f"{kind}_{what}"], 2) for what in ("cosine", "share", "idle")] + [
-                row[f"{kind}_verdict"]
-            ]
-        yield line(cells)
-    levels = sorted({row["timestep"] for row in result["teacher"]})
+            cells += [shown(row[f"{kind}_{what}"], percent=False) for what in ("cosine", "share", "idle")]
+            cells.append(row[f"{kind}_verdict"])
+        lines.append(cells)
+    yield markdown(["fault", "strength", *columns], lines)
     yield "\nThe teacher alone, full strength: share of the fault undone in its prediction, by timestep\n"
-    yield from header(["fault", *(f"{level:.0f}" for level in levels)])
-    for fault in dict.fromkeys(row["fault"] for row in result["teacher"]):
-        yield line([fault, *(shares(row["share"], 2) for row in result["teacher"] if row["fault"] == fault)])
+    levels = sorted({row["timestep"] for row in result["teacher"]})
+    lines = [
+        [fault, *(shown(row["share"], percent=False) for row in result["teacher"] if row["fault"] == fault)]
+        for fault in dict.fromkeys(row["fault"] for row in result["teacher"])
+    ]
+    yield markdown(["fault", *(f"{level:.0f}" for level in levels)], lines)
     yield (
         "\nWhat the VAE leaves of full drifts: change of the window's mean, "
         "in the pixels and decoded from its latents\n"
     )
-    yield from header(["fault", "luma injected", "luma left", "saturation injected", "saturation left"])
-    for fault in DRIFTS:
-        yield line(
-            [
-                fault,
-                *(
-                    change(result["survivals"], fault, g, k)
-                    for g in ("luma", "saturation")
-                    for k in ("injected", "encoded")
-                ),
-            ]
-        )
+    kinds = [(gauge, kind) for gauge in ("luma", "saturation") for kind in ("injected", "encoded")]
+    lines = [[fault, *(change(result["survivals"], fault, *each) for each in kinds)] for fault in DRIFTS]
+    yield markdown(["fault", "luma injected", "luma left", "saturation injected", "saturation left"], lines)
     if result["training"]:
-        yield (
-            "\nOne training (one seed): gap to the clean continuation behind a faulty past, "
-            "and the share of it undone\n"
-        )
-        yield from header(
-            [
-                "fault",
-                "gauge",
-                "clean",
-                "gap before",
-                "gap, control",
-                "gap, trained",
-                "undone, control",
-                "undone",
-                "verdict",
-            ]
-        )
-        for row in result["training"]:
-            undone = [
-                shares(row[f"{who}_undone"], 2) if f"{who}_undone" in row else ""
-                for who in ("control", "trained")
-            ]
-            gaps = [shares(row[what], 3) for what in ("gap", "control_gap", "trained_gap")]
-            yield line(
-                [row["fault"], row["gauge"], f"{row['clean']['mean']:.3f}", *gaps, *undone, row["verdict"]]
-            )
+        yield from training_table(result["training"])
 
 
-def header(names: Sequence[str]) -> list[str]:
-    return [line(names), line(["---"] * len(names))]
-
-
-def line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def shares(summary: Summary, digits: int) -> str:
-    """Mean and interval."""
-    if summary["low"] is None or summary["high"] is None:
-        return f"{summary['mean']:.{digits}f}"
-    return f"{summary['mean']:.{digits}f} ({summary['low']:.{digits}f}..{summary['high']:.{digits}f})"
+def training_table(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "\nOne training (one seed): gap to the clean continuation after a faulty past, "
+        "and the share of it undone\n"
+    )
+    lines = []
+    for row in rows:
+        gaps = [shown(row[what], percent=False, digits=3) for what in ("gap", "control_gap", "trained_gap")]
+        undone = [shown(row.get(f"{who}_undone"), percent=False) for who in ("control", "trained")]
+        clean = f"{row['clean']['mean']:.3f}"
+        lines.append([row["fault"], row["gauge"], clean, *gaps, *undone, row["verdict"]])
+    gaps = ["gap before", "gap, control", "gap, trained"]
+    yield markdown(["fault", "gauge", "clean", *gaps, "undone, control", "undone", "verdict"], lines)
 
 
 def change(survived: Mapping[str, Row], fault: str, gauge: str, kind: str) -> str:

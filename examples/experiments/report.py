@@ -68,11 +68,11 @@ def interval(rows: Rows, metric: str) -> Summary | None:
     return summarise([value for value, _ in known], [prompt for _, prompt in known]) if known else None
 
 
-def shown(summary: Mapping[str, Any] | None, *, percent: bool, sign: bool = False) -> str:
-    """`92 (89 to 95)`, in percent or with two decimals."""
+def shown(summary: Mapping[str, Any] | None, *, percent: bool, sign: bool = False, digits: int = 2) -> str:
+    """`92 (89 to 95)`, in percent or with `digits` decimals."""
     if summary is None:
         return "-"
-    scale, form = (100, ".0f") if percent else (1, ".2f")
+    scale, form = (100, ".0f") if percent else (1, f".{digits}f")
     mean, low, high = (
         None if summary[key] is None else scale * summary[key] for key in ("mean", "low", "high")
     )

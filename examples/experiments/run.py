@@ -212,7 +212,18 @@ ASKED_FOR = {
             "++, guidance 1": "pp4-guidance1@60",
         },
         "++, guidance 3",
-    )
+    ),
+    "adapters": Comparison(
+        "Adapters of rank 16, over frozen weights and over these in eight bits",
+        {
+            "before (ODE)": "ode",
+            "all weights": "pp4-15s@30",
+            "adapters": "pp4-15s-lora@30",
+            "the same over eight bits": "pp4-15s-lora8@30",
+        },
+        "all weights",
+        ends=(5, 10, 50),
+    ),
 }
 """What is made only where it is named."""
 EMBEDDED = Comparison(
@@ -369,7 +380,7 @@ def parse() -> argparse.Namespace:
         "experiments",
         nargs="*",
         metavar="EXPERIMENT",
-        help=f"of {', '.join(names)}; if none is named, all but the last",
+        help=f"of {', '.join(names)}; if none is named, all but the last two",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/experiments"))
     parser.add_argument(
