@@ -343,6 +343,7 @@ def test_a_jerk_of_the_flow_counts_only_where_the_picture_changes() -> None:
 STEADY = {
     **{"luma": 0.4, "clipped": 0, "crushed": 0, "contrast": 0.2, "flow_top5": 1, "unmatched": 0.03},
     **{"chroma": 20, "lightness": 50, "colour_a": 5, "colour_b": 5, "detail": 0.5, "noise": 0.5},
+    "sharpness": 100,
     **dict.fromkeys(("light_step", "gain_step", "cast_a_step", "cast_b_step"), 0),
 }
 """The curves of a calm video."""
@@ -460,6 +461,19 @@ def test_new_terrain_is_no_drift(name: str) -> None:
     scene.miniatures[100:] = np.roll(scene.miniatures[100:], 384, axis=1)
     found = verdicts(find(Evidence.of(scene, Parameters())), 16)
     assert not found[name]["fired"]
+
+
+def test_soft_textures_that_blur_lose_sharpness_in_the_same_view_and_some_detail() -> None:
+    scene = seen(sharpness=100 - 95 * LATE, detail=0.5 - 0.05 * LATE)
+    blur = verdicts(find(Evidence.of(scene, Parameters())), 16)["blur"]
+    assert blur["onset_seconds"] == pytest.approx(100 / 16, abs=0.6)
+    assert blur["measure"] < blur["threshold"]
+    assert blur["largest_edge_loss"] == pytest.approx(np.log2(20) / 2, abs=0.1)  # a variance is a square
+    assert blur["sentence"].startswith("Edges and textures fell to 2")
+    scene.miniatures[100:] = np.roll(scene.miniatures[100:], 384, axis=1)  # another view
+    assert not verdicts(find(Evidence.of(scene, Parameters())), 16)["blur"]["fired"]
+    sharp = seen(sharpness=100 - 95 * LATE)
+    assert not verdicts(find(Evidence.of(sharp, Parameters())), 16)["blur"]["fired"]
 
 
 def test_curves_are_averaged_into_few_points() -> None:

@@ -181,21 +181,33 @@ def _hue(a: float, b: float) -> str:
 
 
 def _blur(evidence: Evidence) -> Finding:
-    """Fine detail against coarse, in octaves below the beginning's, where the picture is sharpest."""
+    """Fine detail against coarse, in octaves below the beginning's, where the picture is sharpest. Or, since
+    textures that never were sharp lose both: in the same view, sharpness for its contrast, if some detail
+    went along."""
     parameters = evidence.parameters
     detail = evidence.curves["detail"]
     known = detail[np.isfinite(detail)]
     # a frame without texture says nothing
     detail = np.nan_to_num(detail, nan=float(np.median(known)) if known.size else 1.0)
     lost = -evidence.departure(np.log2(np.maximum(detail, 1e-3)))
+    edges = np.sqrt(evidence.curves["sharpness"]) / (255 * evidence.curves["contrast"] + 1)
+    softer = -evidence.departure(np.log2(edges + 1e-3)) * evidence.same_view
+    of_detail = np.maximum(lost, 0) / parameters.blur_octaves
+    of_edges = np.minimum(np.maximum(softer, 0) / parameters.blur_edges, 4 * of_detail)
     largest = float(lost.max())
+    softest = float(softer.max())
+    sentence = f"Fine detail fell to {2**-largest:.0%} of the beginning's, even where the picture is sharpest"
+    if of_edges.max() > of_detail.max():
+        sentence = f"Edges and textures fell to {2**-softest:.0%} of the beginning's sharpness"
     return drift(
         evidence,
-        np.maximum(lost, 0) / parameters.blur_octaves,
-        f"Fine detail fell to {2**-largest:.0%} of the beginning's, even where the picture is sharpest",
+        np.maximum(of_detail, of_edges),
+        sentence,
         parameters.drift_seconds,
         measure=largest,
         threshold=parameters.blur_octaves,
+        largest_edge_loss=softest,
+        edge_threshold=parameters.blur_edges,
     )
 
 
