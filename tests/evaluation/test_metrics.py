@@ -22,6 +22,7 @@ from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
 from sfpp_cli.evaluation.metrics.measure import measure
 from sfpp_cli.evaluation.metrics.motion import (
+    Curve,
     FlowMeter,
     clip_ranges,
     is_dynamic,
@@ -399,6 +400,21 @@ def test_a_cut_is_a_lone_moment_at_which_nothing_matches_and_the_layout_changes(
     assert starts({80: 0.9, 82: 0.9}, (60, 200, 60)) == []  # a flash
     assert starts(dict.fromkeys(range(76, 85), 0.8), (60, 90, 120)) == []  # a whip pan
     assert starts({4: 0.9}, (60, 60, 60)) == []  # a decoder's first frames
+
+
+def test_a_flash_over_what_changes_anyhow_is_no_cut() -> None:
+    def starts(levels: Curve) -> list[int]:
+        pictures = np.repeat(levels[:, None], 768, axis=1).astype(np.uint8)
+        return [cut.start for cut in find_cuts({"unmatched": share}, pictures, 16, Parameters())]
+
+    share = np.full(160, 0.1)
+    share[80] = 0.9
+    frames = np.arange(160)
+    brighter = np.clip(100 + 4 * (frames - 80), 20, 180)  # by 12 levels in three frames
+    assert starts(brighter) == []
+    assert starts(brighter + 40 * (frames >= 80)) == [80]
+    share[88] = 0.9
+    assert starts(brighter + 40 * (frames >= 80) - 90 * (frames >= 88)) == [80, 88]
 
 
 # --- the rest -------------------------------------------------------------------------------------------

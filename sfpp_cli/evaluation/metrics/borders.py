@@ -90,7 +90,8 @@ def find_changes(
 def find_cuts(curves: Curves, miniatures: Frames, fps: float, parameters: Parameters) -> list[Jump]:
     """Where another scene begins: a moment at which most of the picture is not found again along the flow, as
     it is before and after, however fast things move there; and the layout of colours in the windows on both
-    sides differs, which a flash and an object close by leave as it was.
+    sides differs, which a flash and an object close by leave as it was, and by more than in as short a time
+    before or after, since waves change it, too.
     """
     unmatched = curves["unmatched"]
     window = max(3, round(parameters.cut_window_seconds * fps))
@@ -108,7 +109,11 @@ def find_cuts(curves: Curves, miniatures: Frames, fps: float, parameters: Parame
         if around.max() > parameters.cut_around * unmatched[start]:
             continue
         size = _layout_change(miniatures, start, window)
-        if size >= parameters.cut_picture:
+        beside = [place for place in (start - window - 1, start + window + 2) if window <= place]
+        usual = [
+            _layout_change(miniatures, place, window) for place in beside if place + window < len(unmatched)
+        ]
+        if size >= max(parameters.cut_picture, parameters.cut_ratio * min(usual, default=0)):
             cuts.append(Jump(start, start + 1, size))
     return cuts
 

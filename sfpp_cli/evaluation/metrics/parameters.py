@@ -128,6 +128,9 @@ class Parameters:
     cut_picture: float = 0.045
     """Half of the picture differs by at least this between any two pictures before and after: 11 levels of
     255."""
+    cut_ratio: float = 2.0
+    """And by this many times more than between two such windows right before or after: waves change, too.
+    The calmer side counts, so that the next cut may be near."""
     cut_scene_seconds: float = 0.5
     """And there is a scene of this length on either side: a decoder's odd first frame is none."""
     border_seconds: float = 1.0
