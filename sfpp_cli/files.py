@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -154,6 +155,17 @@ def nearest_folder(path: Path) -> Path:
     """What exists of a path. A name that is too long for the system, or holds what none may, does not."""
     whole = path.absolute()
     return next(part for part in (whole, *whole.parents) if os.path.exists(part))
+
+
+def check_writable(folder: Path) -> None:
+    """See that a file can be written into the folder, or into what exists of its path; none is left."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest_folder(folder)) as probe:
+            probe.write(os.urandom(4096))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({reason(error)}): choose another folder, or make room"
+        ) from error
 
 
 def free_space(folder: Path) -> int:

@@ -221,6 +221,8 @@ class Job:
             progress.stage(title, generator.chunks(request)) as advance,
             generator.pipeline(request) as stages,
         ):
+            there = len(log)
+            advance(there, {})
             for piece in self._pieces(generator, log, timing, stages):
                 if piece.is_last:
                     timing.vae.add(piece.made.seconds, timeline.chunk_frames(piece.chunk))
@@ -235,7 +237,7 @@ class Job:
                     "fps": f"{rate(writer.frames, timing.total):g}",
                     "memory": f"{timing.megabytes[-1] / 1e3:.2f} GB",
                 }
-                advance(piece.chunk + piece.is_last, figures)
+                advance(max(there, piece.chunk + piece.is_last), figures)
 
     def _pieces(
         self, generator: Generator, log: LatentLog, timing: Timing, stages: Pipeline

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfpp_cli.errors import UserError, reason
-from sfpp_cli.files import nearest_folder
+from sfpp_cli.errors import UserError
+from sfpp_cli.files import check_writable
 from sfpp_cli.generation.requests import GenerateOptions, Request
 from sfpp_cli.schema import load_json
 from sfpp_cli.video.writer import output_path
@@ -43,7 +42,7 @@ def check_outputs(requests: Sequence[Request], options: GenerateOptions) -> None
             )
         _check_names(request.out, files[request.out])
     for folder in dict.fromkeys(request.out.parent for request in requests):
-        _check_writable(folder)
+        check_writable(folder)
 
 
 def refuse_existing(requests: Sequence[Request], options: GenerateOptions) -> None:
@@ -79,14 +78,3 @@ def _describes(description: Path, video: Path) -> bool:
         return bool(load_json(description)["video"] == video.name)
     except (OSError, ValueError, LookupError, TypeError):
         return False
-
-
-def _check_writable(folder: Path) -> None:
-    """See that a file can be written into the folder, or into what exists of its path; none is left."""
-    try:
-        with tempfile.TemporaryFile(dir=nearest_folder(folder)) as probe:
-            probe.write(os.urandom(4096))
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({reason(error)}): choose another folder, or make room"
-        ) from error

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.errors import UserError, reason
-from sfpp_cli.models.layout import STUDENTS, TEACHERS, Layout, headers, read_config, weight_files
+from sfpp_cli.models.layout import Layout, headers, read_config, weight_files
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.text import TextEncoder
 from sfpp_cli.models.vae import channels_last
@@ -29,14 +29,7 @@ class Bundle(Layout):
         super().__init__(model, student)
 
     def load_student(self, device: torch.device, dtype: torch.dtype) -> CausalWanModel:
-        kind = self.transformer_config().get("_class_name")
-        if kind not in STUDENTS:
-            what = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
-            raise UserError(
-                f"{self.student} is {what}, not a causal student: name causal weights with --student, "
-                "or make them with `sfpp weights convert`"
-            )
-        student: CausalWanModel = _load(CausalWanModel, self.student, dtype).to(device)
+        student: CausalWanModel = _load(CausalWanModel, self.require_student(), dtype).to(device)
         return student
 
     def load_teacher(self, device: torch.device, dtype: torch.dtype) -> Teacher:

@@ -58,6 +58,17 @@ class Layout:
         places = (self.folder / part for part in ("teacher", "transformer"))
         return next((place for place in places if class_of(place) in TEACHERS), None)
 
+    def require_student(self) -> Path:
+        """The causal student. UserError if there is none."""
+        kind = class_of(self.student)
+        if kind not in STUDENTS:
+            what = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
+            raise UserError(
+                f"{self.student} is {what}, not a causal student: name causal weights with --student, "
+                "or make them with `sfpp weights convert`"
+            )
+        return self.student
+
     def require_teacher(self) -> Path:
         """The teacher. UserError if there is none."""
         if self.teacher is None:

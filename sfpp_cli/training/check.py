@@ -8,6 +8,7 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.ode import student_step_indices
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
+from sfpp_cli.models.decoders import DecoderFile
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, Recipe, StudentRecipe, TeacherRecipe
@@ -20,6 +21,8 @@ def check(recipe: Recipe, layout: Layout, ranks: Ranks) -> None:
     """UserError if this model, loaded or not, and these ranks cannot run the recipe."""
     recipe.training.check(ranks)
     layout.require_teacher()
+    if not isinstance(recipe, TeacherRecipe):
+        DecoderFile.parse(recipe.preview.decoder)
     settings = layout.settings
     if settings.first_steps is not None and not isinstance(recipe, TeacherRecipe):
         raise UserError(

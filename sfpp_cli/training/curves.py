@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,10 @@ FAMILIES = (
 """In the order of their panels. A figure of no family gets a panel of its own, after these."""
 COUNTED = ("step", "samples")
 """What only counts is not drawn."""
+MOST = 60
+"""Figures in a picture."""
+LARGEST = 1e15
+"""Steps and values beyond it are damage, or not finite; axes could not number them."""
 
 WINDOW = 101
 """Values that a running median is taken of; fewer in a short run, a twentieth of it."""
@@ -79,15 +82,19 @@ def read_series(path: Path) -> dict[str, Series]:
         try:
             record = json.loads(line)
             step = float(record["step"])
+            if not 0 <= step <= LARGEST:
+                raise ValueError(f"step {step:g}")
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             cause = f"no record of a step ({error!r})"
             raise UserError(f"{path}, line {number}: {cause}; remove the line") from None
         for name, value in record.items():
             numeric = isinstance(value, int | float) and not isinstance(value, bool)
-            if numeric and math.isfinite(value) and name not in COUNTED:
+            if numeric and abs(value) <= LARGEST and name not in COUNTED:
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(step)
                 values.append(value)
+    if len(series) > MOST:
+        raise UserError(f"{path} holds {len(series)} figures, and at most {MOST} can be drawn: remove some")
     if not series:
         raise UserError(f"{path} holds no whole line of figures: wait for the run's first step")
     return series

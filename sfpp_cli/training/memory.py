@@ -18,7 +18,7 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.trainer import Training
 from sfpp_cli.devices import pick_dtype, total_memory
 from sfpp_cli.errors import UserError
-from sfpp_cli.files import free_space
+from sfpp_cli.files import check_writable, free_space
 from sfpp_cli.models.layout import Layout, read_config
 from sfpp_cli.models.quiet import quiet_libraries
 from sfpp_cli.models.settings import Settings
@@ -117,12 +117,15 @@ def refuse_excess(recipe: Recipe, layout: Layout, ranks: Ranks, device: torch.de
             f"it takes ~{readable(most)} of memory a rank, {device} has {readable(there)}: {_REMEDY}"
         )
     size, count = _checkpoints(training, needs.trained.values())
-    sizes = {out: size * count}
+    sizes: dict[Path, float] = {out: size * count}
     if isinstance(recipe, StudentRecipe):
         latent = measure(layout.require_teacher(), layout).latent
         pairs = trajectory_bytes(recipe.pairs, recipe.settings_for(layout), latent)
         sizes[Path(recipe.pairs.folder)] = pairs
+    if isinstance(recipe, StudentRecipe | MatchingRecipe | GRPORecipe) and recipe.text_store:
+        sizes[Path(recipe.text_store)] = 0
     for folder, needed in sizes.items():
+        check_writable(folder)
         room = free_space(folder) + sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         if needed > room:
             raise UserError(

@@ -193,6 +193,10 @@ def kept(recipe: Recipe, run: RunContext) -> str:
 def begin(recipe: Recipe, bundle: Bundle, run: RunContext) -> Bundle:
     """The recipe's model, checked; the plan is said, and the ranks are joined. UserError if it cannot fit."""
     check(recipe, bundle, run.ranks)
+    if isinstance(recipe, StudentRecipe) and recipe.init is not None:
+        Bundle(recipe.model, recipe.init).require_student()
+    if isinstance(recipe, MatchingRecipe | GRPORecipe):
+        bundle.require_student()
     run.progress.say(plan(recipe, bundle, run.ranks, run.device, run.out))
     refuse_excess(recipe, bundle, run.ranks, run.device, run.out)
     threads = threads_for(operations(recipe, bundle, run.ranks))

@@ -162,6 +162,28 @@ def test_a_run_has_one_owner(recipe: str, sfpp: Sfpp, folder: Path) -> None:
     assert leftovers(folder / "run") == []
 
 
+@pytest.mark.parametrize(
+    ("recipe", "change", "line"),
+    [
+        ("distill", "init=nope", "unknown model 'nope'"),
+        ("distill", "init=tiny/vae", "tiny/vae is of class AutoencoderKLWan, not a causal student"),
+        ("distill", "pairs.folder=prompts.txt", "cannot write to prompts.txt (Not a directory)"),
+        ("train", "student=tiny/teacher", "tiny/teacher is a bidirectional teacher, not a causal student"),
+        ("train", "text_store=prompts.txt", "cannot write to prompts.txt (Not a directory)"),
+        ("train", "preview.decoder=nope", "--decoder nope is not there"),
+    ],
+)
+def test_what_can_be_known_is_refused_first(
+    recipe: str, change: str, line: str, sfpp: Sfpp, folder: Path
+) -> None:
+    """Before embeddings and trajectories, which may take days."""
+    before = sorted(folder.rglob("*"))
+    code, _, err = sfpp(recipe, f"{recipe}.toml", "--out", "run", "--set", change)
+    assert code == 2
+    assert errors(err)[0].startswith(f"error: {line}")
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_a_refused_run_leaves_no_folder(sfpp: Sfpp, folder: Path) -> None:
     (folder / "prompts.txt").unlink()
     assert sfpp("train", "train.toml", "--out", "run")[0] == 2
@@ -338,7 +360,7 @@ def test_an_interrupt_that_is_lost_ends_a_run_all_the_same(folder: Path) -> None
                 Dropping()
             return update(trainer)
 
-        Trainer.update = dropping  # type: ignore[method-assign]
+        Trainer.update = dropping  # type: ignore[method-assign, assignment]
 
     steps = ("--set", "training.steps=100000")
     code, _, err = Forked.start(command("train", "train.toml", "--out", "run", *steps, before=before)).end()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from sfpp_cli.generation.job import Job, describe_model, find_finished, jobs_of
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS
-from sfpp_cli.progress import Silent
+from sfpp_cli.progress import Advance, Silent
 from sfpp_cli.video import Frames
 from sfpp_cli.video.writer import VideoWriter
 
@@ -30,6 +32,17 @@ OPTIONS = ModelOptions(device=torch.device("cpu"), dtype=torch.float32)
 @pytest.fixture
 def request_(tmp_path: Path) -> Request:
     return Request(prompt="a", seed=3, frames=9, width=64, height=48, fps=8, out=tmp_path / "v.mp4")
+
+
+class Counting(Silent):
+    """Keeps what a bar would show."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Advance]:
+        yield lambda done, figures: self.counts.append(done)
 
 
 def with_first_steps(bundle: Path) -> None:
@@ -91,7 +104,11 @@ def test_a_video_with_first_steps_resumes_after_its_first_chunk(
         patched.setattr(VideoWriter, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
             Job(other, model).run(generator, Silent())
-    assert Job(other, model).run(generator, Silent(), save_latents=True)["resumed_at_chunk"] in (1, 2, 3)
+    progress = Counting()
+    resumed = Job(other, model).run(generator, progress, save_latents=True)["resumed_at_chunk"]
+    assert resumed in (1, 2, 3)
+    assert progress.counts[0] == resumed, "not 0, though all its pictures are made again"
+    assert progress.counts == sorted(progress.counts)
     for suffix in (".mp4", ".safetensors"):
         assert other.out.with_suffix(suffix).read_bytes() == request.out.with_suffix(suffix).read_bytes()
 

@@ -106,6 +106,20 @@ def test_digits_of_an_axis_are_of_one_size() -> None:
     assert any(text.get_text() for text in axes.yaxis.get_ticklabels(minor=True))
 
 
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e16])
+def test_what_no_axis_can_number(tmp_path: Path, value: float) -> None:
+    """A value is left out like one that is not finite; a step is damage."""
+    records = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": value}]
+    assert read_series(log(tmp_path, records) / "metrics.jsonl") == {"loss": ([1], [1.0])}
+    with pytest.raises(UserError, match="line 1: no record of a step"):
+        plot_run(log(tmp_path, [{"step": value, "loss": 1.0}]))
+
+
+def test_more_figures_than_a_picture_has_room_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds 61 figures, and at most 60 can be drawn"):
+        plot_run(log(tmp_path, [{"step": 1, **{f"figure {number}": 1.0 for number in range(61)}}]))
+
+
 def test_figures_keep_their_own_steps(tmp_path: Path) -> None:
     records = [
         {"step": 1, "loss": 1.5, "note": "first", "resumed": True},
