@@ -261,7 +261,9 @@ def _scenes(
         first = timeline.frames_before(index)
         name = f"the scene at {scene.at:g} s"
         if first >= before + frames:
-            raise UserError(f"{name} begins after the video's {frames / fps:g} s: make that longer")
+            raise UserError(
+                f"{name} has no chunk before the video's end ({frames / fps:g} s): make that longer"
+            )
         if scenes and scenes[-1].chunk == index:
             raise UserError(f"{name} begins in the same chunk as the one before it: move them apart")
         if scene.how == "cut":
