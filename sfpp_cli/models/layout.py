@@ -60,7 +60,7 @@ class Layout:
 
     def require_student(self) -> Path:
         """The causal student. UserError if there is none."""
-        kind = class_of(self.student)
+        kind = self.transformer_config().get("_class_name")
         if kind not in STUDENTS:
             what = "a bidirectional teacher" if kind in TEACHERS else f"of class {kind}"
             raise UserError(
