@@ -220,7 +220,7 @@ def test_two_systems_are_compared_and_paired(tmp_path: Path) -> None:
     check(page)
     for words in (
         "6 videos \N{MIDDLE DOT} 2 systems \N{MIDDLE DOT} 3 prompts",
-        "Best: new Fails: old from 1.2 s, new from 1.2 s",
+        "Best: new Fails: old from 1.2\N{NO-BREAK SPACE}s, new from 1.2\N{NO-BREAK SPACE}s",
         "Local stability of new: 63.5 (95 % interval 60.5 to 66.5) of 100; 10 (10 to 10) above old.",
         "3 of 3 videos with a fault, first at 1.2 s (median)",
         "\N{MINUS SIGN}10 against new",
@@ -254,7 +254,7 @@ def test_every_system_is_in_the_answer_and_chance_is_called_so(tmp_path: Path) -
     page = Page(write_report(result(*videos), tmp_path))
     check(page)
     for words in (
-        "Best: fine and level, too close to call Fails: bad from 1.2 s",
+        "Best: fine and level, too close to call Fails: bad from 1.2\N{NO-BREAK SPACE}s",
         "0.33 (\N{MINUS SIGN}1.00 to 1.00) above level",
         "above bad.",
         "The lead over level could be chance.",

@@ -142,7 +142,11 @@ def test_without_its_script_and_in_print_all_is_there(browser: Browser, report: 
     bare = browser.open(report.as_uri(), 794, script=False)  # as wide as A4
     assert bare.run("document.querySelectorAll('.sortable button').length") == 0
     words = bare.run("document.body.innerText")
-    for needed in ("Best: self-forcing-plus-plus", "Fails: ode from 5.0 s", "3 of 3 videos with a fault"):
+    for needed in (
+        "Best: self-forcing-plus-plus",
+        "Fails: ode from 5.0\N{NO-BREAK SPACE}s",
+        "3 of 3 videos with a fault",
+    ):
         assert needed in words
     assert len(bare.run(ROWS)) == 9
     bare.look(dark=True, media="print")

@@ -133,7 +133,9 @@ def subtitle(ranks: Sequence[Standing]) -> str:
     said = []
     for rank in reversed(ranks if len(ranks) > 1 else []):
         if rank.failing and 2 * rank.failing >= rank.judged:
-            said.append(rank.name + ("" if rank.onset is None else f" from {rank.onset:.1f} s"))
+            said.append(
+                rank.name + ("" if rank.onset is None else f" from {rank.onset:.1f}\N{NO-BREAK SPACE}s")
+            )
     if len(said) > KINDS:
         said[KINDS:] = [f"{len(said) - KINDS} others"]
     return f"Fails: {', '.join(said)}" if said else ""
