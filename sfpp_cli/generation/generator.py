@@ -147,14 +147,18 @@ class Piece:
     """A chunk's frames that are shown; of a video's first chunk, the first picture is a piece of its own."""
 
     made: Made
+    finite: Made
+    """Whether all of them are; asked only with the frames, so that a GPU's work is never waited for."""
     chunk: int
     """Counted from 0."""
     is_last: bool
     """Whether it ends the chunk."""
 
     def frames(self) -> Frames:
-        """uint8 [T, H, W, 3]; waits for them."""
+        """uint8 [T, H, W, 3]; waits for them. UserError if they came from what is not finite."""
         frames: Frames = self.made.cpu().numpy()
+        if not self.finite.cpu():  # as bytes they would be black
+            raise UserError(NOT_FINITE.format(f"chunk {self.chunk + 1} of the VAE's pictures is"))
         return frames
 
 
@@ -352,13 +356,12 @@ class Generator:
                 parts = latents.split([1, count - 1], dim=1) if number == 0 and count > 1 else [latents]
                 for part in parts:
                     pictures = stream(part)
-                    if not pictures.isfinite().all():  # as bytes they would be black
-                        raise UserError(NOT_FINITE.format(f"chunk {number + 1} of the VAE's pictures is"))
+                    finite = Made(pictures.isfinite().all(), began)
                     frames = to_uint8(pictures)[0]
                     seen = frames[max(0, first) : max(0, end)]
                     first -= len(frames)
                     end -= len(frames)
-                    yield Piece(Made(seen, began), number, is_last=part is parts[-1])
+                    yield Piece(Made(seen, began), finite, number, is_last=part is parts[-1])
 
     def decoder(self) -> Callable[[Tensor], Tensor]:
         """For a video's beginning, or what follows a cut."""

@@ -119,7 +119,9 @@ class CausalConv(WanCausalConv3d):  # type: ignore[misc]
         if before:
             x = F.pad(x, (0, 0, 0, 0, before, 0))
         padding = (0, down, across)
-        if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        eager = not torch.compiler.is_compiling()  # the compiler cannot look into that kernel
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if eager and plain and torch.backends.mkldnn.is_available():
             settings = (padding, self.stride, self.dilation, self.groups)
             return torch.mkldnn_convolution(x, self.weight, self.bias, *settings)
         return F.conv3d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)

@@ -201,6 +201,22 @@ def test_the_first_picture_waits_for_no_other(generator: Generator) -> None:
     assert asked[-1] == 1
 
 
+def test_the_decoders_stage_never_waits_for_its_device(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On `meta`, where to look at a number is an error, as it would halt a GPU's queue."""
+
+    def blank(latents: Tensor) -> Tensor:
+        return latents.new_empty(1, 1, 3, 32, 48, device="meta")
+
+    monkeypatch.setattr(generator, "decoder", lambda: blank)
+    chunks = list(generator.latents(wish(9)))
+    pieces = list(generator.decoded(wish(9), chunks))
+    assert pieces
+    with pytest.raises(TypeError, match="meta"):
+        pieces[0].frames()
+
+
 def test_a_chunk_is_on_disk_before_it_is_decoded(
     generator: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

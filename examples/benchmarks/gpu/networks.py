@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, WanUpsample
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import Tensor, nn
 
 from sfpp_cli.core.cache import KVCache
@@ -180,51 +180,11 @@ def compile_blocks(student: CausalWanModel, **options: Any) -> None:
 
 
 def lean_decoder(vae: AutoencoderKLWan) -> None:
-    """Nearest-neighbour upsampling without a trip to float32, and no padding of what needs none.
-
-    Nor a comparison of a tensor with a string (`feat_cache[idx] == "Rep"`), at which the compiler gives up.
-    """
+    """Nearest-neighbour upsampling without a trip to float32; the rest of it is the product's own by now."""
     for module in vae.modules():
         if isinstance(module, WanUpsample):
             module.forward = MethodType(_upsample, module)
-        if isinstance(module, WanResample) and module.mode.startswith("upsample"):
-            module.forward = MethodType(_resample, module)
-        if isinstance(module, WanCausalConv3d):
-            module.forward = MethodType(_convolve, module)
 
 
 def _upsample(self: nn.Upsample, x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest-exact")
-
-
-def _resample(self: Any, x: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
-    batch, channels, frames, height, width = x.size()
-    if self.mode == "upsample3d":
-        past = feat_cache[feat_idx[0]]
-        if past is None:
-            feat_cache[feat_idx[0]] = "Rep"
-        else:
-            known = not isinstance(past, str)
-            last = x[:, :, -2:].clone()
-            if last.shape[2] < 2:
-                before = past[:, :, -1:] if known else torch.zeros_like(last)
-                last = torch.cat([before, last], dim=2)
-            x = self.time_conv(x, past if known else None)
-            feat_cache[feat_idx[0]] = last
-            x = x.reshape(batch, 2, channels, frames, height, width).permute(0, 2, 3, 1, 4, 5)
-            x = x.reshape(batch, channels, frames * 2, height, width)
-        feat_idx[0] += 1
-    frames = x.shape[2]
-    x = self.resample(x.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width))
-    return x.unflatten(0, (batch, frames)).permute(0, 2, 1, 3, 4)
-
-
-def _convolve(self: Any, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-    """Zeros around are the convolution's own; in time there is the cache."""
-    width, height, ahead = self._padding[0], self._padding[2], self._padding[4]
-    if ahead:
-        past = x.new_zeros(*x.shape[:2], ahead, *x.shape[3:]) if cache_x is None else cache_x
-        if past.shape[2] < ahead:
-            past = torch.cat([x.new_zeros(*x.shape[:2], ahead - past.shape[2], *x.shape[3:]), past], dim=2)
-        x = torch.cat([past, x], dim=2)
-    return F.conv3d(x, self.weight, self.bias, self.stride, (0, height, width), self.dilation, self.groups)
