@@ -150,10 +150,11 @@ def make(folder: Path) -> None:
 
 def evaluated(folder: Path, tree: Path) -> dict[str, Any]:
     """The videos by file name, as the checkout `tree` sees them."""
-    files = [str(folder / case.file) for case in cases()]
+    files = [str(folder.resolve() / case.file) for case in cases()]
     command = (sys.executable, "-m", "sfpp_cli", "evaluate", *files, "--json", "--workers", "1")
+    # in the checkout, since `-m` looks in the working directory before anywhere else
     environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}
-    found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    found = subprocess.run(command, cwd=tree, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return {Path(video["path"]).name: video for video in json.loads(found.stdout)["videos"]}
 
 
