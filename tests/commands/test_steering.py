@@ -15,6 +15,7 @@ import pytest
 import torch
 from clips import smooth
 from conftest import Sfpp
+from embedded import picture_size
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,8 +32,8 @@ def test_scenes_and_a_picture_from_the_command_line(sfpp: Sfpp, tmp_path: Path) 
     arguments = ("--seconds", "1.5", "--then", f"0.7: {WHITE}", "--how", "cut", "--start", "p.png")
     code, out, err = sfpp("generate", RED, *arguments, "-o", "v.mp4", "--save-latents")
     assert (code, out) == (0, "v.mp4\n")
-    settings = Bundle(DEFAULT_MODEL).settings
-    assert f"--start p.png: a picture, 120x90 scaled to {settings.width}x{settings.height}, " in err
+    width, height = picture_size()
+    assert f"--start p.png: a picture, 120x90 scaled to {width}x{height}, " in err
     assert "a prompt changes between two chunks: at 0.75 s, not 0.7 s" in err
     assert probe(tmp_path / "v.mp4").frames == 25
     beside = json.loads((tmp_path / "v.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Sfpp
+from embedded import picture_size
 from PIL import Image
 
 import sfpp_cli
@@ -69,7 +70,8 @@ def test_a_stream_is_steered_as_the_command_line_is(sfpp: Sfpp, model: Model, tm
 
 def test_a_stream_begins_at_once_and_may_be_left(model: Model) -> None:
     stream = model.stream(PROMPT, seconds=1e6)
-    assert next(stream).shape == (1, 64, 64, 3)
+    width, height = picture_size()
+    assert next(stream).shape == (1, height, width, 3)
 
 
 def test_streams_do_not_disturb_each_other(model: Model) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Sfpp
+from embedded import latent_shape
 from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_training import untimed
@@ -102,12 +103,6 @@ def recipes(tmp_path: Path) -> None:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
-
-
-def latent_shape() -> tuple[int, int, int]:
-    """Channels, height and width of the embedded model's latent frames."""
-    layout = Layout(DEFAULT_MODEL)
-    return (layout.transformer_config()["in_channels"], *layout.latent_size)
 
 
 def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
