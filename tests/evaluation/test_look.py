@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import pytest
@@ -97,10 +99,12 @@ def test_saturation_pulls_colours_apart_and_a_cast_does_not(gains: tuple[float, 
 # --- the subject ----------------------------------------------------------------------------------------
 
 
-def evidence(places: list[tuple[int, int] | None]) -> Evidence:
-    """Grey pictures with a red block of 4 x 4 cells at (row, column), or without one."""
+def evidence(places: list[tuple[int, int] | None], levels: Sequence[int] = (110,)) -> Evidence:
+    """Pictures of these grey levels, stretched over the video, with a red block of 4 x 4 cells at (row,
+    column), or without one."""
     count = len(places)
-    pictures = np.full((count, SIDE, SIDE, 3), 110, np.uint8)
+    pictures = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    pictures[:] = np.repeat(levels, count // len(levels))[:, None, None, None]
     for picture, place in zip(pictures, places, strict=True):
         if place is not None:
             picture[max(0, place[0]) : place[0] + 4, max(0, place[1]) : place[1] + 4] = (220, 30, 30)
@@ -120,6 +124,16 @@ def test_a_subject_that_vanishes_is_lost_and_one_that_leaves_is_not() -> None:
     assert subject(evidence([*still, *walking, *[None] * 30]), look).onset is None
     assert subject(evidence([(6, 6)] * 160), look).onset is None
     assert subject(evidence([None] * 160), look).numbers["measure"] is None
+
+
+def test_a_subject_may_be_lost_before_a_camera_that_moves_on_but_not_in_a_turn() -> None:
+    look = {"colour_cast": Finding(np.zeros(160), None, "", {})}
+    lost: list[tuple[int, int] | None] = [*[(6, 6)] * 100, *[None] * 60]
+    slow = subject(evidence(lost, levels=range(60, 140)), look)
+    assert slow.onset == pytest.approx(100, abs=9)
+    assert slow.numbers["measure"] == 0
+    turned = [60] * 10 + [140] * 6
+    assert subject(evidence(lost, levels=turned), look).onset is None
 
 
 def test_a_held_scene_is_alike_at_every_distance_and_another_one_is_not() -> None:

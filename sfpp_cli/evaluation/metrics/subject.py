@@ -16,12 +16,13 @@ Cells = NDArray[np.float32]
 
 
 def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
-    """A subject is lost when, within the same rim, hardly a cell of its colour stands out any more.
+    """A subject is lost when hardly a cell of its colour stands out any more and the rim is what it was when
+    most of them last did.
 
     Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours
     that do so through the whole reference are subjects, each alone and all of them as one. One that leaves
-    over the rim, a camera that turns away and a cut are no loss: there the rim changes. Nor is it judged
-    where a drift of the `look` has gone far.
+    over the rim, a camera that turns away and a cut are no loss: there the rim changes meanwhile. Nor is it
+    judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
@@ -30,7 +31,9 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
     out = _standing_out(cells, rim, distance)
     first_rim = cells[evidence.reference][:, rim].mean(0)
     rim_change = np.median(np.linalg.norm(cells[:, rim] - first_rim, axis=2), axis=1)
-    judged = (rim_change < parameters.subject_rim) & ~_drifted(evidence, look, rim_change)
+    drifted = _drifted(evidence, look, rim_change)
+    held = (rim_change < parameters.subject_rim) & ~drifted
+    shortest = round(parameters.subject_seconds * evidence.fps)
     severity = np.zeros(evidence.frames)
     measure: float | None = None
     first: int | None = None
@@ -41,17 +44,30 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
         if usual < parameters.subject_share or not steady:
             continue
         left = smooth(np.minimum(share / usual, 1.0), evidence.second)
-        least = float(left[judged].min()) if judged.any() else 1.0
+        least = float(left[held].min()) if held.any() else 1.0
         measure = least if measure is None else min(measure, least)
-        gone = (left < parameters.subject_left) & judged
-        onset = first_run(gone, round(parameters.subject_seconds * evidence.fps))
+        onset = first_run((left < parameters.subject_left) & ~drifted, shortest)
         if onset is None or _on_rim(alike[:, rim], onset, evidence.second):
             continue
+        if _turned(cells[:, rim], left, onset, evidence) >= parameters.subject_rim:
+            continue
+        measure = min(measure, float(left[onset:].min()))
         lost = (1 - left[onset:]) / (1 - parameters.subject_left)
         severity[onset:] = np.maximum(severity[onset:], lost)
         first = onset if first is None else min(first, onset)
     sentence = "What stood out in the beginning is gone, while its surroundings are still there"
     return Finding(severity, first, sentence, {"measure": measure, "threshold": parameters.subject_left})
+
+
+def _turned(rim: Cells, left: Curve, onset: int, evidence: Evidence) -> float:
+    """By how much the median cell of the rim [T, 60, 3] differs between when most of the subject was last
+    `left` and half a second after it is gone, in CIELAB units."""
+    there = np.flatnonzero(left[:onset] > 1 - evidence.parameters.subject_left)
+    last = int(there[-1]) if there.size else 0
+    half = max(1, evidence.second // 2)
+    before = rim[max(0, last - half) : last + 1].mean(0)
+    after = rim[onset : onset + half].mean(0)
+    return float(np.median(np.linalg.norm(after - before, axis=1)))
 
 
 def _drifted(evidence: Evidence, look: Mapping[str, Finding], rim_change: Curve) -> Mask:
