@@ -253,7 +253,7 @@ def report(rows: list[Row], planned: int) -> str:
         named = [f"{row.case.content} ({row.case.kind}): {', '.join(row.fired)}" for row in shown]
         lines.append(
             f"Half {half}: {len(shown)} of {len(mine)} videos without a fault, under camera work or none, "
-            f"fire something: {'; '.join(named)}"
+            f"fire something{': ' * bool(named)}{'; '.join(named)}."
         )
     lines += ["", *STRENGTH]
     lines += [_strength_line(kind, rows) for kind in faults.FAULTS]
