@@ -124,6 +124,7 @@ def test_a_subject_that_vanishes_is_lost_and_one_that_leaves_is_not() -> None:
     assert subject(evidence([*still, *walking, *[None] * 30]), look).onset is None
     assert subject(evidence([(6, 6)] * 160), look).onset is None
     assert subject(evidence([None] * 160), look).numbers["measure"] is None
+    assert subject(evidence([*still[:70], *[None] * 50, *still[:40]]), look).onset is None  # was hidden
 
 
 def test_a_subject_may_be_lost_before_a_camera_that_moves_on_but_not_in_a_turn() -> None:

@@ -21,8 +21,8 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
 
     Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours
     that do so through the whole reference are subjects, each alone and all of them as one. One that leaves
-    over the rim, a camera that turns away and a cut are no loss: there the rim changes meanwhile. Nor is it
-    judged where a drift of the `look` has gone far.
+    over the rim, a camera that turns away and a cut are no loss: there the rim changes meanwhile. Nor is one
+    that comes back. Nor is it judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
@@ -46,10 +46,14 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
         left = smooth(np.minimum(share / usual, 1.0), evidence.second)
         least = float(left[held].min()) if held.any() else 1.0
         measure = least if measure is None else min(measure, least)
-        onset = first_run((left < parameters.subject_left) & ~drifted, shortest)
+        there = np.flatnonzero(left > 1 - parameters.subject_left)
+        last = int(there[-1]) if there.size else 0  # what comes back was hidden
+        gone = (left < parameters.subject_left) & ~drifted
+        gone[:last] = False
+        onset = first_run(gone, shortest)
         if onset is None or _on_rim(alike[:, rim], onset, evidence.second):
             continue
-        if _turned(cells[:, rim], left, onset, evidence) >= parameters.subject_rim:
+        if _turned(cells[:, rim], last, onset, evidence.second) >= parameters.subject_rim:
             continue
         measure = min(measure, float(left[onset:].min()))
         lost = (1 - left[onset:]) / (1 - parameters.subject_left)
@@ -59,12 +63,10 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
     return Finding(severity, first, sentence, {"measure": measure, "threshold": parameters.subject_left})
 
 
-def _turned(rim: Cells, left: Curve, onset: int, evidence: Evidence) -> float:
-    """By how much the median cell of the rim [T, 60, 3] differs between when most of the subject was last
-    `left` and half a second after it is gone, in CIELAB units."""
-    there = np.flatnonzero(left[:onset] > 1 - evidence.parameters.subject_left)
-    last = int(there[-1]) if there.size else 0
-    half = max(1, evidence.second // 2)
+def _turned(rim: Cells, last: int, onset: int, second: int) -> float:
+    """By how much the median cell of the rim [T, 60, 3] differs between `last`, when most of the subject was
+    there, and the half second after it is gone, in CIELAB units."""
+    half = max(1, second // 2)
     before = rim[max(0, last - half) : last + 1].mean(0)
     after = rim[onset : onset + half].mean(0)
     return float(np.median(np.linalg.norm(after - before, axis=1)))
