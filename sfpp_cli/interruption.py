@@ -133,13 +133,15 @@ def _watched() -> Iterator[None]:
     ours, _wake = os.pipe()
     os.set_blocking(_wake, False)
     before = signal.set_wakeup_fd(_wake, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(ours,), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(ours,), daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        os.close(_wake)
+        os.close(_wake)  # the watcher reads the end, and goes
         _wake = None
+        watcher.join()
 
 
 def _watch(told: int) -> None:
@@ -172,6 +174,7 @@ def _forget() -> None:
     global _wake
     if _wake is not None:
         signal.set_wakeup_fd(-1)
+        os.close(_wake)
         _wake = None
 
 
