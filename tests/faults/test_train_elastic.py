@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from toy_training import assert_equal, contents, metrics
 
+from sfpp_cli.core.checkpoint import saved_steps
+
 pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parents[1]
@@ -96,13 +98,16 @@ def by_hand(run: Path, step: int, rank: int, number: int, timeout: float) -> lis
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGINT], ids=lambda n: n.name)
 def test_the_others_end_with_a_line_that_names_the_missing_one(number: int, tmp_path: Path) -> None:
-    """Within the timeout: here six seconds, and five for the others to notice."""
-    first, second = by_hand(tmp_path / "run", 6, 1, number, 0.1)
+    """Within the timeout: here six seconds, and five for the others to notice.
+
+    At step 10, when the checkpoint of step 8 may be lost with the rank, and that of step 4 is whole.
+    """
+    first, second = by_hand(tmp_path / "run", 10, 1, number, 0.1)
     code, err = end(first, 120)
     assert code == 2, err
     told = [line for line in err.splitlines() if "does not answer" in line]
-    assert told == ["rank 0: rank 1 does not answer at step 6"], err
+    assert told == ["rank 0: rank 1 does not answer at step 10"], err
     assert not re.search("Traceback", err)
     second.kill()
     second.communicate()
-    assert (tmp_path / "run/step-000004").exists()
+    assert saved_steps(tmp_path / "run")
