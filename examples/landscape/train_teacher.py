@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import Muon
-from road import TEACHER_SEED, Clock, Job, Speed, cosine, job_of, load_state, replace_folder, save_state
+from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderModel
@@ -30,6 +30,8 @@ from sfpp_cli.data.latents import INDEX, MID_STREAM
 SHIFT = 3.0
 MATRIX_LR, OTHER_LR = 4e-3, 1e-3
 WARMUP = 50
+COOLDOWN = 0.25
+"""Share of the time, at its end, in which the learning rates fall."""
 TEXT_DROPOUT = 0.1
 BEGINNINGS = 0.5
 """Share of stretches that begin with their clip, in the phases in which they need not."""
@@ -202,11 +204,15 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
-        share = min(1.0, (self.step + 1) / WARMUP) * cosine(self.clock.done, 0.02)
+        share = min(1.0, (self.step + 1) / WARMUP) * self.decay()
         self.optimizer.step(MATRIX_LR * share, OTHER_LR * share)
         self.step += 1
         self.follow()
         return loss.detach()
+
+    def decay(self) -> float:
+        """Of the learning rates: none until the last quarter, so that the time may be prolonged."""
+        return max(0.02, min(1.0, (1 - self.clock.done) / COOLDOWN))
 
     @torch.no_grad()
     def follow(self) -> None:
