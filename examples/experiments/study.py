@@ -344,7 +344,7 @@ class Study:
         scene = parse_caption(prompt)
         seen = read_video(video, scene.time)
         truth = {name: values.float() for name, values in judge_frames(seen, scene).items()}
-        usual = sum(SPEED[scene.pace]) / 2
+        usual = SPEED[scene.pace]
         truth["speed_ratio"] = seen.speed.abs() * seen.pixel / usual
         metrics: dict[str, float | None] = {}
         for end in (end for end in ENDS if end <= round(len(video) / FPS)):

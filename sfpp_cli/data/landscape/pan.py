@@ -12,12 +12,12 @@ from sfpp_cli.data.landscape.world import SPEED
 
 ROWS = slice(50, 62)
 """Where the nearest ridge's crest and the feet of its trees move, in reference frames."""
-GAP = 8
+GAP = 4
 """Displacement is measured over so many video frames."""
-REACH = math.ceil(1.5 * GAP * SPEED["fast"][1] * RIDGES[-1].parallax)
+REACH = math.ceil(1.5 * GAP * SPEED["fast"] * RIDGES[-1].parallax)
 """The largest displacement looked for, reference pixels: half as fast again as the world's fastest."""
-STOPPED = SPEED["slowly"][0] / 2
-FAST = (SPEED["slowly"][1] + SPEED["fast"][0]) / 2
+STOPPED = SPEED["slowly"] / 2
+FAST = (SPEED["slowly"] + SPEED["fast"]) / 2
 """Speeds below which a camera stands still, and above which its pace is fast."""
 
 

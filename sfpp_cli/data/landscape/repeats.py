@@ -13,11 +13,11 @@ from sfpp_cli.data.landscape.palette import LUMA_WEIGHTS
 from sfpp_cli.data.landscape.pan import ROWS, STOPPED
 from sfpp_cli.data.landscape.terrain import RIDGES
 
-STEP = 8
+STEP = 4
 """Video frames between two strips that are compared."""
 REACH = 6
 """How far two strips may be shifted against one another, reference pixels: at the world's fastest the nearest
-ridge moves 7 between two of them."""
+ridge moves 8 between two of them."""
 ALIKE = 0.88
 """Correlation from which on two strips show the same terrain. Over 8 scenes of 100 s two different ones came
 to 0.82 at most; played over and over, the same ones to 0.97 at least."""

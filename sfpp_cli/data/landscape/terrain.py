@@ -32,10 +32,10 @@ class Ridge(NamedTuple):
 
 
 RIDGES = (
-    Ridge(27.0, 14.0, 34.0, 0.12, haze=0.62, mist=0.30, warmth=0.55, rows=(7, 46)),
-    Ridge(36.0, 11.0, 27.0, 0.32, haze=0.40, mist=0.34, warmth=0.40, rows=(19, 54)),
-    Ridge(46.0, 8.0, 24.0, 0.68, haze=0.17, mist=0.24, warmth=0.22, rows=(26, 62)),
-    Ridge(56.5, 5.0, 21.0, 1.25, haze=0.03, mist=0.0, warmth=0.08, rows=(36, HEIGHT)),
+    Ridge(27.0, 14.0, 52.0, 0.125, haze=0.62, mist=0.30, warmth=0.55, rows=(7, 46)),
+    Ridge(36.0, 11.0, 46.0, 0.3125, haze=0.40, mist=0.34, warmth=0.40, rows=(19, 54)),
+    Ridge(46.0, 9.0, 42.0, 0.625, haze=0.17, mist=0.24, warmth=0.22, rows=(22, 62)),
+    Ridge(57.0, 7.0, 38.0, 1.25, haze=0.03, mist=0.0, warmth=0.08, rows=(26, HEIGHT)),
 )
 SHADOW_REACH = 5.0
 SHADOW = (0.07, 0.13, 0.17, 0.20)
@@ -48,8 +48,8 @@ EDGE = 5
 """Columns beyond the frame whose ridge is computed too, so that slopes at its edges are those of its
 middle."""
 
-TREE_CELL = {2: 11.0, 3: 14.5}
-TREE_SCALE = {2: 0.68, 3: 1.0}
+TREE_CELL = {2: 19.0, 3: 27.0}
+TREE_SCALE = {2: 1.0, 3: 1.5}
 TREE_SHARE = (0.75, 0.85, 0.85, 0.34)
 TREE_HEIGHT = (10.5, 10.5, 13.0, 8.5)
 TREE_HALF = (4.2, 4.2, 3.8, 3.0)
