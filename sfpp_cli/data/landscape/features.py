@@ -30,7 +30,7 @@ FEATURES = (*LUMA, *HUE, *CONTRAST)
 luma). Contrast is the standard deviation of luma, saturation the mean length of chroma."""
 MARGIN = {"luma": 0.015, "hue": 0.012, "contrast": 0.012}
 """How far past the range that was seen over many scenes the world's band reaches."""
-CREST_ROWS = ((13, 37), (25, 43), (40, 51), (52, 60))
+CREST_ROWS = ((13, 37), (25, 43), (39, 52), (52, 62))
 """Rows between which each ridge's crest lies, far to near."""
 CREST = 0.45
 """A ridge is there when the steps of colour at its crest are this share of the world's own."""
