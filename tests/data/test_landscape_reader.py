@@ -88,7 +88,8 @@ def test_fresh_scenes_of_another_size_are_read() -> None:
     readings = [read_video(video) for video in videos]
     assert [seen.attributes() for seen in readings] == scenes.attributes()
     assert torch.stack([seen.in_world for seen in readings]).float().mean() > 0.97
-    assert (torch.stack([seen.speed.median() for seen in readings]) - truth.pan).abs().max() < 0.08
+    speed = torch.stack([seen.speed.median() for seen in readings])
+    assert (speed / truth.pan - 1).abs().max() < 0.05
     judged = judge_videos(list(videos), scenes.attributes())
     assert judged["palette"] > 0.97
     assert judged["wandered"] < 0.03
@@ -177,7 +178,7 @@ def test_numbers_are_read_as_well_from_numpy(frames: Tensor) -> None:
     [
         (torch.zeros(20, 64, 112, 3), "uint8"),
         (torch.zeros(20, 3, 64, 112, dtype=torch.uint8), "uint8"),
-        (torch.zeros(8, 64, 112, 3, dtype=torch.uint8), "8 video frames are too few"),
+        (torch.zeros(4, 64, 112, 3, dtype=torch.uint8), "4 video frames are too few"),
     ],
 )
 def test_what_is_no_video_is_refused(video: Tensor, message: str) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from sfpp_cli.data.landscape.terrain import RIDGES
 from sfpp_cli.data.landscape.world import SPEED
 
-ROWS = slice(50, 62)
-"""Where the nearest ridge's crest and the feet of its trees move, in reference frames."""
+ROWS = slice(54, 62)
+"""Where the nearest ridge moves and little else, in reference frames: its crest lies between rows 53 and 61."""
 GAP = 4
-"""Displacement is measured over so many video frames."""
+"""Displacement is measured over so many video frames: those of a latent frame."""
 REACH = math.ceil(1.5 * GAP * SPEED["fast"] * RIDGES[-1].parallax)
 """The largest displacement looked for, reference pixels: half as fast again as the world's fastest."""
 STOPPED = SPEED["slowly"] / 2

@@ -96,7 +96,7 @@ class Reading:
 
 
 def read_video(video: Tensor | np.ndarray, time: str | None = None) -> Reading:
-    """Read a video, uint8 [T, H, W, 3], of 9 frames and more.
+    """Read a video, uint8 [T, H, W, 3], of 5 frames and more.
 
     Raises ValueError for another shape or a shorter one.
     `time` is the time of day it should show, if that is known: a darkened noon may look like an evening, and
