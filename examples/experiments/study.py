@@ -344,8 +344,7 @@ class Study:
         scene = parse_caption(prompt)
         seen = read_video(video, scene.time)
         truth = {name: values.float() for name, values in judge_frames(seen, scene).items()}
-        usual = SPEED[scene.pace]
-        truth["speed_ratio"] = seen.speed.abs() * seen.pixel / usual
+        truth["speed_ratio"] = seen.speed.abs() * seen.pixel / SPEED[scene.pace]
         metrics: dict[str, float | None] = {}
         for end in (end for end in ENDS if end <= round(len(video) / FPS)):
             window = slice((end - WINDOW) * FPS, end * FPS)

@@ -11,7 +11,7 @@ from sfpp_cli.data.landscape.terrain import RIDGES
 from sfpp_cli.data.landscape.world import SPEED
 
 ROWS = slice(54, 62)
-"""Where the nearest ridge moves and little else, in reference frames: its crest lies between rows 53 and 61."""
+"""Where little but the nearest ridge moves, in reference frames; its crest lies between rows 53 and 61."""
 GAP = 4
 """Displacement is measured over so many video frames: those of a latent frame."""
 REACH = math.ceil(1.5 * GAP * SPEED["fast"] * RIDGES[-1].parallax)

@@ -1,7 +1,7 @@
 """Does the terrain come back? The world's never does, so a video whose terrain does has begun to repeat.
 
-The strip that holds the two near ridges is correlated with every one that the camera has left behind for good:
-those that it saw more than a picture's width ago.
+The strip that holds the two near ridges is correlated with every one that the camera has left behind for
+good: those that it saw more than a picture's width ago.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from sfpp_cli.data.landscape.pan import STOPPED
 from sfpp_cli.data.landscape.terrain import RIDGES
 
 ROWS = slice(44, 64)
-"""Where the two near ridges and most of their trees are, in reference frames. The nearest alone is too smooth:
+"""Where the two near ridges and their trees are, in reference frames. The nearest alone is too smooth:
 different stretches of it correlate up to 0.90."""
 STEP = 8
-"""Video frames between two strips that are looked up. They are held against all frames, as ridges that move at
-different speeds match at one moment only."""
+"""Video frames between two strips that are looked up. They are held against all frames: ridges that move
+at different speeds match at one moment only."""
 REACH = 1
 """How far two strips may be shifted against one another, reference pixels: at the world's fastest the nearest
 ridge moves 2 in a frame."""
