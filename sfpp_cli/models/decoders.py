@@ -5,6 +5,7 @@ Two kinds are known: Wan's VAE with other weights, narrower ones included (Light
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,14 @@ class DecoderFile:
         if text == WAN:
             return None
         name, _, latents = text.rpartition(":")
-        told = latents in LATENTS and not Path(text).exists()
+        told = latents in LATENTS and not os.path.exists(text)
         file = cls(Path(name), latents) if told else cls(Path(text))
         if file.path.suffix in PICKLES:
             raise UserError(
                 f"--decoder {file.path} is a pickle, which may hold code: take the .safetensors file that is "
                 "published beside it"
             )
-        if not file.path.is_file():
+        if not os.path.isfile(file.path):  # never raises, whatever the name's length
             raise UserError(f"--decoder {text} is not there: it takes wan, or a .safetensors file")
         if told and not file._is_tiny():
             raise UserError(f"--decoder {text}: only a TAEHV is told what latents it takes, and this is none")
