@@ -105,7 +105,7 @@ class Preview:
     """Length of a preview."""
     count: Annotated[int, Field(ge=1, le=1000)] = 4
     """How many prompts, from the start of the recipe's file."""
-    decoder: str = "wan"
+    decoder: Place = "wan"
     """What makes the pictures: the model's own VAE, or a file as `sfpp generate --decoder` takes it."""
 
 
