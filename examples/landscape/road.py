@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import time
@@ -213,11 +212,6 @@ def say(work: Path, text: str) -> None:
     print(line, flush=True)
     with (work / "log.txt").open("a", encoding="utf-8") as log:
         log.write(line + "\n")
-
-
-def cosine(part: float, low: float) -> float:
-    """From 1 at part 0 to `low` at part 1."""
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
