@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.live.show import Show
 from sfpp_cli.models.bundle import Bundle

@@ -31,7 +31,8 @@ from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.data.toyworld.world import ToyWorld
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import GenerateOptions, plan
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder, to_uint8

@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.data.prompts import How
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import GenerateOptions, plan
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Silent

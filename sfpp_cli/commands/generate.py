@@ -159,7 +159,7 @@ def generate(
     with waiting("loading PyTorch ..."):
         from sfpp_cli.core.parallel import Ranks
         from sfpp_cli.generation.batch import make_all
-        from sfpp_cli.generation.generator import ModelOptions
+        from sfpp_cli.generation.model_options import ModelOptions
         from sfpp_cli.generation.requests import GenerateOptions
         from sfpp_cli.generation.together import check_split
         from sfpp_cli.models.bundle import Bundle

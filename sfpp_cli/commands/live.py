@@ -62,7 +62,8 @@ def live(
     verbose: Verbose = False,
 ) -> None:
     """Watch a video in your browser while it is made, and change its prompt as it goes."""
-    from sfpp_cli.generation.generator import Generator, ModelOptions
+    from sfpp_cli.generation.generator import Generator
+    from sfpp_cli.generation.model_options import ModelOptions
     from sfpp_cli.generation.requests import GenerateOptions, plan
     from sfpp_cli.live.serve import PageServer, listen
     from sfpp_cli.live.show import Show

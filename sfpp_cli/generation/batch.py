@@ -9,9 +9,10 @@ from typing import Any
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model, jobs_of
 from sfpp_cli.generation.limits import check_fits
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.outputs import check_outputs
 from sfpp_cli.generation.requests import GenerateOptions, Request, plan
 from sfpp_cli.generation.share import Share

@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from textwrap import shorten
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from sfpp_cli.core.geometry import Compression, Timeline
 from sfpp_cli.core.noise import VideoNoise
-from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.rollout import Change, Changes, Sampler
 from sfpp_cli.core.split import Split
 from sfpp_cli.core.student import CausalWanModel
@@ -25,121 +23,27 @@ from sfpp_cli.devices import (
     Made,
     Moment,
     cpu_threads,
-    missing_compiler,
     own_stream,
-    pick_device,
-    pick_dtype,
     release_memory,
-    require_compiler,
     synchronize,
     threads_for,
 )
 from sfpp_cli.errors import NOT_FINITE, UserError
 from sfpp_cli.generation.kernels import (
     attention,
-    check_attention,
-    check_quantize,
     kernel_for,
     multiply_fast,
     quantize,
 )
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.pipeline import Pipeline
-from sfpp_cli.generation.requests import MAX_SIDE, Request
+from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
-from sfpp_cli.models.decoders import DecoderFile
-from sfpp_cli.models.lora import Lora, fold
-from sfpp_cli.models.settings import MAX_CONTEXT, Settings
+from sfpp_cli.models.lora import fold
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
 from sfpp_cli.models.vae import Decoder, StreamingEncoder, TiledDecoder, decoder_stream, to_uint8
 from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
-
-OFFLOAD = ("none", "text", "sequential")
-COMPILE_FROM = 20.0
-"""Seconds of video that are worth compiling for, on a GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """How to run a model: the same for all videos of a batch."""
-
-    device: torch.device
-    dtype: torch.dtype
-    decoder_device: torch.device | None = None
-    """Where the VAE is, if not on `device`."""
-    context: int | None = None
-    """Latent frames that the student sees at once; as trained if not given."""
-    sink: int | None = None
-    """First latent frames that stay in the context for ever; as trained if not given."""
-    offload: str = "text"
-    """What to do with the text encoder: "none" keeps it in memory, "text" frees it once the prompts are
-    embedded, "sequential" does so too and until then brings one layer at a time to the device."""
-    tile: int | None = None
-    """Decode in tiles of this many latent cells, for memory's sake; whole frames if not given."""
-    compile: bool | None = False
-    """Whether to compile the student; None leaves it to the videos' length."""
-    attention: str | None = None
-    """Name of the student's attention kernel; the fastest there is if not given."""
-    quantize: str | None = None
-    """"fp8" multiplies in eight bits in the student's blocks."""
-    loras: Sequence[Lora] = ()
-    """Folded into the student before anything is made."""
-    split: Ranks | None = None
-    """Ranks that make every video together, each with some of the student's heads."""
-    decoder: DecoderFile | None = None
-    """What makes pictures of latents, if not the model's VAE."""
-
-    def __post_init__(self) -> None:
-        if self.offload not in OFFLOAD:
-            raise UserError(f"--offload {self.offload}: it takes {', '.join(OFFLOAD)}")
-        if self.tile is not None and not 2 <= self.tile <= MAX_SIDE:
-            raise UserError(f"--tile {self.tile}: it takes from 2 to {MAX_SIDE} latent cells")
-        if self.compile:
-            require_compiler(self.device)
-        check_attention(self.attention, self.device)
-        check_quantize(self.quantize, self.device, self.dtype)
-
-    @classmethod
-    def parse(
-        cls,
-        *,
-        device: str | None,
-        dtype: str | None,
-        decoder_device: str | None = None,
-        loras: Sequence[str] = (),
-        decoder: str = "wan",
-        local: int = 0,
-        **options: Any,
-    ) -> ModelOptions:
-        """From options as they are written, in process number `local` of a machine. UserError if wrong."""
-        where = pick_device(device, local)
-        return cls(
-            device=where,
-            dtype=pick_dtype(dtype, where),
-            decoder_device=pick_device(decoder_device or str(where), local, flag="--decoder-device"),
-            loras=[Lora.parse(text) for text in loras],
-            decoder=DecoderFile.parse(decoder),
-            **options,
-        )
-
-    def decided(self, seconds: float) -> ModelOptions:
-        """These options for videos of which the longest has so many seconds."""
-        if self.compile is not None:
-            return self
-        worth_it = self.device.type == "cuda" and seconds >= COMPILE_FROM
-        return replace(self, compile=worth_it and missing_compiler(self.device) is None)
-
-    def sampler(self, settings: Settings) -> Sampler:
-        """How the student samples: as trained, but for what is asked here. UserError if that cannot be."""
-        if self.context is not None and self.context > MAX_CONTEXT:
-            raise UserError(f"--context {self.context}: it takes at most {MAX_CONTEXT} latent frames")
-        sampler = settings.sampler(context=self.context, sink=self.sink)
-        if sampler.sink < 0 or sampler.context - sampler.sink < sampler.chunk:
-            raise UserError(
-                f"a context of {sampler.context} latent frames with {sampler.sink} sink frames cannot hold "
-                f"a chunk of {sampler.chunk}: raise --context or lower --sink"
-            )
-        return sampler
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import peak_megabytes, used_megabytes
 from sfpp_cli.errors import InUse
 from sfpp_cli.files import atomic_write, lock_of, owned, remove, replacing, sweep
-from sfpp_cli.generation.generator import Generator, ModelOptions, Piece
+from sfpp_cli.generation.generator import Generator, Piece
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.generation.timing import Timing, rate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sfpp_cli.devices import total_memory
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import free_space
-from sfpp_cli.generation.generator import ModelOptions
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.layout import Layout, headers, read_config
 from sfpp_cli.models.summary import readable, transformer_shape

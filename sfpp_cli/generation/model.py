@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sfpp_cli.generation.batch import make
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import describe_model, jobs_of
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.outputs import check_outputs
 from sfpp_cli.generation.requests import GenerateOptions, plan
 from sfpp_cli.generation.share import Share

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.progress import Progress

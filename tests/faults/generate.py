@@ -397,7 +397,8 @@ def load_once(model: Path) -> None:
 
     torch.set_num_threads(1)
     from sfpp_cli.devices import pick_device
-    from sfpp_cli.generation.generator import Generator, ModelOptions
+    from sfpp_cli.generation.generator import Generator
+    from sfpp_cli.generation.model_options import ModelOptions
     from sfpp_cli.models.bundle import Bundle
     from sfpp_cli.progress import Silent
 

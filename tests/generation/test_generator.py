@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sfpp_cli.devices import peak_megabytes
-from sfpp_cli.generation.generator import ModelOptions, PromptEmbeddings
+from sfpp_cli.generation.generator import PromptEmbeddings
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import TextEncoder
 from sfpp_cli.progress import Silent

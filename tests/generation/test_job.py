@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import owned
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model, find_finished, jobs_of
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS

@@ -11,8 +11,8 @@ import torch
 from conftest import Sfpp
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import ModelOptions
 from sfpp_cli.generation.kernels import attention, kernel_for
+from sfpp_cli.generation.model_options import ModelOptions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.convert import original_name

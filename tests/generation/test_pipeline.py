@@ -20,8 +20,9 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.data.latent_log import LatentLog
 from sfpp_cli.devices import Made, Moment, cpu_threads
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle

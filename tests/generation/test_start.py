@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import GenerateOptions, plan
 from sfpp_cli.generation.start import Start, Target, read_start
 from sfpp_cli.models.bundle import Bundle

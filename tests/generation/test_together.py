@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def make(ranks: Ranks, folder: Path) -> int:
     """Two videos, of which one was there, and what is said of them; returns how many this rank wrote."""
     from sfpp_cli.generation.batch import make_all
-    from sfpp_cli.generation.generator import ModelOptions
+    from sfpp_cli.generation.model_options import ModelOptions
     from sfpp_cli.generation.requests import GenerateOptions
     from sfpp_cli.models.bundle import Bundle
     from sfpp_cli.progress import Silent

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from sfpp_cli.core.geometry import Compression
 from sfpp_cli.errors import UserError
-from sfpp_cli.generation.generator import Generator, ModelOptions
+from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import describe_model
+from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.decoders import DecoderFile
