@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +16,12 @@ from sfpp_cli.errors import UserError, suggest
 from sfpp_cli.evaluation.baseline import against, read_baseline
 from sfpp_cli.evaluation.judge.case import PROTOCOL
 from sfpp_cli.evaluation.judge.judge import estimate, judge, visual_stability
-from sfpp_cli.evaluation.judge.service import JudgeSettings
+from sfpp_cli.evaluation.judge.service import Clock, JudgeSettings, Service
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.verdicts import NAMES
 from sfpp_cli.evaluation.networks.find import find_models
 from sfpp_cli.evaluation.parallel import evaluate
-from sfpp_cli.evaluation.reference import add_reference
+from sfpp_cli.evaluation.reference import LOOKS, add_reference
 from sfpp_cli.evaluation.scenes import clip_prompts, scene_means
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
@@ -32,6 +33,16 @@ from sfpp_cli.progress import Progress
 if TYPE_CHECKING:  # these import torch, which an evaluation without models does without
     from sfpp_cli.evaluation.networks.clip_dino import LoadedModels
     from sfpp_cli.evaluation.networks.raft import Raft
+
+NEEDED = {
+    "clip_text_alignment": "clip",
+    "background_consistency": "clip",
+    "subject_consistency": "dino",
+    "dynamic_degree_raft": "raft",
+    "visual_stability": "judge",
+    **{f"{name}_off_reference": "reference" for name in LOOKS},
+}
+"""Metrics that frames alone do not give -> the option that gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +101,15 @@ def run(
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
     _refuse_unknown_verdicts(options.fail_on)
+    _refuse_metrics(options)
     _refuse_bad_table(options.csv)
     baseline = None if options.baseline is None else read_baseline(options.baseline)
     table = None if options.csv is None else options.csv.parent
     for folder in filter(None, (options.out, options.vbench, table)):
         with writing(folder):  # now, and not when hours of measuring are over
             folder.mkdir(parents=True, exist_ok=True)
-    if options.judge is not None and not options.yes:
-        _refuse_without_yes(targets, options.judge, options)
+    if options.judge is not None:
+        _refuse_judge(targets, options.judge, options)
     models, raft, skipped = _load_models(options)
     for line in skipped:
         progress.say(line)
@@ -160,6 +172,21 @@ def _refuse_unknown_verdicts(names: Sequence[str]) -> None:
             raise UserError(f"--fail-on: there is no verdict '{name}'{remedy}")
 
 
+def _refuse_metrics(options: EvaluateOptions) -> None:
+    """UserError for a metric that there is not, or not with these options."""
+    schema = json.loads(Path(__file__).with_name("results.schema.json").read_text(encoding="utf-8"))
+    metrics = schema["properties"]["videos"]["items"]["properties"]["metrics"]
+    known = {*metrics["properties"], *NEEDED}
+    models, _ = find_models(options.clip, options.dino)
+    for name in options.metrics:
+        if name not in known:
+            remedy = suggest(name, known) or f"; there are {', '.join(sorted(known))}"
+            raise UserError(f"--metrics: there is no metric '{name}'{remedy}")
+        needed = NEEDED.get(name)
+        if needed and needed not in models and getattr(options, needed) is None:
+            raise UserError(f"--metrics: {name} is not measured without --{needed}; give that, too")
+
+
 def _refuse_bad_table(csv: Path | None) -> None:
     if csv is not None and csv.is_dir():
         raise UserError(f"--csv {csv} is a folder; give the name of a file in it")
@@ -174,21 +201,25 @@ def _cache_folder() -> Path | None:
     return None
 
 
-def _refuse_without_yes(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:
-    """UserError with what judging would send, if anything; or that there is nothing it could send."""
+def _refuse_judge(targets: Sequence[Target], settings: JudgeSettings, options: EvaluateOptions) -> None:
+    """UserError with what judging would send, unless that is allowed and there is a key to send it with; or
+    that there is nothing it could send."""
     prompts = [target.prompt or sidecar(target.path).get("prompt") for target in targets]
     paths = [str(target.path) for target in targets]
     videos = [{"path": path, "prompt": prompt} for path, prompt in zip(paths, prompts, strict=True)]
     unknown = sum(not prompt for prompt in prompts)
-    if prompts and unknown == len(prompts):
+    if prompts and unknown == len(prompts) and not options.yes:
         which = paths[0] if unknown == 1 else "any video"
         raise UserError(
             f"no prompt is known of {which}, and the judge needs it: give --prompts or --manifest"
         )
     expected = estimate(videos, settings, options.judge_folder, options.prices)
-    if expected.requests:
+    if not expected.requests:
+        return
+    if not options.yes:
         left_out = f", without the {unknown} whose prompt is unknown" if unknown else ""
         raise UserError(f"judging would send {expected}{left_out}: add --yes to send that")
+    Service(settings, Clock())  # which looks at the key and sends nothing
 
 
 def _load_models(options: EvaluateOptions) -> tuple[LoadedModels | None, Raft | None, list[str]]:
@@ -346,11 +377,6 @@ def _lay_out(result: dict[str, Any], out: Path) -> None:
 
 
 def _keep_metrics(result: dict[str, Any], names: Sequence[str]) -> None:
-    """Drop all metrics but these. UserError for a name that no video has."""
-    known = {name for video in result["videos"] for name in video["metrics"]}
-    for name in names:
-        if known and name not in known:
-            remedy = suggest(name, known) or f"; there are {', '.join(sorted(known))}"
-            raise UserError(f"there is no metric '{name}'{remedy}")
+    """Drop all metrics but these; null where one could not be measured."""
     for video in result["videos"]:
         video["metrics"] = {name: video["metrics"].get(name) for name in names}

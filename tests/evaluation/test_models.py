@@ -303,7 +303,8 @@ def test_absent_models_are_skipped_with_a_remedy(tmp_path: Path, monkeypatch: py
         "subject consistency skipped: 'facebook/dinov2-base' is neither a folder nor in the hub's cache; "
         "fetch it with `hf download facebook/dinov2-base`, or give a folder",
     ]
-    assert "'not an id!' is neither" in find_models(clip="not an id!")[1][0]
+    with pytest.raises(UserError, match="--clip: 'not an id!' is neither"):
+        find_models(clip="not an id!")
 
 
 def test_models_are_found_in_the_hub_cache(clip: Path, dino: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,13 +32,16 @@ class ModelFolder:
 
 def find_models(clip: str | None = None, dino: str | None = None) -> tuple[dict[str, ModelFolder], list[str]]:
     """The folders of the models that are here, by "clip" and "dino", and a line for each that is not. By
-    default `CLIP` and `DINO` are looked for."""
+    default `CLIP` and `DINO` are looked for. UserError for another that is named and not here."""
     folders: dict[str, ModelFolder] = {}
     skipped: list[str] = []
-    for kind, name in (("clip", clip or CLIP), ("dino", dino or DINO)):
+    for kind, named, usual in (("clip", clip, CLIP), ("dino", dino, DINO)):
+        name = named or usual
         try:
             folders[kind] = ModelFolder(name, _find(name))
         except UserError as error:
+            if named:
+                raise UserError(f"--{kind}: {error}") from error
             skipped.append(skip_line(kind, error))
     return folders, skipped
 
