@@ -14,12 +14,9 @@ if not os.environ.get("SFPP_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import torch
 from browser import Browser, find_chromium
 
 from sfpp_cli import app, interruption
-
-torch.set_num_threads(1)
 
 Sfpp = Callable[..., tuple[int, str, str]]
 
@@ -27,6 +24,13 @@ Sfpp = Callable[..., tuple[int, str, str]]
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not os.environ.get("SFPP_TEST_GPU"):
         pytest.skip("the suite hides GPUs unless asked: SFPP_TEST_GPU=1 pytest -m gpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch  # not above: the process that hands the tests out to others would wait for it
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,12 @@ import pytest
 import sfpp_cli
 
 ROOT = str(Path(sfpp_cli.__file__).parent.parent)
+ENDS = [
+    (signal.SIGINT, 130, False),
+    (signal.SIGTERM, 143, True),
+    pytest.param(signal.SIGINT, 130, True, marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, 143, False, marks=pytest.mark.slow),
+]
 LOCK = "from pathlib import Path; from sfpp_cli.files import owned"
 
 
@@ -38,8 +44,7 @@ def run(script: str, folder: Path, *, signals: tuple[tuple[float, int], ...]) ->
     return process.returncode, err, time.monotonic() - began
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize(("number", "code", "swallowed"), ENDS)
 def test_while_modules_are_imported(tmp_path: Path, number: int, code: int, swallowed: bool) -> None:
     """Also where a library takes every error for a missing dependency."""
     (tmp_path / "slow.py").write_text("import time\nprint(1, flush=True)\ntime.sleep(30)\n")
@@ -104,9 +109,8 @@ with interruption.handled():
     assert run(script, tmp_path, signals=())[0] == 7
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("wrapped", ["", "raise RuntimeError('a dependency is missing')"])
-def test_a_command_says_one_line(tmp_path: Path, number: int, code: int, wrapped: str) -> None:
+@pytest.mark.parametrize(("number", "code", "wrapped"), ENDS)
+def test_a_command_says_one_line(tmp_path: Path, number: int, code: int, wrapped: bool) -> None:
     script = f"""
 import sys, time
 from sfpp_cli import app
@@ -115,7 +119,7 @@ def command():
         print(1, flush=True)
         time.sleep(30)
     except KeyboardInterrupt:
-        {wrapped or "raise"}
+        raise {"RuntimeError('a dependency is missing')" if wrapped else ""}
 app.app.command()(command)
 sys.argv = ["sfpp", "command"]
 app.main()
@@ -200,6 +204,7 @@ def test_an_interrupt_that_is_lost_comes_again(where: str, tmp_path: Path) -> No
 import os, signal, time, weakref
 from sfpp_cli import interruption
 print(1, flush=True)
+interruption.AGAIN = 0.2
 with interruption.handled():
     {LOST[where].strip().replace(chr(10), chr(10) + "    ")}
     try:
@@ -218,6 +223,7 @@ def test_an_interrupt_that_is_answered_does_not_come_again(tmp_path: Path) -> No
 import os, signal, time
 from sfpp_cli import interruption
 print(1, flush=True)
+interruption.AGAIN = 0.2
 with interruption.handled():
     try:
         os.kill(os.getpid(), signal.SIGINT)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import Sfpp
+from killed import Forked, command
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -34,14 +34,10 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(
 
 
 def test_it_serves_until_ctrl_c(tiny_bundle: Path) -> None:
-    command = [sys.executable, "-m", "sfpp_cli", "live", "--model", str(tiny_bundle), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if "open http://" in line)
-        address = line.split()[1]
-        with urllib.request.urlopen(address, timeout=60) as response:
-            assert b"sfpp live" in response.read()
-        process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
-        assert process.wait(timeout=60) == 0
-    assert rest.strip() == ""
+    process = Forked.start(command("live", "--model", str(tiny_bundle), "--port", "0"))
+    line = next(line for line in process.err if b"open http://" in line)
+    with urllib.request.urlopen(line.decode().split()[1], timeout=60) as response:
+        assert b"sfpp live" in response.read()
+    os.kill(process.pid, signal.SIGINT)
+    code, _, rest = process.end()
+    assert (code, rest.strip()) == (0, "")

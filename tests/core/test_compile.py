@@ -27,7 +27,9 @@ def compile_with(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
 
 
-@pytest.fixture(params=["eager", "aot_eager"])
+@pytest.fixture(
+    params=[pytest.param("eager", marks=pytest.mark.slow), "aot_eager"]
+)  # which begins as the first
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_with(request.param, monkeypatch)
 

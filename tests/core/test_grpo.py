@@ -296,7 +296,7 @@ def learn(folder: Path, seed: int, ranks: Ranks = ALONE, steps: int = 2, **chang
     return rewards
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_the_reward_rises_and_falls_with_its_sign(seed: int, tmp_path: Path) -> None:
     """Reward: mean brightness, one chunk or two. It begins at 0.5, of latents that spread by 1."""
     bright = learn(tmp_path / "bright", seed, steps=30)

@@ -1,8 +1,4 @@
-"""The training loop: the update by hand, exact resume, whole checkpoints, ranks that follow one.
-
-No model library is imported here: the ranks of the last test start as fresh processes and should not wait for
-one.
-"""
+"""The training loop: the update by hand, exact resume, whole checkpoints, ranks that follow one."""
 
 from __future__ import annotations
 
@@ -152,7 +148,7 @@ def test_there_is_no_average_before_its_start(tmp_path: Path) -> None:
     assert not checkpoint.has_ema(tmp_path, 4)
 
 
-@pytest.mark.parametrize("stops", [[4], [8], [10], [2], [5, 6, 9]])
+@pytest.mark.parametrize("stops", [pytest.param([4], marks=pytest.mark.slow), [8], [10], [2], [5, 6, 9]])
 @pytest.mark.parametrize("saving", ["waiting", "background"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_resumed_run_is_the_uninterrupted_one(

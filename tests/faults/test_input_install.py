@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from killed import Forked
 
 from sfpp_cli import devices
 from sfpp_cli.errors import UserError
@@ -82,17 +85,19 @@ def test_compiling_for_cuda_needs_triton(monkeypatch: pytest.MonkeyPatch) -> Non
     devices.require_compiler(torch.device("cpu"))
 
 
-def test_a_system_without_resource(tmp_path: Path) -> None:
+def test_a_system_without_resource() -> None:
     """Windows has no such module: nothing imports it before it is used, and memory is then unknown."""
-    code = (
-        "import torch, sys; sys.modules['resource'] = None\n"
-        "from sfpp_cli import devices\n"
-        "devices.platform.system = lambda: 'Windows'\n"
-        "devices.Path = lambda *_: open('/nowhere')\n"
-        "print(devices.used_megabytes(torch.device('cpu')), devices.peak_megabytes(torch.device('cpu')))\n"
-    )
-    done = python(code, tmp_path)
-    assert (done.returncode, done.stdout) == (0, "0.0 0.0\n"), done.stderr
+
+    def measure() -> None:
+        sys.modules["resource"] = None  # type: ignore[assignment]
+        windows: Any = importlib.reload(devices)
+        windows.platform.system = lambda: "Windows"
+        windows.Path = lambda *_: open("/nowhere")  # noqa: SIM115
+        cpu = torch.device("cpu")
+        sys.stdout.write(f"{windows.used_megabytes(cpu)} {windows.peak_megabytes(cpu)}")
+
+    code, out, err = Forked.start(measure).end()
+    assert (code, out) == (0, "0.0 0.0"), err
 
 
 def test_a_script_of_two_lines_measures_two_videos(tmp_path: Path, film: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -301,13 +302,13 @@ def test_a_disk_that_fills_up(size: int, recipe: str, sfpp: Sfpp, folder: Path) 
     assert [record["step"] for record in metrics(folder / "run")] == [1, 2, 3, 4]
 
 
-MOMENTS = [0.0, 0.3, 1.0, 2.0, 4.0]
+MOMENTS = list(product((0.0, 0.3, 1.0, 2.0, 4.0), ("train", "distill"), (signal.SIGINT, signal.SIGTERM)))
+QUICK = ((1.0, "train", signal.SIGINT), (1.0, "distill", signal.SIGTERM))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("recipe", ["train", "distill"])
 @pytest.mark.parametrize(
-    "moment", [1.0, *(pytest.param(moment, marks=pytest.mark.slow) for moment in MOMENTS)]
+    ("moment", "recipe", "number"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in MOMENTS],
 )
 def test_interrupted_at_any_moment(moment: float, recipe: str, number: int, folder: Path) -> None:
     """One line says what is kept and how to go on."""

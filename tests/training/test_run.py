@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import Sfpp
 from embedded import latent_shape
+from killed import Forked, command
 from safetensors import safe_open
 from safetensors.torch import load_file
 from toy_training import untimed
@@ -91,14 +92,38 @@ count = 2
 """
 
 
-@pytest.fixture(autouse=True)
-def recipes(tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text(
+def write_recipes(folder: Path) -> None:
+    (folder / "prompts.txt").write_text(
         "a red circle bouncing over a blue background\na white square sliding on grey\n"
     )
-    (tmp_path / "student.toml").write_text(STUDENT)
-    (tmp_path / "teacher.toml").write_text(TEACHER)
-    (tmp_path / "matching.toml").write_text(MATCHING)
+    (folder / "student.toml").write_text(STUDENT)
+    (folder / "teacher.toml").write_text(TEACHER)
+    (folder / "matching.toml").write_text(MATCHING)
+
+
+@pytest.fixture(autouse=True)
+def recipes(tmp_path: Path) -> None:
+    write_recipes(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `sfpp distill student.toml --pairs-only` makes."""
+    folder = tmp_path_factory.mktemp("made")
+    write_recipes(folder)
+    distill = command(
+        "distill", "student.toml", "--out", "run", "--pairs-only", before=lambda: os.chdir(folder)
+    )
+    code, _, err = Forked.start(distill).end()
+    assert code == 0, err
+    assert not (folder / "run").exists()
+    return folder / "pairs"
+
+
+@pytest.fixture
+def pairs(made_pairs: Path, tmp_path: Path) -> Path:
+    """A copy, in the place where the recipe has them."""
+    return Path(shutil.copytree(made_pairs, tmp_path / "pairs"))
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -122,12 +147,10 @@ def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: 
     assert probe(tmp_path / "v.mp4").frames == 9
 
 
-def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_path: Path) -> None:
-    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
-    first, second = (
-        trajectories.shard_path(tmp_path / "pairs", 0),
-        trajectories.shard_path(tmp_path / "pairs", 1),
-    )
+def test_pairs_continue_with_the_missing_shard_and_are_the_same(
+    sfpp: Sfpp, pairs: Path, tmp_path: Path
+) -> None:
+    first, second = (trajectories.shard_path(pairs, number) for number in range(2))
     kept, made = first.stat().st_mtime_ns, load_file(second)["trajectories"]
     second.unlink()
     assert "1 of 2 shards to do" in sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[2]
@@ -136,9 +159,8 @@ def test_pairs_continue_with_the_missing_shard_and_are_the_same(sfpp: Sfpp, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, tmp_path: Path) -> None:
-    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
-    first, second = (trajectories.shard_path(tmp_path / "pairs", number) for number in range(2))
+def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, pairs: Path) -> None:
+    first, second = (trajectories.shard_path(pairs, number) for number in range(2))
     kept = first.stat().st_mtime_ns
     (short,) = load_file(second)["trajectories"]
     assert (
@@ -149,9 +171,9 @@ def test_more_pairs_fill_the_short_shard_and_the_index_knows_all(sfpp: Sfpp, tmp
     grown = load_file(second)["trajectories"]
     assert len(grown) == 2
     torch.testing.assert_close(grown[0], short, atol=2e-2, rtol=0)  # float16: 4e-3 between neighbours above 4
-    store = trajectories.TrajectoryStore(tmp_path / "pairs")
+    store = trajectories.TrajectoryStore(pairs)
     assert [prompt[:5] for prompt in store.prompts] == ["a red", "a whi"] * 2
-    index = json.loads((tmp_path / "pairs/index.json").read_text())
+    index = json.loads((pairs / "index.json").read_text())
     assert list(index["shards"]) == [first.name, second.name]
     assert index["origin"]["guidance"] == 2.0
 
@@ -161,8 +183,8 @@ def test_pairs_that_are_not_complete_are_not_trained_on(tmp_path: Path) -> None:
         trajectories.TrajectoryStore(tmp_path)
 
 
+@pytest.mark.usefixtures("pairs")
 def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> None:
-    assert sfpp("distill", "student.toml", "--out", "run", "--pairs-only")[0] == 0
     code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.guidance=1.0")
     assert code == 2
     assert "another guidance" in err
@@ -170,6 +192,7 @@ def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> No
     assert "another prompts" in sfpp("distill", "student.toml", "--out", "run")[2]
 
 
+@pytest.mark.usefixtures("pairs")
 def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Sfpp, tmp_path: Path) -> None:
     assert sfpp("distill", "student.toml", "--out", "whole", "--steps", "2")[0] == 0
     assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "1")[0] == 0
@@ -317,6 +340,7 @@ def test_stored_embeddings_change_nothing(sfpp: Sfpp, tmp_path: Path) -> None:
     assert list((tmp_path / "store").glob("text-*.safetensors"))
 
 
+@pytest.mark.usefixtures("pairs")
 def test_a_run_is_not_written_over_and_nothing_is_made_before_that_is_said(
     sfpp: Sfpp, tmp_path: Path
 ) -> None:
