@@ -114,7 +114,7 @@ def count_bounds(kind: type[Any], model: Path, folder: Path, step: int = 1) -> C
 
 
 @pytest.mark.parametrize("kind", TEXTS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("step", [51, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_value_is_planned_or_refused(
     step: int, kind: type[Any], tiny_bundle: Path, tmp_path: Path
 ) -> None:

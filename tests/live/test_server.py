@@ -201,7 +201,7 @@ def test_a_viewer_that_never_reads_and_one_that_leaves_harm_nobody(page: Address
     leaver.pictures()
     leaver.leave()
     seen = 0
-    while seen < 60:
+    while seen < 36:
         record = viewer.pictures()
         assert record["first"] == seen, "nothing is left out for who reads"
         seen += len(record["data"])
