@@ -269,7 +269,8 @@ def test_an_account_without_a_home_can_measure(
 @pytest.mark.parametrize("json_", [False, True])
 def test_stdout_is_empty_where_nothing_was_measured(sfpp: Sfpp, tmp_path: Path, json_: bool) -> None:
     (tmp_path / "v.mp4").write_text("no video")
-    code, out, err = sfpp("evaluate", "v.mp4", ".", "--no-cache", *(["--json"] if json_ else []))
+    options = ["--no-cache", "--workers", "1", *(["--json"] if json_ else [])]
+    code, out, err = sfpp("evaluate", "v.mp4", ".", *options)
     assert code == 2
     assert "v.mp4" in err
     assert bool(out) == json_
