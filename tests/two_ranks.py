@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +31,8 @@ def on_two_ranks(work: Work, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
+    # Libraries of macOS may not be used in forks.
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
     context.set_forkserver_preload(IMPORTED)
     processes = [
         context.Process(target=_rank, args=(rank, port, work, folder), daemon=True) for rank in range(2)
