@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import Muon
+from ranks import Ranks, train_on_cores
 from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -93,8 +94,9 @@ class Text(nn.Module):
 class Trainer:
     """Teacher and text encoder, their optimiser and average, and where they are on their way."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, ranks: Ranks) -> None:
+        self.job, self.ranks = job, ranks
+        self.done = 0.0
         torch.manual_seed(TEACHER_SEED)
         self.tokenizer = AutoTokenizer.from_pretrained(job.work / "init" / "tokenizer")
         self.teacher = Teacher.from_pretrained(job.work / "init" / "transformer").to(job.device).train()
@@ -111,10 +113,10 @@ class Trainer:
             self.restore(state)
         else:
             self.begin_from_earlier()
-        torch.manual_seed(TEACHER_SEED + self.step)
+        torch.manual_seed(TEACHER_SEED + self.step + 1_000_003 * ranks.rank)
         self.schedule = FlowSchedule(SHIFT)
         self.clips = Clips.read(job.work / "latents", self.tokenizer, job.device)
-        self.batches = {frames: batch for frames, batch, _ in job.scale.curriculum}
+        self.batches = {frames: batch // ranks.count for frames, batch, _ in job.scale.curriculum}
         self.good = self.state()
         self.compiled = False
 
@@ -127,7 +129,7 @@ class Trainer:
         self.step = raw["step"]
         for average, parameter in zip(self.average, self.parameters, strict=True):
             average.copy_(parameter.detach())
-        self.job.say(f"teacher: goes on from the weights of step {self.step}, {raw['spent']:.0f} s")
+        self.say(f"teacher: goes on from the weights of step {self.step}, {raw['spent']:.0f} s")
 
     def compile_if_it_pays(self, frames: int) -> None:
         """What `warm.py` measured decides, as soon as it has; nothing measured, nothing compiled."""
@@ -145,7 +147,7 @@ class Trainer:
                 block.compile()
             else:
                 block._compiled_call_impl = None
-        self.job.say(f"teacher: {'compiled' if pays else 'not compiled'} from step {self.step} on")
+        self.say(f"teacher: {'compiled' if pays else 'not compiled'} from step {self.step} on")
 
     def new_optimizer(self) -> Muon:
         blocks = [p for p in self.teacher.blocks.parameters() if p.ndim == 2 and min(p.shape) > 8]
@@ -153,11 +155,12 @@ class Trainer:
 
     def run(self) -> None:
         speed, losses, phase = Speed(), [], 0
-        while self.clock.done < 1:
+        while self.time_is_left():
             frames = self.frames_now()
             if frames != phase:
-                batch, spent = self.batches[frames], self.clock.spent
-                self.job.say(f"teacher: {frames} latent frames, batch {batch}, from {spent:.0f} s on")
+                batch = self.batches[frames] * self.ranks.count
+                where = f"batch {batch} on {self.ranks.count} ranks, from {self.clock.spent:.0f} s on"
+                self.say(f"teacher: {frames} latent frames, {where}")
                 phase, losses = frames, []
                 self.compile_if_it_pays(frames)
                 speed.ask(self.step)
@@ -172,18 +175,27 @@ class Trainer:
             if losses and (self.step % 200 == 0 or self.step == 10):
                 mean = torch.stack(losses).mean().item()
                 told = f"loss {mean:.4f}, {speed.ask(self.step):.1f} steps/s"
-                self.job.say(f"teacher {frames} frames, step {self.step}, {self.clock.spent:.0f} s: {told}")
+                self.say(f"teacher {frames} frames, step {self.step}, {self.clock.spent:.0f} s: {told}")
                 losses = []
             if self.clock.time_to_save():
                 self.save()
         self.save()
+
+    def time_is_left(self) -> bool:
+        """By the first rank's clock, so that all ranks are always in the same phase."""
+        self.done = self.ranks.first(self.clock.done)
+        return self.done < 1
+
+    def say(self, text: str) -> None:
+        if self.ranks.rank == 0:
+            self.job.say(text)
 
     def frames_now(self) -> int:
         """The phase that the clock is in."""
         end = 0.0
         for frames, _, share in self.job.scale.curriculum:
             end += share
-            if self.clock.done < end:
+            if self.done < end:
                 return frames
         return frames
 
@@ -203,16 +215,18 @@ class Trainer:
         loss = flow_matching_loss(self.teacher, self.text, x0, tokens, self.schedule, self.job)
         self.optimizer.zero_grad()
         loss.backward()
+        loss = loss.detach()
+        self.ranks.mean([*(p.grad for p in self.parameters if p.grad is not None), loss])
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         share = min(1.0, (self.step + 1) / WARMUP) * self.decay()
         self.optimizer.step(MATRIX_LR * share, OTHER_LR * share)
         self.step += 1
         self.follow()
-        return loss.detach()
+        return loss
 
     def decay(self) -> float:
         """Of the learning rates: none until the last quarter, so that the time may be prolonged."""
-        return max(0.02, min(1.0, (1 - self.clock.done) / COOLDOWN))
+        return max(0.02, min(1.0, (1 - self.done) / COOLDOWN))
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -224,9 +238,7 @@ class Trainer:
         if torch.isfinite(loss):
             self.good = self.state()
             return True
-        self.job.say(
-            f"teacher: loss is not finite at step {self.step}; going back to step {self.good['step']}"
-        )
+        self.say(f"teacher: loss is not finite at step {self.step}; going back to step {self.good['step']}")
         self.restore(self.good)
         return False
 
@@ -247,6 +259,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
+        if self.ranks.rank:
+            return
         save_state(self.job.work / "teacher-state.pt", self.state())
         raw = {name: value.to(torch.bfloat16) for name, value in self.models.state_dict().items()}
         save_state(
@@ -312,8 +326,12 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]]) -> 
 
 
 def run(job: Job) -> None:
-    trainer = Trainer(job)
-    trainer.run()
+    whole = min(batch for _, batch, _ in job.scale.curriculum)
+    train_on_cores(job, whole, train)
+
+
+def train(job: Job, ranks: Ranks) -> None:
+    Trainer(job, ranks).run()
 
 
 if __name__ == "__main__":
