@@ -28,8 +28,11 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.data.latents import INDEX, MID_STREAM
 
-SHIFT = 3.0
+SHIFT = 2.0
+"""Of the timesteps in training. What the camera does is learned between a half and four fifths of noise."""
 MATRIX_LR, OTHER_LR = 4e-3, 1e-3
+WHOLE = 0.3
+"""Learning rates on whole clips, as a share: at the full ones the little that tells a pan drowns in noise."""
 WARMUP = 50
 COOLDOWN = 0.25
 """Share of the time, at its end, in which the learning rates fall."""
@@ -219,6 +222,8 @@ class Trainer:
         self.ranks.mean([*(p.grad for p in self.parameters if p.grad is not None), loss])
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         share = min(1.0, (self.step + 1) / WARMUP) * self.decay()
+        if frames == self.clips.latents.shape[1]:
+            share *= WHOLE
         self.optimizer.step(MATRIX_LR * share, OTHER_LR * share)
         self.step += 1
         self.follow()
