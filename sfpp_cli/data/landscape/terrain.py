@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfpp_cli.data.landscape.noise import UNIT, cells, smooth, uniform, value_noise
+from sfpp_cli.data.landscape.noise import UNIT, cells, fixed, smooth, uniform, value_noise
 from sfpp_cli.data.landscape.palette import LANDS, Palette
 from sfpp_cli.data.landscape.sky import Sun
 from sfpp_cli.data.landscape.view import HEIGHT, View, lay, mix
@@ -47,6 +47,13 @@ RELIEF = (0.16, 0.18, 0.30, 0.34)
 EDGE = 5
 """Columns beyond the frame whose ridge is computed too, so that slopes at its edges are those of its
 middle."""
+
+FIELD = (40.0, 40.0, 40.0, 44.0)
+FIELD_SLANT = (0.4, 0.6, 0.8, 1.0)
+FIELD_EDGE = 3.0
+FIELD_TONES = (0.68, 1.1)
+"""Light and dark fields lie side by side on a ridge: their width and soft edge in reference pixels, how far
+an edge leans for each pixel downwards, by ridge, and what the ground's colour is multiplied by."""
 
 TREE_CELL = {2: 19.0, 3: 27.0}
 TREE_SCALE = {2: 1.0, 3: 1.5}
@@ -112,11 +119,33 @@ def draw_ridge(canvas: Tensor, view: View, land: Land, colors: Palette, k: int) 
     canvas.mul_(1 - SHADOW[k] * smooth(1 + depth / SHADOW_REACH)[:, :, None])
     if k in TREE_CELL:
         _draw_trees(canvas, view, ys, land, colors, k, veil, to_sun)
-    lay(canvas, _ground(depth, below, bend * -to_sun, land, colors, k, veil), view.soft(depth))
+    fields = _fields(land, k, view.places(speed), below)
+    ground = _ground(depth, below, bend * -to_sun, fields, land, colors, k, veil)
+    lay(canvas, ground, view.soft(depth))
+
+
+def _fields(land: Land, k: int, places: Tensor, below: Tensor) -> Tensor:
+    """What the ground's colour is multiplied by, [B, T, H, W], at world places [B, T, W]."""
+    leaning = places[:, :, None] + fixed(below.clamp(min=0) * FIELD_SLANT[k])
+    number, part = cells(leaning, FIELD[k])
+    salt = (land.salt + 9000 + 31 * k)[:, None, None, None]
+    # One dark field in every cell, of its own place and width.
+    width = 0.35 + 0.25 * uniform(number, salt + 2)
+    start = (0.95 - width) * uniform(number, salt + 1)
+    inside = torch.minimum(part - start, start + width - part) * FIELD[k] / FIELD_EDGE
+    dark, light = FIELD_TONES
+    return light + (dark - light) * smooth(inside + 0.5)
 
 
 def _ground(
-    depth: Tensor, below: Tensor, facing: Tensor, land: Land, colors: Palette, k: int, veil: Tensor
+    depth: Tensor,
+    below: Tensor,
+    facing: Tensor,
+    fields: Tensor,
+    land: Land,
+    colors: Palette,
+    k: int,
+    veil: Tensor,
 ) -> Tensor:
     """Colour of a ridge; `facing` [B, T, W] is positive where its slope looks at the sun."""
     ridge = RIDGES[k]
@@ -129,6 +158,7 @@ def _ground(
     mist = _by(CLEARNESS, land.time)[..., None] * (ridge.haze + ridge.mist * smooth(below / 15))
     rim = (1 - (depth - 0.7).abs() / 1.3).clamp(min=0) * (0.16, 0.20, 0.20, 0.16)[k]
     ground = mix(colors.far, colors.near, near) * mix(colors.far_light, colors.near_light, near)
+    ground = ground * fields[:, :, None]
     body = mix(ground * shade[:, :, None], veil, mist[:, :, None])
     return mix(body, 0.5 * (colors.glow + colors.haze), rim[:, :, None])
 
