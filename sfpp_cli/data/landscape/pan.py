@@ -10,8 +10,8 @@ from torch import Tensor
 from sfpp_cli.data.landscape.terrain import RIDGES
 from sfpp_cli.data.landscape.world import SPEED
 
-ROWS = slice(54, 62)
-"""Where little but the nearest ridge moves, in reference frames; its crest lies between rows 53 and 61."""
+ROWS = slice(57, 64)
+"""Where the nearest ridge's fields move and hardly another ridge shows, in reference frames."""
 GAP = 4
 """Displacement is measured over so many video frames: those of a latent frame."""
 REACH = math.ceil(1.5 * GAP * SPEED["fast"] * RIDGES[-1].parallax)
