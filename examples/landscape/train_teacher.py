@@ -31,7 +31,7 @@ from sfpp_cli.data.latents import INDEX, MID_STREAM
 SHIFT = 2.0
 """Of the timesteps in training. What the camera does is learned between a half and four fifths of noise."""
 MATRIX_LR, OTHER_LR = 4e-3, 1e-3
-WHOLE = 0.3
+WHOLE = 0.6
 """Learning rates on whole clips, as a share: at the full ones the little that tells a pan drowns in noise."""
 WARMUP = 50
 COOLDOWN = 0.25
