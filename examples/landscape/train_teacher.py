@@ -39,7 +39,7 @@ COOLDOWN = 0.25
 TEXT_DROPOUT = 0.1
 BEGINNINGS = 0.5
 """Share of stretches that begin with their clip, in the phases in which they need not."""
-EMA = 0.998
+EMA = 0.995
 CLIP = 1.0
 
 
