@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import Muon
-from ranks import Ranks, train_on_cores
+from ranks import train_on_cores
 from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, UMT5EncoderMode
 
 from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.core.flow import FlowSchedule
+from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.teacher import Teacher
 from sfpp_cli.data.latents import INDEX, MID_STREAM
 
@@ -119,7 +120,7 @@ class Trainer:
         torch.manual_seed(TEACHER_SEED + self.step + 1_000_003 * ranks.rank)
         self.schedule = FlowSchedule(SHIFT)
         self.clips = Clips.read(job.work / "latents", self.tokenizer, job.device)
-        self.batches = {frames: batch // ranks.count for frames, batch, _ in job.scale.curriculum}
+        self.batches = {frames: batch // ranks.world for frames, batch, _ in job.scale.curriculum}
         self.good = self.state()
         self.compiled = False
 
@@ -161,8 +162,8 @@ class Trainer:
         while self.time_is_left():
             frames = self.frames_now()
             if frames != phase:
-                batch = self.batches[frames] * self.ranks.count
-                where = f"batch {batch} on {self.ranks.count} ranks, from {self.clock.spent:.0f} s on"
+                batch = self.batches[frames] * self.ranks.world
+                where = f"batch {batch} on {self.ranks.world} ranks, from {self.clock.spent:.0f} s on"
                 self.say(f"teacher: {frames} latent frames, {where}")
                 phase, losses = frames, []
                 self.compile_if_it_pays(frames)
@@ -186,11 +187,12 @@ class Trainer:
 
     def time_is_left(self) -> bool:
         """By the first rank's clock, so that all ranks are always in the same phase."""
-        self.done = self.ranks.first(self.clock.done)
+        clock = torch.tensor([self.clock.done], dtype=torch.float64)
+        self.done = self.ranks.gather(clock)[0].item()
         return self.done < 1
 
     def say(self, text: str) -> None:
-        if self.ranks.rank == 0:
+        if self.ranks.first:
             self.job.say(text)
 
     def frames_now(self) -> int:
@@ -218,8 +220,7 @@ class Trainer:
         loss = flow_matching_loss(self.teacher, self.text, x0, tokens, self.schedule, self.job)
         self.optimizer.zero_grad()
         loss.backward()
-        loss = loss.detach()
-        self.ranks.mean([*(p.grad for p in self.parameters if p.grad is not None), loss])
+        self.ranks.average(self.parameters)
         nn.utils.clip_grad_norm_(self.parameters, CLIP)
         share = min(1.0, (self.step + 1) / WARMUP) * self.decay()
         if frames == self.clips.latents.shape[1]:
@@ -227,7 +228,7 @@ class Trainer:
         self.optimizer.step(MATRIX_LR * share, OTHER_LR * share)
         self.step += 1
         self.follow()
-        return loss
+        return self.ranks.gather(loss.detach()[None]).mean()
 
     def decay(self) -> float:
         """Of the learning rates: none until the last quarter, so that the time may be prolonged."""
@@ -264,7 +265,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def save(self) -> None:
-        if self.ranks.rank:
+        if not self.ranks.first:
             return
         save_state(self.job.work / "teacher-state.pt", self.state())
         raw = {name: value.to(torch.bfloat16) for name, value in self.models.state_dict().items()}
