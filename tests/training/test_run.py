@@ -1,4 +1,4 @@
-"""`sfpp train` and `sfpp distill` on the embedded model: from a recipe to weights that generate."""
+"""`sfpp train` and `sfpp distill`, mostly on the embedded model: from a recipe to weights that generate."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ from sfpp_cli.models.layout import Layout
 from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
 from sfpp_cli.training.run import duration, operations, overrides
 from sfpp_cli.video.reader import probe
+
+pytest_plugins = ["tiny_bundle"]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WAN = EXAMPLES / "wan-1.3b"
@@ -192,14 +194,16 @@ def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> No
     assert "another prompts" in sfpp("distill", "student.toml", "--out", "run")[2]
 
 
-@pytest.mark.usefixtures("pairs")
-def test_a_resumed_distillation_equals_an_uninterrupted_one(sfpp: Sfpp, tmp_path: Path) -> None:
-    assert sfpp("distill", "student.toml", "--out", "whole", "--steps", "2")[0] == 0
-    assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "1")[0] == 0
-    code, _, err = sfpp("distill", "student.toml", "--out", "parts", "--steps", "2")
+def test_a_resumed_distillation_equals_an_uninterrupted_one(
+    sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    distill = ("distill", "student.toml", "--set", f"model={tiny_bundle}", "--out")
+    assert sfpp(*distill, "whole", "--steps", "2")[0] == 0
+    assert sfpp(*distill, "parts", "--steps", "1")[0] == 0
+    code, _, err = sfpp(*distill, "parts", "--steps", "2")
     assert code == 2
     assert "--resume" in err
-    assert sfpp("distill", "student.toml", "--out", "parts", "--steps", "2", "--resume")[0] == 0
+    assert sfpp(*distill, "parts", "--steps", "2", "--resume")[0] == 0
     for name in ("student", "student-ema"):
         whole, parts = (weights(tmp_path / run / "step-000002" / name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
@@ -332,20 +336,20 @@ def test_a_dry_run_answers_the_plan_and_writes_nothing(recipe: str, sfpp: Sfpp, 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_stored_embeddings_change_nothing(sfpp: Sfpp, tmp_path: Path) -> None:
-    options = ("--steps", "1", "--set", "preview.every=0")
+def test_stored_embeddings_change_nothing(sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ("--steps", "1", "--set", "preview.every=0", "--set", f"model={tiny_bundle}")
     assert sfpp("train", "matching.toml", "--out", "memory", *options)[0] == 0
     assert sfpp("train", "matching.toml", "--out", "disk", *options, "--set", "text_store=store")[0] == 0
     assert records(tmp_path / "memory") == records(tmp_path / "disk")
     assert list((tmp_path / "store").glob("text-*.safetensors"))
 
 
-@pytest.mark.usefixtures("pairs")
 def test_a_run_is_not_written_over_and_nothing_is_made_before_that_is_said(
-    sfpp: Sfpp, tmp_path: Path
+    sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
 ) -> None:
-    assert sfpp("distill", "student.toml", "--out", "run", "--steps", "1")[0] == 0
-    code, _, err = sfpp("distill", "student.toml", "--out", "run", "--set", "pairs.folder=others")
+    distill = ("distill", "student.toml", "--set", f"model={tiny_bundle}", "--out", "run")
+    assert sfpp(*distill, "--steps", "1")[0] == 0
+    code, _, err = sfpp(*distill, "--set", "pairs.folder=others")
     assert code == 2
     assert "run holds a run already: continue it with --resume" in err
     assert not (tmp_path / "others").exists()

@@ -1,4 +1,4 @@
-"""`objective = "grpo"` on the embedded model, from the recipe to weights, and what ends it."""
+"""`objective = "grpo"`, mostly on the embedded model, from the recipe to weights, and what ends it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 import sfpp_cli
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.training.preview import Previewer
+
+pytest_plugins = ["tiny_bundle"]
 
 GRPO = f"""
 objective = "grpo"
@@ -47,8 +49,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_run_resumes_bitwise_and_says_what_it_watches(sfpp: Sfpp, tmp_path: Path) -> None:
-    more = ("--set", "grpo.kl=0.1")
+def test_a_run_resumes_bitwise_and_says_what_it_watches(
+    sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    more = ("--set", "grpo.kl=0.1", "--set", f"model={tiny_bundle}")
     assert sfpp("train", "grpo.toml", "--out", "whole", *more)[0] == 0
     assert sfpp("train", "grpo.toml", "--out", "parts", "--steps", "1", *more)[0] == 0
     worker = ("--set", "reward.workers=1")  # no number depends on it
@@ -56,6 +60,8 @@ def test_a_run_resumes_bitwise_and_says_what_it_watches(sfpp: Sfpp, tmp_path: Pa
     for name in ("student", "student-ema"):
         whole, parts = (weights(tmp_path / run / "step-000002" / name) for run in ("whole", "parts"))
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    started = weights(tiny_bundle / "transformer")
+    assert any(not torch.equal(whole[key], started[key]) for key in whole)
     record = json.loads((tmp_path / "whole/metrics.jsonl").read_text().splitlines()[1])
     watched = "reward reward_std reward_min reward_max flow exposure motion flow_variance still over_moving"
     assert set(f"{watched} luma saturation groups_left_out kl".split()) <= record.keys()
