@@ -1,4 +1,4 @@
-"""The cores of a CPU as ranks: each takes its part of a batch, and their gradients are averaged.
+"""The cores of a CPU as ranks, which share a batch or the making of trajectories.
 
 At these sizes two threads of one process are hardly faster than one; two processes are nearly twice as fast.
 """
@@ -16,28 +16,29 @@ from road import Job
 
 from sfpp_cli.core.parallel import ALONE, Ranks
 
-Train = Callable[[Job, Ranks], None]
+Work = Callable[[Job, Ranks], None]
 
 
-def train_on_cores(job: Job, batch: int, train: Train) -> None:
-    """Run `train` on every core that this process may use, if `batch` is a multiple of their number.
+def cores(job: Job) -> int:
+    """How many this process may use (`taskset` or a container tells); one where a GPU does the work."""
+    return 1 if job.cuda else len(os.sched_getaffinity(0))
 
-    A GPU trains alone. `taskset` or a container tells how many cores there are.
-    """
-    count = 1 if job.cuda else len(os.sched_getaffinity(0))
-    if count == 1 or batch % count:
-        train(job, ALONE)
+
+def on_ranks(job: Job, count: int, work: Work) -> None:
+    """Run `work` in `count` joined processes; in this one if it is one."""
+    if count == 1:
+        work(job, ALONE)
         return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(_run_rank, (job, count, port, train), nprocs=count, start_method="fork")
+    mp.start_processes(_run_rank, (job, count, port, work), nprocs=count, start_method="fork")
 
 
-def _run_rank(rank: int, job: Job, count: int, port: int, train: Train) -> None:
+def _run_rank(rank: int, job: Job, count: int, port: int, work: Work) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = Ranks(rank, count, rank)
     ranks.join(job.device)
-    train(job, ranks)
+    work(job, ranks)
     dist.destroy_process_group()

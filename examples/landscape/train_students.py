@@ -20,6 +20,7 @@ from pathlib import Path
 import prompts
 import torch
 from bundle import assemble
+from ranks import cores, on_ranks
 from road import Clock, Job, Speed, job_of, replace_folder, sheet
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression
-from sfpp_cli.core.parallel import ALONE
+from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.trajectories import described
@@ -62,19 +63,26 @@ class OnDevice:
         return self.paths[number].float(), self.prompts[number]
 
 
-def context_of(job: Job, name: str) -> RunContext:
+def context_of(job: Job, name: str, ranks: Ranks = ALONE) -> RunContext:
     return RunContext(
-        out=job.work / "runs" / name, resume=True, device=job.device, ranks=ALONE, progress=Silent()
+        out=job.work / "runs" / name, resume=True, device=job.device, ranks=ranks, progress=Silent()
     )
 
 
 def make_trajectories(job: Job) -> None:
-    recipe, run = ode_recipe(job), context_of(job, "ode")
-    bundle = Bundle(str(assemble(job.work, job.work / "teacher-bundle")))
+    assemble(job.work, job.work / "teacher-bundle")
+    on_ranks(job, cores(job), make_share)
+
+
+def make_share(job: Job, ranks: Ranks) -> None:
+    """This rank's trajectories."""
+    recipe, run = ode_recipe(job), context_of(job, "ode", ranks)
+    bundle = Bundle(recipe.model)
     captions = prompts.read("prompts")[: recipe.pairs.count]
     text = embed_prompts(bundle, [recipe.pairs.negative_prompt, *captions], None, run)
     make_pairs(bundle, recipe, captions, text, run)
-    job.say(f"pairs: {recipe.pairs.count} trajectories")
+    if ranks.first:
+        job.say(f"pairs: {recipe.pairs.count} trajectories")
 
 
 def train_ode(job: Job) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import Muon
-from ranks import train_on_cores
+from ranks import cores, on_ranks
 from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -332,8 +332,10 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]]) -> 
 
 
 def run(job: Job) -> None:
-    whole = min(batch for _, batch, _ in job.scale.curriculum)
-    train_on_cores(job, whole, train)
+    """On every core, if each phase's batch can be shared out evenly."""
+    count = cores(job)
+    even = all(batch % count == 0 for _, batch, _ in job.scale.curriculum)
+    on_ranks(job, count if even else 1, train)
 
 
 def train(job: Job, ranks: Ranks) -> None:
