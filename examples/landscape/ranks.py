@@ -21,7 +21,14 @@ Work = Callable[[Job, Ranks], None]
 
 def cores(job: Job) -> int:
     """How many this process may use (`taskset` or a container tells); one where a GPU does the work."""
-    return 1 if job.cuda else len(os.sched_getaffinity(0))
+    if job.cuda:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def even(batch: int, ranks: int) -> int:
+    """So many ranks if they can share out the batch evenly, else one."""
+    return ranks if batch % ranks == 0 else 1
 
 
 def on_ranks(job: Job, count: int, work: Work) -> None:

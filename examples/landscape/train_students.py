@@ -15,12 +15,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import prompts
 import torch
 from bundle import assemble
-from ranks import cores, on_ranks
+from ranks import cores, even, on_ranks
 from road import Clock, Job, Speed, job_of, replace_folder, sheet
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -86,7 +87,17 @@ def make_share(job: Job, ranks: Ranks) -> None:
 
 
 def train_ode(job: Job) -> None:
-    recipe, run = ode_recipe(job), context_of(job, "ode")
+    on_ranks(job, even(job.scale.student_batch, cores(job)), ode_on_rank)
+
+
+def train_matching(name: str, job: Job) -> None:
+    """Self-Forcing or Self-Forcing++, from the ODE student."""
+    assemble(job.work, job.work / f"model-{name}", job.work / "students" / "ode")
+    on_ranks(job, even(job.scale.match_batch, cores(job)), partial(matching_on_rank, name))
+
+
+def ode_on_rank(job: Job, ranks: Ranks) -> None:
+    recipe, run = ode_recipe(job), context_of(job, "ode", ranks)
     bundle = Bundle(recipe.model)
     store = OnDevice(job.work / "pairs", job.device)
     text = embed_prompts(bundle, sorted(set(store.prompts)), None, run)
@@ -105,12 +116,11 @@ def train_ode(job: Job) -> None:
         seed=recipe.seed,
         save_extra=lambda folder: settings.write(folder / SETTINGS),
     )
-    train(objective, recipe.training, "ode", [], job)
+    train(objective, recipe.training, "ode", [], job, ranks)
 
 
-def train_matching(name: str, job: Job) -> None:
-    """Self-Forcing or Self-Forcing++, from the ODE student."""
-    model = assemble(job.work, job.work / f"model-{name}", job.work / "students" / "ode")
+def matching_on_rank(name: str, job: Job, ranks: Ranks) -> None:
+    model = job.work / f"model-{name}"
     changes = {
         "model": str(model),
         "student": str(model / "transformer"),
@@ -119,10 +129,11 @@ def train_matching(name: str, job: Job) -> None:
     recipe = read_recipe(HERE / f"{name}.toml", MatchingRecipe, overrides=changes)
     bundle = Bundle(recipe.model)
     captions = prompts.read("prompts")
-    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *captions], None, context_of(job, name))
+    run = context_of(job, name, ranks)
+    text = embed_prompts(bundle, [recipe.dmd.negative_prompt, *captions], None, run)
     objective = matching_objective(recipe, bundle, captions, text, job.device)
     networks = [objective.student, objective.critic, objective.teacher]
-    train(objective, recipe.training, name, networks, job)
+    train(objective, recipe.training, name, networks, job, ranks)
 
 
 def ode_recipe(job: Job) -> StudentRecipe:
@@ -138,14 +149,19 @@ def ode_recipe(job: Job) -> StudentRecipe:
 
 
 def train(
-    objective: Objective, training: Training, name: str, networks: Sequence[nn.Module], job: Job
+    objective: Objective,
+    training: Training,
+    name: str,
+    networks: Sequence[nn.Module],
+    job: Job,
+    ranks: Ranks,
 ) -> None:
     """sfpp's trainer, until the clock says stop, or a constant rate's number of steps is reached.
 
-    `networks` may be compiled on the way.
+    `networks` may be compiled on the way. Ranks go by the first one's clock.
     """
     run = job.work / "runs" / name
-    trainer = Trainer(objective, training, run)
+    trainer = Trainer(objective, training, run, ranks)
     trainer.resume()
     clock = Clock(job, spent_before(run))
     speed = Speed()
@@ -153,27 +169,34 @@ def train(
     first = trainer.step
     compiled = False
     last = training.steps if training.decay == "constant" else sys.maxsize
-    while clock.done < 1 and trainer.step < last:
+    while trainer.step < last:
+        now = torch.tensor([[clock.done, clock.spent, clock.time_to_save()]], dtype=torch.float64)
+        done, spent, due = ranks.gather(now)[0].tolist()
+        if done >= 1:
+            break
+        if trainer.step > first and (
+            due or (training.keep_every and trainer.step % training.keep_every == 0)
+        ):
+            export(trainer, spent, name, job)
         if networks and not compiled and trainer.step % 5 == 0 and compiling_pays(job):
             for network in networks:
                 network.compile_blocks()  # type: ignore[operator]
             compiled = True
             job.say(f"{name}: compiled from step {trainer.step} on")
-        record = try_update(trainer, job, name)
-        if record is None:
-            continue
         if training.decay == "cosine" and trainer.step > first + 10:
-            fit_schedule(trainer, clock, first)
+            fit_schedule(trainer, clock, done, spent, first)
+        record = try_update(trainer, job, name)
+        if record is None or not ranks.first:
+            continue
         if trainer.step % (200 if name == "ode" else 20) == 0 or trainer.step in (2, 10):
             figures = ", ".join(
                 f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "step_s")
             )
             pace = speed.ask(trainer.step)
             job.say(f"{name} step {trainer.step}, {clock.spent:.0f} s: {figures}, {pace:.2f} steps/s")
-        if clock.time_to_save() or (training.keep_every and trainer.step % training.keep_every == 0):
-            export(trainer, clock, name, job)
-    export(trainer, clock, name, job)
-    job.say(f"{name}: {trainer.step} steps, {clock.spent:.0f} s")
+    export(trainer, clock.spent, name, job)
+    if ranks.first:
+        job.say(f"{name}: {trainer.step} steps, {clock.spent:.0f} s")
 
 
 def compiling_pays(job: Job) -> bool:
@@ -193,10 +216,10 @@ def try_update(trainer: Trainer, job: Job, name: str) -> dict[str, float] | None
     return None
 
 
-def fit_schedule(trainer: Trainer, clock: Clock, first: int) -> None:
+def fit_schedule(trainer: Trainer, clock: Clock, done: float, spent: float, first: int) -> None:
     """The number of steps that the clock will allow, for the decay of the learning rate."""
-    pace = (trainer.step - first) / (clock.spent - clock.before)
-    steps = trainer.step + int((1 - clock.done) * clock.budget * pace)
+    pace = (trainer.step - first) / (spent - clock.before)
+    steps = trainer.step + int((1 - done) * clock.budget * pace)
     trainer.training = replace(trainer.training, steps=max(steps, trainer.step + 1))
 
 
@@ -206,10 +229,12 @@ def spent_before(run: Path) -> float:
     return float(json.loads(spent.read_text())) if spent and spent.exists() else 0.0
 
 
-def export(trainer: Trainer, clock: Clock, name: str, job: Job) -> None:
-    """A checkpoint, and the averaged student as float16 where the others are."""
+def export(trainer: Trainer, spent: float, name: str, job: Job) -> None:
+    """A checkpoint, which takes all ranks, and the averaged student as float16 where the others are."""
     folder = trainer.save()
-    (folder / SPENT).write_text(json.dumps(clock.spent))
+    if not trainer.ranks.first:
+        return
+    (folder / SPENT).write_text(json.dumps(spent))
     best = folder / "student-ema" if (folder / "student-ema").exists() else folder / "student"
 
     def fill(target: Path) -> None:

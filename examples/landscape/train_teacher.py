@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from muon import Muon
-from ranks import cores, on_ranks
+from ranks import cores, even, on_ranks
 from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -333,9 +333,7 @@ def tokenized(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]]) -> 
 
 def run(job: Job) -> None:
     """On every core, if each phase's batch can be shared out evenly."""
-    count = cores(job)
-    even = all(batch % count == 0 for _, batch, _ in job.scale.curriculum)
-    on_ranks(job, count if even else 1, train)
+    on_ranks(job, min(even(batch, cores(job)) for _, batch, _ in job.scale.curriculum), train)
 
 
 def train(job: Job, ranks: Ranks) -> None:
