@@ -73,6 +73,12 @@ def sfpp(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
     return run
 
 
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws no picture of a run's figures, which takes seven tenths of a toy run's time."""
+    monkeypatch.setattr("sfpp_cli.training.curves.plot_run", lambda run: run / "curves.png")
+
+
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A headless Chromium; tests that need it are skipped where there is none."""

@@ -13,6 +13,7 @@ from tiny import rounding
 
 from sfpp_cli import DEFAULT_MODEL
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 RECIPE = f"""
 objective = "dmd"
 model = "{DEFAULT_MODEL}"

@@ -75,7 +75,7 @@ def folder(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def whole(sfpp: Sfpp, folder: Path) -> Path:
+def whole(sfpp: Sfpp, folder: Path, no_curves: None) -> Path:
     assert sfpp("train", "train.toml", "--out", "whole")[0] == 0
     return folder / "whole"
 
@@ -140,6 +140,7 @@ def test_weights_that_are_not_finite_stop_the_run(sfpp: Sfpp, folder: Path) -> N
     assert leftovers(folder / "run") == []
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("recipe", ["train", "distill"])
 def test_a_run_has_one_owner(recipe: str, sfpp: Sfpp, folder: Path) -> None:
     """The second one is refused before anything is loaded; a dead owner's lock holds nobody up."""
@@ -212,6 +213,7 @@ def test_a_length_of_previews_needs_previews(sfpp: Sfpp, folder: Path) -> None:
     assert not (folder / "run").exists()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_too_short_for_an_average_says_so(sfpp: Sfpp) -> None:
     code, _, err = sfpp("train", "train.toml", "--out", "run", "--set", "training.ema_start=9")
     assert code == 0
@@ -324,6 +326,7 @@ def test_interrupted_at_any_moment(moment: float, recipe: str, number: int, fold
         assert leftovers(folder / "run") == []
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize("moment", ["_exports", "_export", "_put_in_place"])
 def test_interrupted_amid_a_checkpoint(moment: str, sfpp: Sfpp, folder: Path) -> None:
     """Nothing that is half written stays, and what the line names is whole."""

@@ -132,6 +132,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "diffusion_pytorch_model.safetensors")
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_distill_makes_pairs_and_a_student_that_generates(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, err = sfpp("distill", "student.toml", "--out", "run")
     assert code == 0
@@ -194,6 +195,7 @@ def test_pairs_made_otherwise_are_not_mixed_in(sfpp: Sfpp, tmp_path: Path) -> No
     assert "another prompts" in sfpp("distill", "student.toml", "--out", "run")[2]
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_resumed_distillation_equals_an_uninterrupted_one(
     sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +218,7 @@ def test_a_grid_that_misses_the_students_steps_is_refused(sfpp: Sfpp, tmp_path: 
     assert not (tmp_path / "pairs").exists()
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_train_moves_the_teacher_and_its_text_encoder(sfpp: Sfpp, tmp_path: Path) -> None:
     clips = torch.randn(2, 23, *latent_shape(), generator=seeded(1))
     latents.write_shard(tmp_path / "latents", 0, clips, [["a red circle"], ["a white square", "a square"]])
@@ -291,6 +294,7 @@ def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_adapters_alone_learn_and_are_folded_in(sfpp: Sfpp, tmp_path: Path) -> None:
     code, _, _ = sfpp(
         "train",
@@ -336,6 +340,7 @@ def test_a_dry_run_answers_the_plan_and_writes_nothing(recipe: str, sfpp: Sfpp, 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_stored_embeddings_change_nothing(sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path) -> None:
     options = ("--steps", "1", "--set", "preview.every=0", "--set", f"model={tiny_bundle}")
     assert sfpp("train", "matching.toml", "--out", "memory", *options)[0] == 0
@@ -344,6 +349,7 @@ def test_stored_embeddings_change_nothing(sfpp: Sfpp, tiny_bundle: Path, tmp_pat
     assert list((tmp_path / "store").glob("text-*.safetensors"))
 
 
+@pytest.mark.usefixtures("no_curves")
 def test_a_run_is_not_written_over_and_nothing_is_made_before_that_is_said(
     sfpp: Sfpp, tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.training.preview import Previewer
 
 pytest_plugins = ["tiny_bundle"]
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 GRPO = f"""
 objective = "grpo"
