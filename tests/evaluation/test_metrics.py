@@ -18,7 +18,7 @@ from sfpp_cli.evaluation.metrics.borders import (
     find_changes,
     find_cuts,
 )
-from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen
+from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Seen, drift
 from sfpp_cli.evaluation.metrics.exposure import exposure, luma_of
 from sfpp_cli.evaluation.metrics.measure import measure
 from sfpp_cli.evaluation.metrics.motion import (
@@ -350,14 +350,16 @@ STEADY = {
 """The curves of a calm video."""
 
 
-def seen(saturation: Any = 1.0, **changed: Any) -> Seen:
+def seen(saturation: Any = 1.0, blue: Any = 1.0, **changed: Any) -> Seen:
     """Ten calm seconds at 16 frames a second of one picture, but for these curves; its colours are
-    `saturation` (a number, or one a frame) times as far from grey."""
+    `saturation` (a number, or one a frame) times as far from grey, and its blue is `blue` times as strong."""
     curves = {name: np.full(160, float(level)) for name, level in STEADY.items()} | changed
     picture = np.random.default_rng(0).integers(60, 200, (1, 256, 3)).astype(np.float64)
     grey = picture.mean(2, keepdims=True)
     factor = np.broadcast_to(saturation, 160).reshape(160, 1, 1)
-    pictures = np.clip(grey + (picture - grey) * factor, 0, 255).astype(np.uint8)
+    pictures = grey + (picture - grey) * factor
+    pictures[..., 2] *= np.broadcast_to(blue, 160).reshape(160, 1)
+    pictures = np.clip(pictures, 0, 255).astype(np.uint8)
     return Seen(curves, pictures.reshape(160, -1), np.zeros((160, 2)), (64, 64), 16)
 
 
@@ -446,7 +448,7 @@ DRIFTS: dict[str, dict[str, Any]] = {
     "darkening": {"luma": 0.4 - 0.3 * LATE, "lightness": 50.0 - 30 * LATE},
     "over_saturation": {"chroma": 20.0 + 20 * LATE, "saturation": 1 + 0.8 * LATE},
     "desaturation": {"chroma": 20.0 - 15 * LATE, "saturation": 1 - 0.7 * LATE},
-    "colour_cast": {"colour_b": 5.0 + 20 * LATE},
+    "colour_cast": {"colour_b": 5.0 + 20 * LATE, "blue": 1 - 0.4 * LATE},
     "blur": {"detail": 0.5 - 0.2 * LATE},
     "noise": {"noise": 0.5 + 5 * LATE},
 }
@@ -463,9 +465,40 @@ def test_a_drift_of_what_stays_in_the_picture_is_one_verdict_with_an_onset(name:
         matched = {"light_step" if name == "darkening" else "gain_step": step}
     found = verdicts(find(Evidence.of(seen(**DRIFTS[name], **matched), Parameters())), 16)
     assert [verdict for verdict in NAMES if found[verdict]["fired"]] == [name]
-    assert found[name]["onset_seconds"] == pytest.approx(100 / 16, abs=0.6)
+    # measures are means over a second, so what is sudden begins half a second early
+    assert found[name]["onset_seconds"] == pytest.approx(100 / 16, abs=0.75)
     assert found[name]["sentence"].endswith("s on.")
     assert found[name]["measure"] > found[name]["threshold"]
+
+
+TIMES = np.arange(0, 40, 1 / 16)
+
+
+def rise(start: float, end: float, level: float) -> Curve:
+    """From 0 to a level within some seconds [T], float64."""
+    return np.asarray(level * np.clip((TIMES - start) / (end - start), 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("severity", "onset", "tolerance"),
+    [
+        (rise(10, 13, 2), 10, 0.1),
+        (rise(5, 25, 1.5), 5, 0.1),
+        (rise(4, 5, 0.6) + rise(10, 13, 2), 10, 0.4),  # what a scene did before is not where it began
+        (rise(4, 5, 0.4) + rise(10, 13, 2), 10, 0.4),
+        (rise(4, 5, 0.8) - rise(6, 7, 0.8) + rise(15, 18, 2), 15, 0.1),
+        (0.2 + 0.15 * np.sin(1.3 * TIMES) + rise(15, 18, 2), 15, 0.7),
+        (1.6 - 1.6 * np.exp(-np.maximum(TIMES - 8, 0) / 4), 8, 0.5),
+        (TIMES / 20, 5, 0.1),  # without a knee: when it last was below a quarter of the threshold
+        (rise(10, 13, 0.99), None, 0),
+    ],
+)
+def test_a_drift_began_at_the_knee_of_its_measure(
+    severity: Curve, onset: float | None, tolerance: float
+) -> None:
+    scene = seen()
+    found = drift(Evidence.of(scene, Parameters()), severity, "", 0.75)
+    assert found.onset is None if onset is None else abs(found.onset / 16 - onset) <= tolerance
 
 
 @pytest.mark.parametrize(

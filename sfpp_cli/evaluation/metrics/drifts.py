@@ -7,15 +7,18 @@ in the picture (see `look.py`). What a cut changes counts nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.evidence import Evidence, Finding, Mask, drift
 from sfpp_cli.evaluation.metrics.motion import Curve
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.stability import drift_to_white_and_black, smooth
 
+Cells = NDArray[np.floating[Any]]
 _SUPPORT = 2.0
 """Half of a change has to be seen on content that stayed: along the flow some of it is missed."""
 
@@ -92,19 +95,17 @@ def _saturation(evidence: Evidence, exposed: Mask, cast: Finding, sign: int) -> 
 
     The least of four changes: of middling and of strong colours, since what leaves the picture takes but
     some of them along; of chroma for its lightness, since light and dark pictures are paler by nature; and of
-    how far colours are apart, which a cast leaves as it was. Where colours hardly differ, the last says
-    nothing: there what is no cast is saturation.
+    what a cast leaves as it was.
     """
     parameters = evidence.parameters
     chroma = evidence.curves["chroma"]
     lightness = np.log2(evidence.curves["lightness"] + parameters.chroma_floor)
     own, *changes = (
-        sign * evidence.departure(np.log2(c + parameters.chroma_floor)) for c in _colours(evidence)
+        sign * evidence.departure(np.log2(c + parameters.chroma_floor))
+        for c in _colours(evidence, (picture[:, 1:] for picture in evidence.cells))
     )
     changes.append(sign * evidence.departure(np.log2(chroma + parameters.chroma_floor) - lightness))
-    spread = sign * evidence.departure(np.log2(evidence.colour_spread + parameters.chroma_floor))
-    unknown = (1 - _told(evidence)) * (cast.severity < 1)
-    changes.append(spread + unknown * (own - spread))
+    changes.append(_apart_from_cast(evidence, cast, own, sign))
     change = np.min([own, *changes], axis=0)
     change = np.where(exposed, np.maximum(change, 0), 0.0)
     change *= _supported(evidence, change, sign * evidence.gathered("gain_step") / np.log(2), 0.02)
@@ -122,10 +123,29 @@ def _saturation(evidence: Evidence, exposed: Mask, cast: Finding, sign: int) -> 
     )
 
 
-def _colours(evidence: Evidence) -> list[Curve]:
-    """Chroma [T] of the middling cell and of one that is stronger: at the least two of three quantiles that
-    have a colour in the beginning. A grey picture has none, and zeros are returned."""
-    quantiles = [np.quantile(np.hypot(*cells.T[1:]), (0.5, 0.75, 0.9)) for cells in evidence.cells]
+def _apart_from_cast(evidence: Evidence, cast: Finding, own: Curve, sign: int) -> Curve:
+    """The change [T] of saturation by what a cast leaves as it was: by how far colours are apart and, in the
+    same view, by chroma once the shift of grey is taken out. One of the two is enough unless there is a cast.
+
+    Where colours hardly differ, how far they are apart says nothing: there what is no cast is saturation.
+    """
+    floor = evidence.parameters.chroma_floor
+    spread = sign * evidence.departure(np.log2(evidence.colour_spread + floor))
+    unknown = (1 - _told(evidence)) * (cast.severity < 1)
+    spread += unknown * (own - spread)
+    shifts, light = evidence.grey_shift
+    pairs = zip(evidence.cells, shifts, strict=True)
+    without_cast = _colours(evidence, (picture[:, 1:] - np.outer(light, shift) for picture, shift in pairs))
+    told = sign * evidence.departure(np.log2(without_cast[0] + floor))
+    both = np.where(cast.severity < 1, np.maximum(told, spread), np.minimum(told, spread))
+    return np.where(evidence.same_view, both, spread)
+
+
+def _colours(evidence: Evidence, cells: Iterable[Cells]) -> list[Curve]:
+    """Chroma [T] of the middling of each picture's cells [N, 2] and of one that is stronger: at the least two
+    of three quantiles that have a colour in the beginning. A grey picture has none, and zeros are returned.
+    """
+    quantiles = [np.quantile(np.hypot(*picture.T), (0.5, 0.75, 0.9)) for picture in cells]
     curves = list(np.array(quantiles, np.float64).T)
     coloured = [c for c in curves if c[evidence.reference].mean() > 2 * evidence.parameters.chroma_floor]
     return coloured[:2] or [np.zeros(evidence.frames)]
@@ -138,8 +158,8 @@ def _told(evidence: Evidence) -> float:
 
 
 def _cast(evidence: Evidence, exposed: Mask) -> Finding:
-    """How far neutral grey has gone, in CIELAB units: the shift of the mean colour that a change of
-    saturation does not explain.
+    """How far neutral grey has gone, in CIELAB units: in the same view by its cells, in another the shift of
+    the mean colour that a change of saturation does not explain.
 
     Saturation moves the mean colour along its own hue: anything between nothing and what colours have moved
     apart; where they hardly differ, it may as well be gone or have doubled.
@@ -156,7 +176,8 @@ def _cast(evidence: Evidence, exposed: Mask) -> Finding:
     level = np.array(levels)
     mean = level[:, evidence.reference].mean(1)
     along_hue = np.clip(mean @ level / max(float(mean @ mean), 1e-9), least, most)
-    shift = level - np.outer(mean, along_hue)
+    grey = [evidence.departure(values) for values in evidence.grey_shift[0].T]
+    shift = np.where(evidence.same_view, grey, level - np.outer(mean, along_hue))
     size = np.hypot(*shift)
     along = shift[0] * evidence.gathered("cast_a_step") + shift[1] * evidence.gathered("cast_b_step")
     cast = size * _supported(evidence, size, along / np.maximum(size, 1e-9), 0.25)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfpp_cli.evaluation.metrics.borders import Changes, Jump, find_changes, find_cuts
+from sfpp_cli.evaluation.metrics.grey import grey_shift
 from sfpp_cli.evaluation.metrics.motion import Curve, Curves
 from sfpp_cli.evaluation.metrics.parameters import Parameters
 from sfpp_cli.evaluation.metrics.repetition import Similarity, self_similarity
@@ -19,6 +20,10 @@ from sfpp_cli.evaluation.metrics.stability import reference_frames, smooth
 from sfpp_cli.video import Frames
 
 Mask = NDArray[np.bool_]
+_KNEE_POINTS = 200
+"""A longer curve is thinned out to so many points before its knee is looked for, which takes their square."""
+_KNEE_STEEPER = 2.0
+"""By so much a curve has to be steeper after its knee."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,12 @@ class Evidence:
             spreads.append(np.sqrt(np.square(rest).mean(1).sum()))
         return np.array(spreads, np.float64)
 
+    @cached_property
+    def grey_shift(self) -> tuple[Curve, Curve]:
+        """How far grey has gone in CIELAB's a and b [T, 2], and by how much [256] that counts in each cell.
+        Means something where the view is the same."""
+        return grey_shift(self.cells, self.cells[self.reference].mean(0, np.float64))
+
     def scene_steps(self, values: Curve) -> Curve:
         """What cuts added to a curve [T]: another scene's look is no drift."""
         half = max(1, self.second // 2)
@@ -156,12 +167,38 @@ class Evidence:
 
 
 def drift(evidence: Evidence, severity: Curve, sentence: str, sustain: float, **numbers: Any) -> Finding:
-    """A finding whose severity stays at 1 or above for `sustain` seconds; it began when it last was calm."""
-    first = first_run(severity >= 1, round(sustain * evidence.fps))
+    """A finding whose severity stays at 1 or above for `sustain` seconds; it began at the knee before."""
+    parameters = evidence.parameters
+    length = round(sustain * evidence.fps)
+    first = first_run(severity >= 1, length)
     if first is not None:
-        calm = np.flatnonzero(severity[:first] < evidence.parameters.calm)
-        first = int(calm[-1]) + 1 if calm.size else 0
+        back = round(parameters.knee_seconds * evidence.fps)
+        first = min(first, knee(severity[: first + length], parameters.calm, back))
     return Finding(severity, first, sentence, numbers)
+
+
+def knee(curve: Curve, calm: float, back: int) -> int:
+    """The frame at which a curve [T] begins to rise to its end: where two lines meet that fit it best, by
+    least squares.
+
+    It is looked for from `back` frames before the last value below `calm` on, so that what a scene did on its
+    own long ago does not bend the first line. A curve without a knee has risen since it was calm.
+    """
+    quiet = np.flatnonzero(curve < calm)
+    last = int(quiet[-1]) + 1 if quiet.size else 0
+    start = max(0, last - back)
+    step = max(1, (len(curve) - start) // _KNEE_POINTS)
+    part = curve[start::step]
+    times = np.arange(len(part), dtype=np.float64)
+    best = (np.inf, last)
+    for place in range(1, len(part)):
+        away = times - place
+        lines = np.stack([np.ones_like(away), np.minimum(away, 0), np.maximum(away, 0)], axis=1)
+        fit = np.linalg.lstsq(lines, part, rcond=None)[0]
+        error = float(((lines @ fit - part) ** 2).sum())
+        if error < best[0]:
+            best = (error, start + step * place if fit[2] > _KNEE_STEEPER * fit[1] else last)
+    return best[1]
 
 
 def first_run(mask: Mask, length: int) -> int | None:

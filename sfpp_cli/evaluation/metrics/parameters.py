@@ -146,7 +146,9 @@ class Parameters:
     """Colours are judged while exposure is below this part of its threshold, and a subject while all of the
     look is: what is white, black or grey has lost its own colour."""
     calm: float = 0.25
-    """A drift began when its measure last was below this part of its threshold."""
+    knee_seconds: float = 5.0
+    """A drift began at the knee of its measure, looked for from this long before the measure last was below
+    this part of its threshold."""
     drift_seconds: float = 0.75
     """How long a measure has to stay beyond its threshold."""
     chroma_floor: float = 2.0
