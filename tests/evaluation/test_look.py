@@ -128,6 +128,17 @@ def test_a_subject_that_vanishes_is_lost_and_one_that_leaves_is_not() -> None:
     assert subject(evidence([*still[:70], *[None] * 50, *still[:40]]), look).onset is None  # was hidden
 
 
+def test_a_subject_that_is_covered_or_whose_colour_spreads_is_not_lost() -> None:
+    look = {"colour_cast": Finding(np.zeros(160), None, "", {})}
+    for rows, columns, color in (
+        (slice(4, 12), slice(4, 12), (240, 240, 240)),  # something larger comes before it
+        (slice(6, 10), slice(0, 16), (220, 30, 30)),  # its colour reaches the rim
+    ):
+        scene = evidence([*[(6, 6)] * 100, *[None] * 60])
+        scene.seen.miniatures.reshape(160, SIDE, SIDE, 3)[100:, rows, columns] = color
+        assert subject(scene, look).onset is None
+
+
 def test_a_subject_may_be_lost_before_a_camera_that_moves_on_but_not_in_a_turn() -> None:
     look = {"colour_cast": Finding(np.zeros(160), None, "", {})}
     lost: list[tuple[int, int] | None] = [*[(6, 6)] * 100, *[None] * 60]

@@ -515,7 +515,7 @@ def test_new_terrain_is_no_drift(name: str) -> None:
 def test_soft_textures_that_blur_lose_sharpness_in_the_same_view_and_some_detail() -> None:
     scene = seen(sharpness=100 - 95 * LATE, detail=0.5 - 0.05 * LATE)
     blur = verdicts(find(Evidence.of(scene, Parameters())), 16)["blur"]
-    assert blur["onset_seconds"] == pytest.approx(100 / 16, abs=0.6)
+    assert blur["onset_seconds"] == pytest.approx(100 / 16, abs=0.75)
     assert blur["measure"] < blur["threshold"]
     assert blur["largest_edge_loss"] == pytest.approx(np.log2(20) / 2, abs=0.1)  # a variance is a square
     assert blur["sentence"].startswith("Edges and textures fell to 2")

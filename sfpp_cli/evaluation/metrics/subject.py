@@ -22,7 +22,8 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
     Cells of the 16 x 16 miniatures stand out that differ from every cell of the picture's rim. The colours
     that do so through the whole reference are subjects, each alone and all of them as one. One that leaves
     over the rim, a camera that turns away and a cut are no loss: there the rim changes meanwhile. Nor is one
-    that comes back. Nor is it judged where a drift of the `look` has gone far.
+    that comes back by half, that is covered by what stands out instead, or whose colour is still there and
+    only stands out no more. Nor is it judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
     distance = parameters.subject_distance
@@ -46,7 +47,7 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
         left = smooth(np.minimum(share / usual, 1.0), evidence.second)
         least = float(left[held].min()) if held.any() else 1.0
         measure = least if measure is None else min(measure, least)
-        there = np.flatnonzero(left > 1 - parameters.subject_left)
+        there = np.flatnonzero(left > 2 * parameters.subject_left)
         last = int(there[-1]) if there.size else 0  # what comes back was hidden
         gone = (left < parameters.subject_left) & ~drifted
         gone[:last] = False
@@ -54,6 +55,8 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
         if onset is None or _on_rim(alike[:, rim], onset, evidence.second):
             continue
         if _turned(cells[:, rim], last, onset, evidence.second) >= parameters.subject_rim:
+            continue
+        if _hidden(evidence, alike, out, onset, usual):
             continue
         measure = min(measure, float(left[onset:].min()))
         lost = (1 - left[onset:]) / (1 - parameters.subject_left)
@@ -70,6 +73,17 @@ def _turned(rim: Cells, last: int, onset: int, second: int) -> float:
     before = rim[max(0, last - half) : last + 1].mean(0)
     after = rim[onset : onset + half].mean(0)
     return float(np.median(np.linalg.norm(after - before, axis=1)))
+
+
+def _hidden(evidence: Evidence, alike: Mask, out: Mask, onset: int, usual: float) -> bool:
+    """Whether the cells of a colour [T, 256], of which the share `usual` stood `out`, are still there at the
+    onset, or other cells stand out in their place."""
+    after = slice(onset, onset + evidence.second)
+    colour = alike.mean(1)
+    others = (out & ~alike).mean(1)
+    still_there = colour[after].mean() > float(np.median(colour[evidence.reference])) - usual / 2
+    covered = others[after].mean() > float(np.median(others[evidence.reference])) + usual
+    return bool(still_there or covered)
 
 
 def _drifted(evidence: Evidence, look: Mapping[str, Finding], rim_change: Curve) -> Mask:
