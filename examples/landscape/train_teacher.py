@@ -35,7 +35,7 @@ MATRIX_LR, OTHER_LR = 4e-3, 1e-3
 WHOLE = 0.6
 """Learning rates on whole clips, as a share: at the full ones the little that tells a pan drowns in noise."""
 WARMUP = 50
-COOLDOWN = 0.25
+COOLDOWN = 0.08
 """Share of the time, at its end, in which the learning rates fall."""
 TEXT_DROPOUT = 0.1
 BEGINNINGS = 0.5
