@@ -1,6 +1,7 @@
 """The cores of a CPU as ranks, which share a batch or the making of trajectories.
 
-At these sizes two threads of one process are hardly faster than one; two processes are nearly twice as fast.
+At these sizes two threads of one process were 1.2 to 1.4 times as fast as one, two processes 1.6 times (5.7
+clips a second against 3.5 in the teacher's training).
 """
 
 from __future__ import annotations

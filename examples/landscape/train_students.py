@@ -31,7 +31,7 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression
-from sfpp_cli.core.parallel import ALONE, Ranks
+from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.trainer import Trainer, Training
 from sfpp_cli.data.trajectories import described
@@ -64,7 +64,7 @@ class OnDevice:
         return self.paths[number].float(), self.prompts[number]
 
 
-def context_of(job: Job, name: str, ranks: Ranks = ALONE) -> RunContext:
+def context_of(job: Job, name: str, ranks: Ranks) -> RunContext:
     return RunContext(
         out=job.work / "runs" / name, resume=True, device=job.device, ranks=ranks, progress=Silent()
     )
