@@ -27,7 +27,7 @@ DEAF = (
 ECHO = 0.1
 """Seconds in which a second signal is the same one: launchers pass on what the terminal has sent to all."""
 HOLD = 0.05
-"""Seconds between two looks whether an import is over."""
+"""Seconds between two looks whether an import is over, or the main thread has heard."""
 AGAIN = 0.5
 """Seconds after which an interrupt that is nowhere under way is taken for lost."""
 PATIENCE = 20.0
@@ -145,11 +145,17 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(told: int) -> None:
-    """End the process if the main thread does not hear in time of a signal whose number comes here."""
+    """End the process if the main thread does not hear in time of a signal whose number comes here.
+
+    A system call that blocks hears nothing of a signal that came just before it, or to another thread: a
+    second one, sent to the main thread itself, wakes it.
+    """
     global _signal
     count = 0
     last = 0.0
     is_heard = True
+    main = threading.main_thread().ident
+    assert main is not None
     while True:
         patience = None if is_heard else PATIENCE if count == 1 else IMPATIENCE
         # The second look lets the main thread go first, where it has kept all others waiting.
@@ -163,10 +169,13 @@ def _watch(told: int) -> None:
             is_heard = True
         elif number[0] in (signal.SIGINT, signal.SIGTERM):
             now = time.monotonic()
-            count += now - last > ECHO
+            is_echo = now - last <= ECHO
+            count += not is_echo
             last = now
             is_heard = False
             _signal = signal.Signals(number[0])
+            if not (is_echo or select.select([told], [], [], HOLD)[0]):
+                signal.pthread_kill(main, number[0])
 
 
 def _forget() -> None:

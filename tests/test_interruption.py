@@ -234,6 +234,27 @@ with interruption.handled():
     assert run(script, tmp_path, signals=())[:2] == (0, "")
 
 
+def test_a_sleep_ends_whose_signal_another_thread_got(tmp_path: Path) -> None:
+    """So does one whose signal came a moment before it: both sleep on, as nothing has interrupted them."""
+    script = """
+import signal, threading, time
+from sfpp_cli import interruption
+def tell():
+    time.sleep(0.5)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+print(1, flush=True)
+with interruption.handled():
+    threading.Thread(target=tell).start()
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise SystemExit(7)
+"""
+    returned, err, seconds = run(script, tmp_path, signals=())
+    assert (returned, err) == (7, "")
+    assert seconds < 10
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_where_python_hears_nothing_the_process_ends(signals: int, tmp_path: Path) -> None:
     """A library that waits for other ranks lets other threads run, but looks for no signals."""

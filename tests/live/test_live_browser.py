@@ -47,7 +47,7 @@ def test_nothing_is_wider_than_the_screen(
 ) -> None:
     tab = browser.open(page.url, width, 844 if width < 600 else 900, dark=dark)
     until(lambda: tab.run("document.getElementById('prompt').value") == "a red circle")
-    assert "press Start" in text(tab, "note")
+    until(lambda: "press Start" in text(tab, "note"))
     assert tab.run("document.documentElement.scrollWidth <= window.innerWidth")
     tab.picture(tmp_path / f"live-{width}.png")
     assert tab.errors == []
