@@ -13,6 +13,7 @@ import random
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from road import TEACHER_SEED, Clock, Job, job_of
 from torch import Tensor
@@ -24,6 +25,8 @@ from sfpp_cli.data.latents import INDEX, write_shard
 from sfpp_cli.models.vae import StreamingEncoder
 
 FRAMES, SEGMENT = 81, 16
+TEMPORAL = 4
+"""Video frames of a latent one, but for the first."""
 SHARD = 64
 LEAST = 256
 """So many clips are made, whatever the time."""
@@ -38,13 +41,18 @@ def run(job: Job) -> None:
     shard = whole_shards(folder)
     size = min(SHARD, job.scale.clips)
     while shard * size < job.scale.clips and (clock.done < 1 or shard * size < min(LEAST, job.scale.clips)):
-        scenes = draw_scenes(TEACHER_SEED, range(shard * size, shard * size + size), job.device)
-        starts = torch.randint(100_000, (size,), generator=seeded(TEACHER_SEED, shard)).to(job.device)
+        scenes, starts = drawn(shard, size, job.device)
         step = job.scale.encode
         parts = [encode(vae, scenes[i : i + step], starts[i : i + step], job) for i in range(0, size, step)]
         write_shard(folder, shard, torch.cat(parts).cpu(), captions_of(scenes, shard))
         shard += 1
     job.say(f"latents: {shard * size} clips, {clock.spent:.0f} s")
+
+
+def drawn(shard: int, size: int, device: torch.device) -> tuple[Scenes, Tensor]:
+    """The scenes of a shard, and the frame at which each of its clips begins."""
+    scenes = draw_scenes(TEACHER_SEED, range(shard * size, shard * size + size), device)
+    return scenes, torch.randint(100_000, (size,), generator=seeded(TEACHER_SEED, shard)).to(device)
 
 
 def encode(vae: AutoencoderKLWan, scenes: Scenes, starts: Tensor, job: Job) -> Tensor:
@@ -54,6 +62,16 @@ def encode(vae: AutoencoderKLWan, scenes: Scenes, starts: Tensor, job: Job) -> T
         first, count = (0, 1 + SEGMENT) if first == 1 else (first, SEGMENT)
         parts.append(encoder(scenes.render(starts + first, count, job.scale.size) * 2 - 1))
     return torch.cat(parts, dim=1)
+
+
+def balloon_share(
+    scenes: Scenes, starts: Tensor, size: tuple[int, int], latent_size: tuple[int, int]
+) -> Tensor:
+    """How much of each latent cell the balloon covers in any of its frames, in [0, 1]: [N, F, 1, h, w]."""
+    mask = scenes.balloon_mask(starts, FRAMES, size)[:, :, 0]
+    cells = F.adaptive_max_pool2d(mask, latent_size)
+    first, rest = cells[:, :1], cells[:, 1:].unflatten(1, (-1, TEMPORAL)).amax(2)
+    return torch.cat([first, rest], dim=1)[:, :, None]
 
 
 def captions_of(scenes: Scenes, shard: int) -> list[list[str]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from encode_world import balloon_share, drawn
 from muon import Muon
 from ranks import cores, even, on_ranks
 from road import TEACHER_SEED, Clock, Job, Speed, job_of, load_state, replace_folder, save_state
@@ -42,6 +42,8 @@ BEGINNINGS = 0.5
 """Share of stretches that begin with their clip, in the phases in which they need not."""
 EMA = 0.995
 CLIP = 1.0
+FOREGROUND = 4.0
+"""Weight of the error where the balloon is. What is best to tell does not change; it is learned sooner."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,29 @@ class Clips:
     """Latents [N, F, C, H, W] and their captions as tokens [N, V, L], plain and as of mid-stream."""
 
     latents: Tensor
+    weights: Tensor
+    """Of the error at each place, [N, F, 1, H, W]."""
     tokens: Tensor
     continued: Tensor
     empty: Tensor
     """Tokens of no caption, [L]."""
 
     @classmethod
-    def read(cls, folder: Path, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Clips:
+    def read(cls, job: Job, tokenizer: PreTrainedTokenizerBase) -> Clips:
+        folder, device = job.work / "latents", job.device
         rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
         shards = {
             name: load_file(folder / name)["latents"] for name in dict.fromkeys(row["shard"] for row in rows)
         }
         captions = [row["captions"] for row in rows]
+        cells = next(iter(shards.values())).shape[-2:]
+        shares = [
+            balloon_share(*drawn(number, len(shard), device), job.scale.size, cells)
+            for number, shard in enumerate(shards.values())
+        ]
         return cls(
             torch.stack([shards[row["shard"]][row["row"]] for row in rows]).to(device),
+            1 + (FOREGROUND - 1) * torch.cat(shares),
             tokenized(tokenizer, captions).to(device),
             tokenized(
                 tokenizer, [[f"{caption} {MID_STREAM}" for caption in choices] for choices in captions]
@@ -70,8 +81,8 @@ class Clips:
             tokenized(tokenizer, [[""]])[0, 0].to(device),
         )
 
-    def draw(self, frames: int, batch: int) -> tuple[Tensor, Tensor]:
-        """Random stretches [B, frames, C, H, W] and tokens [B, L], some of them of no caption."""
+    def draw(self, frames: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random stretches [B, frames, C, H, W], their weights, and tokens [B, L], some of no caption."""
         device = self.latents.device
         which = torch.randint(len(self.latents), (batch,), device=device)
         start = torch.randint(self.latents.shape[1] - frames + 1, (batch,), device=device)
@@ -80,7 +91,8 @@ class Clips:
         at = start[:, None] + torch.arange(frames, device=device)
         tokens = torch.where(start[:, None] > 0, self.continued[which, choice], self.tokens[which, choice])
         silent = torch.rand(batch, 1, device=device) < TEXT_DROPOUT
-        return self.latents[which[:, None], at].float(), torch.where(silent, self.empty, tokens)
+        where = which[:, None], at
+        return self.latents[where].float(), self.weights[where], torch.where(silent, self.empty, tokens)
 
 
 class Text(nn.Module):
@@ -119,7 +131,7 @@ class Trainer:
             self.begin_from_earlier()
         torch.manual_seed(TEACHER_SEED + self.step + 1_000_003 * ranks.rank)
         self.schedule = FlowSchedule(SHIFT)
-        self.clips = Clips.read(job.work / "latents", self.tokenizer, job.device)
+        self.clips = Clips.read(job, self.tokenizer)
         self.batches = {frames: batch // ranks.world for frames, batch, _ in job.scale.curriculum}
         self.good = self.state()
         self.compiled = False
@@ -216,8 +228,8 @@ class Trainer:
         return None
 
     def update(self, frames: int) -> Tensor:
-        x0, tokens = self.clips.draw(frames, self.batches[frames])
-        loss = flow_matching_loss(self.teacher, self.text, x0, tokens, self.schedule, self.job)
+        x0, weights, tokens = self.clips.draw(frames, self.batches[frames])
+        loss = flow_matching_loss(self.teacher, self.text, x0, weights, tokens, self.schedule, self.job)
         self.optimizer.zero_grad()
         loss.backward()
         self.ranks.average(self.parameters)
@@ -309,11 +321,12 @@ def flow_matching_loss(
     teacher: Teacher,
     text: Callable[[Tensor], Tensor],
     x0: Tensor,
+    weights: Tensor,
     tokens: Tensor,
     schedule: FlowSchedule,
     job: Job,
 ) -> Tensor:
-    """Mean squared error of the flow; timesteps are spread evenly over a batch, then shifted."""
+    """Weighted squared error of the flow; timesteps are spread evenly over a batch, then shifted."""
     batch = len(x0)
     uniform = (torch.arange(batch, device=x0.device) + torch.rand(batch, device=x0.device)) / batch
     timestep = schedule.shift_timesteps(TRAIN_STEPS * uniform)
@@ -321,7 +334,7 @@ def flow_matching_loss(
     noise = torch.randn_like(x0)
     with job.autocast():
         flow = teacher((1 - sigma) * x0 + sigma * noise, timestep, text(tokens))
-    return F.mse_loss(flow.float(), noise - x0)
+    return (weights * (flow.float() - (noise - x0)).square()).mean()
 
 
 def tokenized(tokenizer: PreTrainedTokenizerBase, captions: list[list[str]]) -> Tensor:

@@ -35,6 +35,7 @@ def warm_teacher(job: Job) -> None:
     """One file for all three phases; a phase that does not pay is left out of it."""
     height, width = (side // 8 for side in job.scale.size)
     schedule = FlowSchedule(SHIFT)
+    even = torch.ones((), device=job.device)
     pays = []
     compiled = Teacher(**TRANSFORMER).to(job.device).train()
     plain = Teacher(**TRANSFORMER).to(job.device).train()
@@ -44,7 +45,7 @@ def warm_teacher(job: Job) -> None:
         text = torch.randn(batch, TEXT_LENGTH, TEXT["d_model"], device=job.device)
 
         def step(teacher: Teacher, x0: Tensor = x0, text: Tensor = text) -> None:
-            flow_matching_loss(teacher, lambda tokens: text, x0, text, schedule, job).backward()
+            flow_matching_loss(teacher, lambda tokens: text, x0, even, text, schedule, job).backward()
 
         began = time.monotonic()
         step(compiled)

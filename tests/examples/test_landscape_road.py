@@ -17,6 +17,27 @@ ROAD = Path(__file__).parents[2] / "examples" / "landscape" / "all.py"
 STUDENTS = ("ode", "self-forcing", "self-forcing-pp")
 
 
+def test_the_balloon_weighs_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROAD.parent)
+    encode_world = importlib.import_module("encode_world")
+    scenes, starts = encode_world.drawn(0, 3, torch.device("cpu"))
+    share = encode_world.balloon_share(scenes, starts, (64, 112), (8, 14))
+    assert share.shape == (3, 21, 1, 8, 14)
+    assert (share.amin(), share.amax()) == (0, 1)
+    box = scenes.truth(starts, encode_world.FRAMES, (64, 112)).box
+    for latent, frames in ((0, slice(0, 1)), (1, slice(1, 5)), (20, slice(77, 81))):
+        low = box[:, frames, :2].amin(1) / 8
+        high = box[:, frames, 2:].amax(1) / 8
+        for i in range(3):
+            row, column = share[i, latent, 0].nonzero().unbind(1)
+            assert (column >= low[i, 0].floor()).all()
+            assert (column <= high[i, 0].floor()).all()
+            assert (row >= low[i, 1].floor()).all()
+            assert (row <= high[i, 1].floor()).all()
+            middle = box[i, frames].unflatten(1, (2, 2)).mean(1)[0] / 8
+            assert share[i, latent, 0, int(middle[1]), int(middle[0])] > 0.9
+
+
 def test_trajectories_are_taken_however_few_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
