@@ -2,7 +2,7 @@
 
     python examples/pack.py --init runs/init --teacher runs/teacher/step-014000 --out runs/teacher-bundle
     python examples/pack.py --init runs/init --teacher runs/teacher/step-014000 \\
-        --student runs/self-forcing-pp/step-000100/student-ema --out weights/toyworld \\
+        --student runs/self-forcing-pp/step-000100/student-ema --out weights/landscape \\
         --beside ode=runs/student/step-003000/student-ema \\
         self-forcing=runs/self-forcing/step-000100/student-ema
 

@@ -3,8 +3,9 @@
     git worktree add ../base b211562
     python examples/benchmarks/cpu_speed.py --base ../base
 
-Both trees make the same videos with the embedded model of the older one, and the same updates of a student;
-each run is a process of its own, and the two take turns, so that what else the machine does meets both alike.
+Both trees make the same videos with one model, this tree's embedded one unless `--model` names a folder, and
+the same updates of a student; each run is a process of its own, and the two take turns, so that what else the
+machine does meets both alike.
 Quantities are seconds, so a ratio below 1 is a gain; `processor` is the time that a run's processes spent
 computing, which a busy neighbour changes least. With `--busy` a process keeps each core busy meanwhile.
 """
@@ -24,7 +25,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sfpp_cli import DEFAULT_MODEL
+
 HERE = Path(__file__).resolve().parents[2]
+RECIPE = HERE / "examples" / "landscape" / "self-forcing-pp.toml"
 CHUNK = 12
 """Video frames in a chunk."""
 
@@ -32,7 +36,7 @@ CHUNK = 12
 def main() -> None:
     options = parse()
     trees = {"base": options.base.resolve(), "this": HERE}
-    model = trees["base"] / "weights" / "toyworld"
+    model = options.model.resolve()
     cases: dict[str, Callable[[Path], dict[str, float]]] = {
         "video": lambda tree: video(tree, model, options.seconds),
         "short": lambda tree: short(tree, model),
@@ -70,11 +74,15 @@ def short(tree: Path, model: Path) -> dict[str, float]:
 
 def update(tree: Path, model: Path) -> dict[str, float]:
     """One update of Self-Forcing++ and its critic's, of a smaller rollout than the recipe's."""
-    recipe = tree / "examples" / "toyworld" / "self-forcing-pp.toml"
     with tempfile.TemporaryDirectory() as folder:
+        # What windows start from is called by other names in older trees: each takes its own default.
+        lines = RECIPE.read_text().splitlines()
+        recipe = Path(folder) / "recipe.toml"
+        recipe.write_text("\n".join(line for line in lines if not line.startswith("noise_init")))
         changes = {
             "model": model,
             "student": model / "students" / "ode",
+            "prompts": RECIPE.with_name("prompts.txt"),
             "dmd.frames": 30,
             "training.batch": 2,
             "training.save_every": 100,
@@ -82,10 +90,11 @@ def update(tree: Path, model: Path) -> dict[str, float]:
         }
         sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
         before = used()
-        run(tree, "train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", folder)
+        out = Path(folder) / "run"
+        run(tree, "train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", str(out))
         processor = used() - before
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    step = statistics.median(json.loads(line)["step_s"] for line in lines[1:])
+        records = (out / "metrics.jsonl").read_text().splitlines()
+    step = statistics.median(json.loads(record)["step_s"] for record in records[1:])
     return {"++ update": step, "three of them, processor, start-up included": processor}
 
 
@@ -137,6 +146,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--base", type=Path, required=True, help="worktree of the older commit")
+    parser.add_argument("--model", type=Path, default=HERE / "weights" / DEFAULT_MODEL, help="for both trees")
     parser.add_argument("--only", nargs="+", default=["video", "short", "update"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=100.0, help="length of the video")

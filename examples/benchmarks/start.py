@@ -3,7 +3,7 @@
     python examples/benchmarks/start.py seam
     python examples/benchmarks/start.py joins
 
-`seam`: scenes of the toy world that no training saw. `--start` with a picture, in the way that was chosen
+`seam`: scenes of the landscape that no training saw. `--start` with a picture, in the way that was chosen
 (the picture stands still for a chunk, "still") and two others: its one latent frame alone in the cache
 ("single"), and a first chunk whose first frame is set to it after every denoising step ("held"). `--start`
 with a video of 33 frames. Printed are change (mean absolute difference of pixels, of 255) and flow (95 %
@@ -30,7 +30,7 @@ from torch import Tensor
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Sampler
-from sfpp_cli.data.toyworld.world import ToyWorld
+from sfpp_cli.data.landscape import draw_scenes
 from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.requests import GenerateOptions, plan
@@ -59,13 +59,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2)
     options = parser.parse_args()
     bundle = Bundle(DEFAULT_MODEL)
-    scenes = ToyWorld(seed=77).scenes(range(options.videos))
+    scenes = draw_scenes(seed=77, indices=range(options.videos))
+    settings = bundle.settings
     generator = Generator.load(
         bundle, ModelOptions(device=CPU, dtype=torch.float32), scenes.captions(), Silent()
     )
     with torch.no_grad():
         if options.what == "seam":
-            seam(generator, scenes.frames(40, CLIP), scenes.captions())
+            clips = scenes.render(40, CLIP, (settings.height, settings.width)) * 2 - 1
+            seam(generator, clips, scenes.captions())
         else:
             joins(generator, bundle, scenes.captions(), options.joins, options.seconds)
 
@@ -104,7 +106,7 @@ def continued(generator: Generator, way: str, clip: Tensor, prompt: str, seed: i
     past = {
         "still": lambda: StreamingEncoder(vae)(picture.expand(-1, first, -1, -1, -1)),
         "single": lambda: StreamingEncoder(vae)(picture),
-        "held": lambda: picture.new_zeros(1, 0, generator.student.config.in_channels, 8, 8),
+        "held": lambda: StreamingEncoder(vae)(picture)[:, :0],
         "video": lambda: StreamingEncoder(vae)(clip),
     }[way]()
     if way == "held":

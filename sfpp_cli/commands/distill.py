@@ -13,7 +13,7 @@ from sfpp_cli.commands.train import run_context
 
 
 def distill(
-    recipe: Annotated[Path, Argument(help="Recipe (a TOML file), such as examples/toyworld/student.toml.")],
+    recipe: Annotated[Path, Argument(help="Recipe (a TOML file), such as examples/landscape/student.toml.")],
     out: RunFolder = Path("runs/distill"),
     steps: Steps = None,
     seed: Seed = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        Path | None, Argument(help="Recipe (a TOML file), such as examples/toyworld/self-forcing-pp.toml.")
+        Path | None, Argument(help="Recipe (a TOML file), such as examples/landscape/self-forcing-pp.toml.")
     ] = None,
     out: RunFolder = Path("runs/train"),
     steps: Steps = None,

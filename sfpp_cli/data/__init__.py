@@ -1,1 +1,1 @@
-"""Prompt files, the toy world and stored trajectories."""
+"""Prompt files, procedural worlds, and stores of latents, trajectories and embeddings."""

@@ -40,7 +40,7 @@ class LatentWindows:
     def __init__(self, folder: Path, frames: int, mid_stream: float = 0.0) -> None:
         if not (folder / INDEX).exists():
             raise UserError(
-                f"no latents in {folder}: encode some first (examples/toyworld/README.md shows how)"
+                f"no latents in {folder}: encode some first (examples/landscape/README.md shows how)"
             )
         rows = [json.loads(line) for line in (folder / INDEX).read_text().splitlines()]
         files = {name: safe_open(folder / name, framework="pt") for name in {row["shard"] for row in rows}}

@@ -422,7 +422,7 @@ def test_durations(seconds: float, text: str) -> None:
 def test_small_runs_use_one_thread_and_large_ones_what_there_is() -> None:
     ranks = Ranks(rank=0, world=1, local=0)
     recipe = read_recipe(
-        EXAMPLES / "toyworld" / "self-forcing-pp.toml", MatchingRecipe, overrides={"training.batch": "8"}
+        EXAMPLES / "landscape" / "self-forcing-pp.toml", MatchingRecipe, overrides={"training.batch": "8"}
     )
     layout = Layout(DEFAULT_MODEL)
     toy = operations(recipe, layout, ranks)
