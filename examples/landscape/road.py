@@ -197,8 +197,8 @@ class Clock:
 class Speed:
     """Steps a second since it was last asked."""
 
-    def __init__(self) -> None:
-        self.steps, self.began = 0, time.monotonic()
+    def __init__(self, steps: int = 0) -> None:
+        self.steps, self.began = steps, time.monotonic()
 
     def ask(self, steps: int) -> float:
         now = time.monotonic()

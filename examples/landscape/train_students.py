@@ -164,36 +164,27 @@ def train(
     trainer = Trainer(objective, training, run, ranks)
     trainer.resume()
     clock = Clock(job, spent_before(run))
-    speed = Speed()
-    speed.ask(trainer.step)
+    speed = Speed(trainer.step)
     first = trainer.step
-    compiled = False
     last = training.steps if training.decay == "constant" else sys.maxsize
     while trainer.step < last:
         now = torch.tensor([[clock.done, clock.spent, clock.time_to_save()]], dtype=torch.float64)
         done, spent, due = ranks.gather(now)[0].tolist()
         if done >= 1:
             break
-        if trainer.step > first and (
-            due or (training.keep_every and trainer.step % training.keep_every == 0)
-        ):
+        kept = training.keep_every and trainer.step % training.keep_every == 0
+        if trainer.step > first and (due or kept):
             export(trainer, spent, name, job)
-        if networks and not compiled and trainer.step % 5 == 0 and compiling_pays(job):
-            for network in networks:
-                network.compile_blocks()  # type: ignore[operator]
-            compiled = True
-            job.say(f"{name}: compiled from step {trainer.step} on")
+        if networks and trainer.step % 5 == 0 and compiling_pays(job):
+            compile_all(networks, trainer.step, name, job)
+            networks = ()  # once is enough
         if training.decay == "cosine" and trainer.step > first + 10:
             fit_schedule(trainer, clock, done, spent, first)
         record = try_update(trainer, job, name)
-        if record is None or not ranks.first:
-            continue
-        if trainer.step % (200 if name == "ode" else 20) == 0 or trainer.step in (2, 10):
-            figures = ", ".join(
-                f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "step_s")
-            )
+        told = trainer.step % (200 if name == "ode" else 20) == 0 or trainer.step in (2, 10)
+        if record and told and ranks.first:
             pace = speed.ask(trainer.step)
-            job.say(f"{name} step {trainer.step}, {clock.spent:.0f} s: {figures}, {pace:.2f} steps/s")
+            job.say(f"{name} step {trainer.step}, {clock.spent:.0f} s: {figures(record)}, {pace:.2f} steps/s")
     export(trainer, clock.spent, name, job)
     if ranks.first:
         job.say(f"{name}: {trainer.step} steps, {clock.spent:.0f} s")
@@ -203,6 +194,16 @@ def compiling_pays(job: Job) -> bool:
     """What `warm.py` measured decides, as soon as it has."""
     measured = job.work / "compile-matching.json"
     return not job.careful and measured.exists() and bool(json.loads(measured.read_text())["faster"])
+
+
+def compile_all(networks: Sequence[nn.Module], step: int, name: str, job: Job) -> None:
+    for network in networks:
+        network.compile_blocks()  # type: ignore[operator]
+    job.say(f"{name}: compiled from step {step} on")
+
+
+def figures(record: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in record.items() if key not in ("step", "step_s"))
 
 
 def try_update(trainer: Trainer, job: Job, name: str) -> dict[str, float] | None:
