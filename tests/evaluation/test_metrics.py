@@ -379,6 +379,20 @@ def test_flicker_is_jumps_at_border_after_border() -> None:
     assert jumping()["flicker"]["most_in_a_row"] == 0
 
 
+@pytest.mark.parametrize(("rest", "onset"), [(48, 5.0), (47, None)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_three_seconds_of_rest_are_stagnation_wherever_they_are(
+    rest: int, onset: float | None, every: int
+) -> None:
+    """Also among pictures that are shown twice; frame 79 is the last that moves before."""
+    flow = np.where(np.arange(160) % every == (every - 1), 4.0, 0.0)  # pixels, one short side a second
+    flow[80 : 80 + rest] = 0.1
+    flow[80 + rest] = 4.0
+    found = verdicts(find(Evidence.of(seen(flow_top5=flow), Parameters())), 16)["stagnation"]
+    assert (found["fired"], found["onset_seconds"]) == (onset is not None, onset)
+    assert found["still_seconds"] == rest / 16
+
+
 def test_jumps_without_a_beat_are_no_flicker() -> None:
     found = jumping(*(Jump(frame, frame + 1, 0.0) for frame in (56, 60, 74, 81, 96, 103)))["flicker"]
     assert (found["fired"], found["most_in_a_row"]) == (False, 6)

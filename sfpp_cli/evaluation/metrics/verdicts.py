@@ -109,19 +109,20 @@ def _stagnation(evidence: Evidence) -> Finding:
     parameters = evidence.parameters
     flow = evidence.curves["flow_top5"]
     filled = np.where(np.isfinite(flow), flow, np.nan_to_num(flow[1:2]).sum())  # the first frame has no flow
-    pace = rolling_quantile(filled, evidence.second, 0.75) * evidence.fps / min(evidence.seen.size)
+    own = filled * evidence.fps / min(evidence.seen.size)
+    pace = rolling_quantile(own, evidence.second, 0.75)
     usual = float(np.median(pace[evidence.reference]))
     contrast = smooth(evidence.curves["contrast"], evidence.second)
     visible = contrast > parameters.stagnation_contrast * float(np.mean(contrast[evidence.reference]))
     limit = parameters.still_speed
     if usual >= limit:
         limit = min(parameters.stagnation_ratio * usual, parameters.stagnation_speed)
-    dead = (pace < limit) & visible
+    dead = _with_still_ends(pace < limit, own < limit, evidence.second // 2) & visible
     shortest = min(round(parameters.stagnation_seconds * evidence.fps), evidence.frames)
     onset = first_run(dead, shortest)
     severity = np.zeros(evidence.frames)
     if onset is not None:
-        severity[dead] = (2 - pace / limit)[dead]
+        severity[dead] = (2 - np.where(pace < limit, pace, own) / limit)[dead]
         severity[:onset] = 0
     lowest = float(pace[visible].min()) if visible.any() else None
     numbers = {
@@ -133,6 +134,16 @@ def _stagnation(evidence: Evidence) -> Finding:
         "still_seconds": float(dead.sum() / evidence.fps),
     }
     return Finding(severity, onset, "Motion died: hardly anything moves any more", numbers)
+
+
+def _with_still_ends(dead: Mask, still: Mask, most: int) -> Mask:
+    """The runs of `dead` [T], each with up to `most` frames that are `still` right before and after it: a
+    second that is half at rest has its pace yet."""
+    grown = dead.copy()
+    for _ in range(most):
+        grown[1:] |= grown[:-1] & still[1:]
+        grown[:-1] |= grown[1:] & still[:-1]
+    return grown
 
 
 def _repetition(evidence: Evidence) -> tuple[Finding, Mask]:
