@@ -26,7 +26,7 @@ from sfpp_cli.evaluation.scenes import clip_prompts, scene_means
 from sfpp_cli.evaluation.source import sidecar
 from sfpp_cli.evaluation.table import csv_text
 from sfpp_cli.evaluation.targets import VIDEOS, Target, find_targets
-from sfpp_cli.evaluation.vbench import lay_out
+from sfpp_cli.evaluation.vbench import lay_out, plan
 from sfpp_cli.files import atomic_write, writing
 from sfpp_cli.progress import Progress
 
@@ -100,17 +100,10 @@ def run(
     what is asked for and cannot be had."""
     if not targets and not failed:
         raise UserError("no videos: name files or folders, or give --manifest")
-    _refuse_unknown_verdicts(options.fail_on)
-    _refuse_metrics(options)
-    _refuse_bad_table(options.csv)
+    _refuse(targets, options)
     baseline = None if options.baseline is None else read_baseline(options.baseline)
-    table = None if options.csv is None else options.csv.parent
-    for folder in filter(None, (options.out, options.vbench, table)):
-        with writing(folder):  # now, and not when hours of measuring are over
-            folder.mkdir(parents=True, exist_ok=True)
-    if options.judge is not None:
-        _refuse_judge(targets, options.judge, options)
     models, raft, skipped = _load_models(options)
+    _make_folders(options)
     for line in skipped:
         progress.say(line)
     good = []
@@ -163,6 +156,26 @@ def failures(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
             counted = f"{len(fired)} of {len(result['videos'])}"
             lines.append(f"{name} in {counted}: {', '.join(onsets)}")
     return lines
+
+
+def _refuse(targets: Sequence[Target], options: EvaluateOptions) -> None:
+    """UserError for what is asked for and cannot be had, as far as names and files tell."""
+    _refuse_unknown_verdicts(options.fail_on)
+    _refuse_metrics(options)
+    _refuse_bad_table(options.csv)
+    there = [target.path for target in targets if os.path.exists(target.path)]
+    if options.vbench is not None and there:
+        plan(there, options.vbench)
+    if options.judge is not None:
+        _refuse_judge(targets, options.judge, options)
+
+
+def _make_folders(options: EvaluateOptions) -> None:
+    """Now, and not when hours of measuring are over and one turns out not to be writable."""
+    table = None if options.csv is None else options.csv.parent
+    for folder in filter(None, (options.out, options.vbench, table)):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_unknown_verdicts(names: Sequence[str]) -> None:

@@ -53,20 +53,14 @@ def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | N
     `out` gets `videos/NAME-0.mp4` (hard links, or copies where linking is impossible), `sources.json` {name:
     path}, and, if every video has one of `prompts` (in the order of the videos), `prompts.json` {name:
     prompt}. Without them the prompt-dependent dimension is left out, which a comment among the commands says.
-    Laying out the same videos again changes nothing. UserError, before anything is written: no videos, not
-    `.mp4`, two of one name, or other videos in `out` already.
+    Laying out the same videos again changes nothing. UserError, before anything is written, for what `plan`
+    refuses.
     """
-    named = _name(videos)
+    named = plan(videos, out)
     texts = list(prompts) if prompts is not None else [None] * len(videos)
     if len(texts) != len(videos):
         raise ValueError(f"{len(videos)} videos, but {len(texts)} prompts")
-    place = out.resolve() / VIDEOS
-    if word := next((word for word in _RESERVED if word in str(place)), None):
-        raise UserError(
-            f"{out}: VBench-Long takes '{word}' in a path for a folder of its own; choose another folder"
-        )
-    _refuse_others(place, named)
-    _place(place, named)
+    _place(out.resolve() / VIDEOS, named)
     known = {name: text for name, text in zip(named, texts, strict=True) if text and text.strip()}
     commands = _commands(out.resolve(), [name for name in named if name not in known])
     sources = {name: str(path.resolve()) for name, path in named.items()}
@@ -77,6 +71,19 @@ def lay_out(videos: Sequence[Path], out: Path, prompts: Sequence[str | None] | N
         (out / PROMPTS).unlink(missing_ok=True)
     atomic_write(out / SCRIPT, "\n".join([*_HEAD, *commands, ""]))
     return commands
+
+
+def plan(videos: Sequence[Path], out: Path) -> dict[str, Path]:
+    """{name: video} as they would lie in `out`, in order; nothing is written. UserError: no videos, not
+    `.mp4`, two of one name, other videos in `out` already, or a path that would mislead the tools."""
+    named = _name(videos)
+    place = out.resolve() / VIDEOS
+    if word := next((word for word in _RESERVED if word in str(place)), None):
+        raise UserError(
+            f"{out}: VBench-Long takes '{word}' in a path for a folder of its own; choose another folder"
+        )
+    _refuse_others(place, named)
+    return named
 
 
 def _name(videos: Sequence[Path]) -> dict[str, Path]:

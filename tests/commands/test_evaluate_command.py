@@ -133,7 +133,8 @@ def test_what_is_asked_for_is_looked_at_first(
     sfpp: Sfpp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sfpp_cli.evaluation.networks.find.try_to_load_from_cache", lambda name, file: None)
-    (tmp_path / "broken.mp4").write_text("would be an error of its own")
+    for name in ("broken.mp4", "one.gif"):
+        (tmp_path / name).write_text("would be an error of its own")
     for options, told in (
         (("--fail-on", "flickr"), "there is no verdict 'flickr'; did you mean 'flicker'?"),
         (("--fail-on", "x"), "there is no verdict 'x'; there are over_exposure, "),
@@ -156,12 +157,15 @@ def test_what_is_asked_for_is_looked_at_first(
         (("--csv", "."), "is a folder"),
         (("--csv", "other.mp4"), "would overwrite a video"),
         (("--csv", "broken.mp4/table.csv"), "cannot be written"),
+        (("--vbench", "my_split_clips"), "VBench-Long takes 'split_clip' in a path"),
+        (("one.gif", "--vbench", "bench"), "one.gif is not .mp4, all that VBench-Long reads"),
     ):
         code, out, err = sfpp("evaluate", "broken.mp4", *options)
         assert (code, out) == (2, "")
         [line] = err.strip().splitlines()
         assert told in line
         assert "is it a video" not in line
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.mp4", "one.gif"]
     code, out, err = sfpp("evaluate", "broken.mp4", "--reference", "absent", "--workers", "1")
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].startswith("error: --reference: absent")
@@ -295,14 +299,6 @@ for options in ([], ["--out", "report"]):
     done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines().count("0") == 2
     assert "skipped" in done.stderr
-
-
-def test_what_vbench_does_not_read_is_told_and_all_is_measured(sfpp: Sfpp, tmp_path: Path) -> None:
-    make(tmp_path / "one.gif", 24)
-    code, out, err = sfpp("evaluate", "one.gif", "--vbench", "bench", "--workers", "1")
-    assert code == 2
-    assert "one.gif" in out
-    assert "one.gif is not .mp4" in err
 
 
 def test_videos_are_laid_out_for_vbench(sfpp: Sfpp, tmp_path: Path) -> None:
