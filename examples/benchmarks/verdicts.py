@@ -1,6 +1,6 @@
 """How well do the verdicts of `sfpp evaluate` hold? Precision and recall on injected faults.
 
-    python examples/benchmarks/verdicts.py --quick            # a few contents
+    python examples/benchmarks/verdicts.py --quick            # a few contents; only prints
     python examples/benchmarks/verdicts.py --workers 2        # the whole grid; writes verdicts.md
     python examples/benchmarks/verdicts.py --choose           # thresholds by half 0 of the contents
 
@@ -335,8 +335,9 @@ def main() -> None:
         see_all(cases, options.workers)
     seen = [case for case in cases if case.kept.is_file()]
     text = report([judged(case) for case in seen], len(cases))
-    page = Path(__file__).with_suffix(".md")
-    page.write_text(page.read_text().partition(MARKER)[0] + MARKER + "\n\n" + text)
+    if not options.quick:
+        page = Path(__file__).with_suffix(".md")
+        page.write_text(page.read_text().partition(MARKER)[0] + MARKER + "\n\n" + text)
     print(text)
 
 
