@@ -112,7 +112,7 @@ def _notes(
 
 def baseline_lines(baseline: Mapping[str, Any], metrics: Sequence[str]) -> list[str]:
     """What has changed, as text: a line for each of the `metrics`, and for each verdict that fires in another
-    number of videos."""
+    share of the videos."""
     lines = []
     for system, changes in baseline["systems"].items():
         lines.append(f"{system}, change since {baseline['path']}:")
@@ -121,10 +121,11 @@ def baseline_lines(baseline: Mapping[str, Any], metrics: Sequence[str]) -> list[
             if change:
                 lines.append(f"  {name} {change['mean']:+.3g}{_interval(change)}")
         for name, tallies in changes["verdicts"].items():
-            was, is_now = (
-                f"{tallies[key]['fired']} of {tallies[key]['videos']}" for key in ("before", "now")
-            )
-            if was != is_now:
+            before = tallies["before"]
+            now = tallies["now"]
+            was = f"{before['fired']} of {before['videos']}"
+            is_now = f"{now['fired']} of {now['videos']}"
+            if was != is_now and (before["fired"] or now["fired"]):
                 lines.append(f"  {name} in {is_now}, before in {was}")
     return [*lines, *(f"note: {note}" for note in baseline["notes"])]
 

@@ -162,7 +162,7 @@ def test_one_video_with_everything(tmp_path: Path) -> None:
     page = Page(path)
     check(page)
     for words in (
-        "sfpp evaluation: 1 video \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 3 s",
+        "sfpp evaluation: 1 video \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 3\N{NO-BREAK SPACE}s",
         "Over-exposure from 1.2 s. Local stability 71.2 of 100.",
         "Not found: flicker.",
         "a grey wall",
@@ -419,7 +419,7 @@ def test_bare_videos_and_odd_curves(tmp_path: Path) -> None:
         )
     )
     check(page)
-    assert "2 videos \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 0 to 3 s" in page.words
+    assert "2 videos \N{MIDDLE DOT} 1 prompt \N{MIDDLE DOT} 0 to 3\N{NO-BREAK SPACE}s" in page.words
     assert "Nothing was judged." in page.words
     assert [found["aria-label"].split(" over ")[0] for found in page.all("svg")] == ["Single", "Flat"]
 

@@ -62,7 +62,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "height": SIZE[1],
                     "seconds": FRAMES / FPS,
                     "scenes": [{"at": at, "prompt": f"part {at}", "how": "recache"} for at in (0.0, 6.0)],
-                    "metrics": {"local_stability": score, "luma": 0.5, "flow_mean": 1.0, "luma_drift": 0.1},
+                    "metrics": {
+                        "local_stability": score,
+                        "flow_mean": 1.0,
+                        "luma_drift": 0.1,
+                        "clipped_drift": 0.000077,
+                    },
                     "curves": {
                         "local_stability": {"seconds": seconds, "values": [score] * 48},
                         "luma": {"seconds": seconds, "values": drift},
@@ -85,6 +90,13 @@ OVERFLOWING = """
   const box = element.getBoundingClientRect();
   return box.width && box.right > innerWidth + 1 && !element.closest(".scroll, svg");
 }).map(element => element.outerHTML.slice(0, 120))
+"""
+BROKEN = """
+[...document.querySelectorAll(".video .numbers dd")].filter(element => {
+  const content = document.createRange();
+  content.selectNodeContents(element);
+  return content.getClientRects().length > 1;
+}).map(element => element.textContent)
 """
 ROWS = """[...document.querySelectorAll("table.sortable tbody tr")].map(row => row.cells[0].dataset.key)"""
 
@@ -111,6 +123,9 @@ def test_nothing_is_wider_than_the_screen(
     for whole in (False, True):
         picture = tab.picture(tmp_path / f"{width}-{whole}.png", whole=whole)
         assert picture.stat().st_size > 10_000
+    tab.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert tab.run(OVERFLOWING) == []
+    assert tab.run(BROKEN) == [], "no number goes on in a second line"
     tab.close()
 
 

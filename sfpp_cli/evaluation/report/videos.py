@@ -84,9 +84,9 @@ def _about(video: Video) -> str:
     parts = [
         str(video["system"]) if video.get("system") else "",
         f"seed {video['seed']}" if video.get("seed") is not None else "",
-        f"{video['seconds']:.1f} s" if video.get("seconds") is not None else "",
+        f"{video['seconds']:.1f}\N{NO-BREAK SPACE}s" if video.get("seconds") is not None else "",
         f"{video['width']}\N{MULTIPLICATION SIGN}{video['height']}" if video.get("width") else "",
-        f"{video['fps']:g} fps" if video.get("fps") else "",
+        f"{video['fps']:g}\N{NO-BREAK SPACE}fps" if video.get("fps") else "",
         labels.plural(video["frames"], "frame") if video.get("frames") else "",
     ]
     return SEPARATOR.join(filter(None, parts))

@@ -72,7 +72,8 @@ def _about(videos: Sequence[Video], systems: Mapping[str, Sequence[Video]]) -> s
         parts.append(labels.plural(len(prompts), "prompt"))
     if lengths and lengths[-1]:
         same = lengths[-1] - lengths[0] < 0.5
-        parts.append(f"{lengths[-1]:.0f} s" if same else f"{lengths[0]:.0f} to {lengths[-1]:.0f} s")
+        span = f"{lengths[-1]:.0f}" if same else f"{lengths[0]:.0f} to {lengths[-1]:.0f}"
+        parts.append(f"{span}\N{NO-BREAK SPACE}s")
     return " \N{MIDDLE DOT} ".join(parts)
 
 
