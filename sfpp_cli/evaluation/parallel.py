@@ -92,19 +92,7 @@ def _measure_all(
     progress: Progress | None,
 ) -> list[Outcome]:
     """The outcome of every job: from the cache where it is known, else measured."""
-    entries: dict[int, Path] = {}
-    outcomes: dict[int, Outcome] = {}
-    if cache is not None:
-        for index, job in enumerate(jobs):
-            try:
-                entries[index] = cache / f"{_key(job)}.json"
-            except UserError as error:
-                outcomes[index] = str(error)
-                continue
-            with suppress(OSError, ValueError):
-                known = json.loads(entries[index].read_text())
-                if isinstance(known, dict):
-                    outcomes[index] = known
+    entries, outcomes = _known(jobs, cache)
     missing = {index: job for index, job in enumerate(jobs) if index not in outcomes}
     count = min(workers or os.cpu_count() or 1, len(missing))
     if count > 1:
@@ -130,6 +118,25 @@ def _measure_all(
         parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.most_common())
         progress.detail(f"{len(missing)} of {len(jobs)} videos measured anew; seconds: {parts}")
     return [outcomes[index] for index in range(len(jobs))]
+
+
+def _known(jobs: Sequence[Job], cache: Path | None) -> tuple[dict[int, Path], dict[int, Outcome]]:
+    """By the places of jobs: where the cache keeps an outcome, and those that need no measuring."""
+    entries: dict[int, Path] = {}
+    outcomes: dict[int, Outcome] = {}
+    if cache is None:
+        return entries, outcomes
+    for index, job in enumerate(jobs):
+        try:
+            entries[index] = cache / f"{_key(job)}.json"
+        except UserError as error:
+            outcomes[index] = str(error)
+            continue
+        with suppress(OSError, ValueError):
+            known = json.loads(entries[index].read_text())
+            if isinstance(known, dict):
+                outcomes[index] = known
+    return entries, outcomes
 
 
 def _key(job: Job) -> str:

@@ -13,6 +13,8 @@ from sfpp_cli.evaluation.metrics.repetition import SIDE
 from sfpp_cli.evaluation.metrics.stability import smooth
 
 Cells = NDArray[np.float32]
+RIM = np.pad(np.zeros((SIDE - 2, SIDE - 2), np.bool_), 1, constant_values=True).ravel()
+"""Which of the 256 cells are at the edge of the picture."""
 
 
 def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
@@ -26,37 +28,22 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
     only stands out no more. Nor is it judged where a drift of the `look` has gone far.
     """
     parameters = evidence.parameters
-    distance = parameters.subject_distance
-    cells = evidence.cells
-    rim = _rim()
-    out = _standing_out(cells, rim, distance)
-    first_rim = cells[evidence.reference][:, rim].mean(0)
-    rim_change = np.median(np.linalg.norm(cells[:, rim] - first_rim, axis=2), axis=1)
+    rim = evidence.cells[:, RIM]
+    out = _standing_out(evidence.cells, rim, parameters.subject_distance)
+    rim_change = np.median(np.linalg.norm(rim - rim[evidence.reference].mean(0), axis=2), axis=1)
     drifted = _drifted(evidence, look, rim_change)
     held = (rim_change < parameters.subject_rim) & ~drifted
-    shortest = round(parameters.subject_seconds * evidence.fps)
     severity = np.zeros(evidence.frames)
     measure: float | None = None
     first: int | None = None
     for alike in _candidates(evidence, out):
-        share = (alike & out).mean(1)
-        usual = float(np.median(share[evidence.reference]))
-        steady = float(np.quantile(share[evidence.reference], 0.1)) >= parameters.subject_steady * usual
-        if usual < parameters.subject_share or not steady:
+        left = _left(evidence, (alike & out).mean(1))
+        if left is None:
             continue
-        left = smooth(np.minimum(share / usual, 1.0), evidence.second)
         least = float(left[held].min()) if held.any() else 1.0
         measure = least if measure is None else min(measure, least)
-        there = np.flatnonzero(left > 2 * parameters.subject_left)
-        last = int(there[-1]) if there.size else 0  # what comes back was hidden
-        gone = (left < parameters.subject_left) & ~drifted
-        gone[:last] = False
-        onset = first_run(gone, shortest)
-        if onset is None or _on_rim(alike[:, rim], onset, evidence.second):
-            continue
-        if _turned(cells[:, rim], last, onset, evidence.second) >= parameters.subject_rim:
-            continue
-        if _hidden(evidence, alike, out, onset, usual):
+        onset = _loss(evidence, left, alike, out, drifted)
+        if onset is None:
             continue
         measure = min(measure, float(left[onset:].min()))
         lost = (1 - left[onset:]) / (1 - parameters.subject_left)
@@ -64,6 +51,34 @@ def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
         first = onset if first is None else min(first, onset)
     sentence = "What stood out in the beginning is gone, while its surroundings are still there"
     return Finding(severity, first, sentence, {"measure": measure, "threshold": parameters.subject_left})
+
+
+def _left(evidence: Evidence, share: Curve) -> Curve | None:
+    """How much is left [T], 0..1 over a second, of the share of cells that a colour usually has in the
+    beginning; None for a colour of too few cells there, or one that comes and goes."""
+    parameters = evidence.parameters
+    first = share[evidence.reference]
+    usual = float(np.median(first))
+    steady = float(np.quantile(first, 0.1)) >= parameters.subject_steady * usual
+    if usual < parameters.subject_share or not steady:
+        return None
+    return smooth(np.minimum(share / usual, 1.0), evidence.second)
+
+
+def _loss(evidence: Evidence, left: Curve, alike: Mask, out: Mask, drifted: Mask) -> int | None:
+    """The frame from which a colour is lost for good; None where it is there, left over the rim or is
+    hidden, or the camera turned away."""
+    parameters = evidence.parameters
+    there = np.flatnonzero(left > 2 * parameters.subject_left)
+    last = int(there[-1]) if there.size else 0  # what comes back was hidden
+    gone = (left < parameters.subject_left) & ~drifted
+    gone[:last] = False
+    onset = first_run(gone, round(parameters.subject_seconds * evidence.fps))
+    if onset is None or _on_rim(alike[:, RIM], onset, evidence.second):
+        return None
+    if _turned(evidence.cells[:, RIM], last, onset, evidence.second) >= parameters.subject_rim:
+        return None
+    return None if _hidden(evidence, alike, out, onset) else onset
 
 
 def _turned(rim: Cells, last: int, onset: int, second: int) -> float:
@@ -75,14 +90,17 @@ def _turned(rim: Cells, last: int, onset: int, second: int) -> float:
     return float(np.median(np.linalg.norm(after - before, axis=1)))
 
 
-def _hidden(evidence: Evidence, alike: Mask, out: Mask, onset: int, usual: float) -> bool:
-    """Whether the cells of a colour [T, 256], of which the share `usual` stood `out`, are still there at the
-    onset, or other cells stand out in their place."""
+def _hidden(evidence: Evidence, alike: Mask, out: Mask, onset: int) -> bool:
+    """Whether the cells of a colour [T, 256], some of which stood `out`, are still there at the onset, or
+    other cells stand out in their place."""
     after = slice(onset, onset + evidence.second)
     colour = alike.mean(1)
     others = (out & ~alike).mean(1)
-    still_there = colour[after].mean() > float(np.median(colour[evidence.reference])) - usual / 2
-    covered = others[after].mean() > float(np.median(others[evidence.reference])) + usual
+    usual, usual_colour, usual_others = (
+        float(np.median(share[evidence.reference])) for share in ((alike & out).mean(1), colour, others)
+    )
+    still_there = colour[after].mean() > usual_colour - usual / 2
+    covered = others[after].mean() > usual_others + usual
     return bool(still_there or covered)
 
 
@@ -122,23 +140,16 @@ def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:
     return colors
 
 
-def _rim() -> NDArray[np.bool_]:
-    """Which of the 256 cells are at the edge of the picture."""
-    rim = np.ones((SIDE, SIDE), np.bool_)
-    rim[1:-1, 1:-1] = False
-    return rim.ravel()
-
-
-def _standing_out(cells: Cells, rim: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
-    """Which cells [T, 256] differ from every cell of their picture's rim by more than `distance`."""
+def _standing_out(cells: Cells, rim: Cells, distance: float) -> Mask:
+    """Which cells [T, 256] differ from every cell of their picture's rim [T, 60] by more than `distance`."""
     out = np.zeros(cells.shape[:2], np.bool_)
-    for index, picture in enumerate(cells):
-        squares = ((picture[:, None] - picture[rim][None]) ** 2).sum(2)
+    for index, (picture, around) in enumerate(zip(cells, rim, strict=True)):
+        squares = ((picture[:, None] - around[None]) ** 2).sum(2)
         out[index] = squares.min(1) > distance**2
     return out
 
 
-def _on_rim(alike: NDArray[np.bool_], onset: int, second: int) -> bool:
+def _on_rim(alike: Mask, onset: int, second: int) -> bool:
     """Whether a colour, where it is on the rim [T, 60], was there in the two seconds before it was gone, and
     not in the beginning."""
     before = alike[max(0, onset - 2 * second) : onset + 1].sum(1).max()
