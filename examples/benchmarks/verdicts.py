@@ -36,6 +36,10 @@ from sfpp_cli.video.writer import VideoWriter
 CACHE = contents.CACHE / "seen"
 LONGEST = 144
 """Frames of a video, 9 s at 16 a second."""
+SLOW = ("freeze", "loop")
+"""Faults that take seconds to be seen."""
+FAST = 30
+"""Frames a second of some more videos, counted by themselves."""
 
 
 LOOK = {*list(faults.FAULTS)[:7], "flicker"}
@@ -89,12 +93,24 @@ def grid(*, quick: bool) -> list[Case]:
         if (i + j + strength) % 3 == 0
     ]
     again = [Case(name, "unharmed", 1, 0.5, "webm", 24) for name in names]
-    return cases + middle[::4] + camera[::2] + middle[2::4] + middle[1::2] + camera[1::2] + others + again
+    first = cases + middle[::4] + camera[::2] + middle[2::4] + middle[1::2] + camera[1::2]
+    return first + others + again + _fast(names)
+
+
+def _fast(names: list[str]) -> list[Case]:
+    """Every fault that shows within a second, on a content of each half, and four unharmed, at `FAST`."""
+    long = [name for name in names if name not in contents.SHORT]
+    halves = [[name for name in long if contents.halves()[name] == half] for half in (0, 1)]
+    kinds = [kind for kind in faults.FAULTS if kind not in SLOW] + ["unharmed"] * 2
+    return [
+        Case(half[place % len(half)], kind, 1, 0.45, "mp4", FAST)
+        for place, kind in enumerate(kinds)
+        for half in halves
+    ]
 
 
 def _case(name: str, kind: str, strength: int, place: int) -> Case:
-    slow = kind in ("freeze", "loop")  # which take seconds to be seen
-    fps = 16 if slow else (16, 16, 24)[place % 3]
+    fps = 16 if kind in SLOW else (16, 16, 24)[place % 3]
     # a fault takes 48 frames to reach its strength: in a short shot the later onset leaves too few
     onset = 0.45 if name in contents.SHORT else (0.45, 0.6)[place % 2]
     return Case(name, kind, strength, onset, ("mp4", "mp4", "webm")[place // 2 % 3], fps)
@@ -235,13 +251,15 @@ STRENGTH = (
 
 def report(rows: list[Row], planned: int) -> str:
     """The tables as Markdown, which come after the marker in verdicts.md."""
+    fast = [row for row in rows if row.case.fps == FAST]
+    rows = [row for row in rows if row.case.fps != FAST]
     middle = [row for row in rows if row.case.strength == 1]
     clean = [row for row in middle if row.wanted is None]
     hidden = [row for row in middle if not row.visible]
     names = ", ".join(f"{row.case.kind} of {row.case.content}" for row in hidden)
     lines = [
-        f"{len(rows)} of {planned} videos of the grid have been seen. Not counted below, since they change",
-        f"the picture by less than a CIELAB unit: {names}.",
+        f"{len(rows) + len(fast)} of {planned} videos of the grid have been seen. Not counted below, since",
+        f"they change the picture by less than a CIELAB unit: {names}.",
         "",
         *HEAD,
     ]
@@ -257,7 +275,7 @@ def report(rows: list[Row], planned: int) -> str:
         )
     lines += ["", *STRENGTH]
     lines += [_strength_line(kind, rows) for kind in faults.FAULTS]
-    return "\n".join([*lines, "", *_cut_lines(middle), ""])
+    return "\n".join([*lines, "", *_cut_lines(middle), "", *_fast_lines(fast), ""])
 
 
 def _verdict_line(name: str, middle: list[Row]) -> str:
@@ -289,6 +307,24 @@ def _strength_line(kind: str, rows: list[Row]) -> str:
     loss = [100 - row.stability for row in mine + plain]
     rank = spearmanr(strengths, loss).statistic
     return f"| {kind} | {' | '.join(counts)} | {rank:.2f} |"
+
+
+def _fast_lines(fast: list[Row]) -> list[str]:
+    wanted = [row for row in fast if row.wanted and row.visible]
+    missed = [f"{row.case.kind} of {row.case.content}" for row in wanted if row.wanted not in row.fired]
+    wrong = [
+        f"{name} in {row.case.kind} of {row.case.content}"
+        for row in fast
+        for name in row.fired
+        if name != row.wanted
+    ]
+    return [
+        f"## At {FAST} frames a second",
+        "",
+        f"{len(wanted) - len(missed)} of {len(wanted)} faults are named"
+        f"{'; missed: ' * bool(missed)}{', '.join(missed)}.",
+        f"False in {len(fast)} videos: {', '.join(wrong) or 'none'}.",
+    ]
 
 
 def _cut_lines(middle: list[Row]) -> list[str]:
