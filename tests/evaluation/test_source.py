@@ -20,6 +20,8 @@ import pytest
 from sfpp_cli.errors import UserError
 from sfpp_cli.evaluation import Parameters, evaluate, measure
 from sfpp_cli.progress import Advance
+from sfpp_cli.video import Frames
+from sfpp_cli.video.reader import read_frames
 from sfpp_cli.video.writer import VideoWriter
 
 
@@ -158,6 +160,22 @@ def test_the_shortest_videos(tmp_path: Path, frames: int) -> None:
     assert found["frames"] == frames
     assert not any(verdict["fired"] for name, verdict in found["verdicts"].items() if name != "stagnation")
     json.dumps(found, allow_nan=False)
+
+
+def test_a_large_video_is_decoded_once_and_at_measuring_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = video(tmp_path / "a.mp4", 3, size=(640, 480))
+    sizes = []
+
+    def noted(path: Path, size: tuple[int, int] | None = None) -> Iterator[Frames]:
+        sizes.append(size)
+        return read_frames(path, size)
+
+    monkeypatch.setattr("sfpp_cli.evaluation.source.read_frames", noted)
+    found = measure(path)
+    assert sizes == [(341, 256)]
+    assert (found["width"], found["height"], found["measured_size"]) == (640, 480, [341, 256])
 
 
 def test_a_second_run_reads_the_cache_and_decodes_nothing(
