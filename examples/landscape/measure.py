@@ -4,8 +4,8 @@
     python examples/landscape/measure.py --quick --model FOLDER --shown FOLDER     # to see that it works
 
 Every caption of test.txt, 100 s, seed 0. `measured/` beside this file receives README.md (its tables), the
-rows, hero.gif (the first four captions of the list), students.gif (the first one), claim.png, and twenty
-contact sheets of 40 frames, the first twenty captions.
+rows, hero.gif (the first four captions of the list), students.gif and strip.png (the first one), claim.png,
+and twenty contact sheets of 40 frames, the first twenty captions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -71,14 +72,19 @@ def main() -> None:
     parts = [
         "# The embedded students, measured",
         "Written by `python examples/landscape/measure.py`. Means, and 95 % intervals over captions.",
+        "![The first captions of the list](hero.gif)",
         shares(systems, sorted({round(study.shortened(end)) for end in run.EMBEDDED.ends})),
+        "![The same as time goes on](claim.png)",
         failures(systems),
+        "![The first caption, by each student](students.gif)",
         "## Against the first world",
         against_first(systems, study, took),
         "## All measures",
         run.compare(study, "embedded", run.EMBEDDED).partition("\n\n")[2],
+        "![Filmstrip](strip.png)",
     ]
     atomic_write(folder / "README.md", "\n\n".join(parts) + "\n")
+    shutil.copy(study.out / "results" / "embedded-strip.png", folder / "strip.png")
     draw_claim(systems, folder / "claim.png")
     draw_videos(study, folder)
     print(f"written to {folder}")

@@ -107,7 +107,7 @@ def test_one_command_measures_and_shows_the_students(work: Path, tmp_path: Path)
     assert {path.name for path in shown.glob("*.jsonl.gz")} == {
         f"{system}.jsonl.gz" for system in ("world", "ode", "self-forcing", "self-forcing-pp")
     }
-    for picture in ("hero.gif", "students.gif", "claim.png", "sheets/00.png", "sheets/01.png"):
+    for picture in ("hero.gif", "students.gif", "claim.png", "strip.png", "sheets/00.png", "sheets/01.png"):
         Image.open(shown / picture).verify()
 
 
