@@ -58,8 +58,9 @@ def load(
     `offload`: what becomes of the text encoder between prompts ("text" frees it, "none" keeps it,
     "sequential" never has more than a layer of it on the device). `tile`: decode in tiles of so many latent
     cells, which saves memory.
-    `compile`: torch.compile the student. `attention`: PyTorch's kernel for it (cudnn, flash, efficient or
-    math); the fastest there is if not given. `quantize`: "fp8" multiplies in eight bits.
+    `compile`: torch.compile the student, and on a GPU of 40 GB or more the decoder. `attention`: PyTorch's
+    kernel for the student (cudnn, flash, efficient or math); the fastest there is if not given. `quantize`:
+    "fp8" multiplies in eight bits.
     """
     with collecting_later():
         from sfpp_cli.generation.model import Model

@@ -41,7 +41,14 @@ from sfpp_cli.generation.requests import Request
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.lora import fold
 from sfpp_cli.models.text import EmbeddedPrompts, TextEncoder, padded
-from sfpp_cli.models.vae import Decoder, StreamingEncoder, TiledDecoder, decoder_stream, to_uint8
+from sfpp_cli.models.vae import (
+    Decoder,
+    StreamingEncoder,
+    TiledDecoder,
+    compile_decoder,
+    decoder_stream,
+    to_uint8,
+)
 from sfpp_cli.progress import Progress
 from sfpp_cli.video import Frames
 
@@ -119,6 +126,8 @@ class Generator:
             quantize(student)
         if options.compile:
             student.compile_blocks()
+        if options.compiles_decoder:
+            compile_decoder(pictures or vae)
         return cls(
             *(student, text, vae, sampler, bundle.compression, options.tile, options.attention),
             compiled=bool(options.compile),
@@ -152,14 +161,18 @@ class Generator:
         return Pipeline(threads=self.threads(request))
 
     def warm_up(self, request: Request) -> float:
-        """Compile for the video's size, by a chunk that nobody sees: its seconds, 0 if all is compiled."""
+        """Compile for the video's size, by chunks that nobody sees: their seconds, 0 if all is compiled."""
         if not self.cold:
             return 0.0
         self.cold = False
         began = time.perf_counter()
-        with attention(self.attention, self.device):
-            next(self.latents(replace(request, frames=1)))
-        synchronize(self.device)
+        short = replace(request, frames=1, start=None)
+        with cpu_threads(self.threads(request)):  # which a graph is bound to
+            (made,) = self.made(self.latents(short))
+            for _ in self.decoded(short, [made.cpu()] * 4):  # from the fourth pass on the decoder is compiled
+                pass
+        for device in (self.device, self.pictures.device):
+            synchronize(device)
         return time.perf_counter() - began
 
     def attention_kernel(self, request: Request) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.rollout import Sampler
-from sfpp_cli.devices import missing_compiler, pick_device, pick_dtype, require_compiler
+from sfpp_cli.devices import missing_compiler, pick_device, pick_dtype, require_compiler, total_memory
 from sfpp_cli.errors import UserError
 from sfpp_cli.generation.kernels import check_attention, check_quantize
 from sfpp_cli.generation.requests import MAX_SIDE
@@ -21,6 +21,8 @@ from sfpp_cli.models.settings import MAX_CONTEXT, Settings
 OFFLOAD = ("none", "text", "sequential")
 COMPILE_FROM = 20.0
 """Seconds of video that are worth compiling for, on a GPU."""
+COMPILED_DECODER = 4e10
+"""Bytes of a GPU that may compile its decoder, too: at 832x480 it then took 29 GB instead of 10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class ModelOptions:
     tile: int | None = None
     """Decode in tiles of this many latent cells, for memory's sake; whole frames if not given."""
     compile: bool | None = False
-    """Whether to compile the student; None leaves it to the videos' length."""
+    """Whether to compile the networks; None leaves it to the videos' length."""
     attention: str | None = None
     """Name of the student's attention kernel; the fastest there is if not given."""
     quantize: str | None = None
@@ -92,6 +94,12 @@ class ModelOptions:
             return self
         worth_it = self.device.type == "cuda" and seconds >= COMPILE_FROM
         return replace(self, compile=worth_it and missing_compiler(self.device) is None)
+
+    @property
+    def compiles_decoder(self) -> bool:
+        """Whether the decoder is compiled, too. A CPU would take many minutes for it."""
+        where = self.decoder_device or self.device
+        return bool(self.compile) and where.type == "cuda" and (total_memory(where) or 0) >= COMPILED_DECODER
 
     def sampler(self, settings: Settings) -> Sampler:
         """How the student samples: as trained, but for what is asked here. UserError if that cannot be."""

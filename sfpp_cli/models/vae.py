@@ -34,22 +34,23 @@ class _Stream:
         self.vae = vae
         self.module = module
         self.cache: list[Any] = [None] * sum(isinstance(part, WanCausalConv3d) for part in module.modules())
-        self.started = False
+        self.passes = 0
 
     def _pass(self, piece: Tensor) -> Tensor:
         # The layout of the weights. Convolutions keep it, and norms over channels are much faster in it.
         piece = piece.contiguous(memory_format=torch.channels_last_3d)
-        out: Tensor = self.module(piece, feat_cache=self.cache, feat_idx=[0])
+        # From the fourth pass on all are alike, and share one graph if the module is compiled. Those before
+        # have shapes of their own, or caches that such have left with other strides: a graph each, for once.
+        run = self.module if self.passes > 2 else self.module.forward
+        self.passes += 1
+        out: Tensor = run(piece, feat_cache=self.cache, feat_idx=[0])
         return out
 
     def _pass_all(self, pieces: Tensor, first: int) -> Tensor:
         """The first piece of a video goes alone, since it is one picture; the rest go together."""
-        if self.started or pieces.shape[2] == first:
-            out = self._pass(pieces)
-        else:
-            out = torch.cat([self._pass(pieces[:, :, :first]), self._pass(pieces[:, :, first:])], dim=2)
-        self.started = True
-        return out
+        if self.passes or pieces.shape[2] == first:
+            return self._pass(pieces)
+        return torch.cat([self._pass(pieces[:, :, :first]), self._pass(pieces[:, :, first:])], dim=2)
 
     def detach(self) -> None:
         """Cut the graph here: truncated back-propagation through a long stream."""
@@ -164,6 +165,12 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
             if isinstance(module, kind):
                 module.to(memory_format=layout)  # type: ignore[call-overload]
     return vae
+
+
+def compile_decoder(decoder: Decoder) -> None:
+    """Compile what decodes a chunk amid a video: one graph, whatever the video. Small decoders stay."""
+    if isinstance(decoder, AutoencoderKLWan):
+        decoder.decoder.compile(dynamic=False)
 
 
 @torch.no_grad()

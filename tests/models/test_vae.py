@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from sfpp_cli.models.vae import (
     StreamingEncoder,
     TiledDecoder,
     channels_last,
+    compile_decoder,
     denormalise,
     normalise,
     to_uint8,
@@ -220,25 +222,32 @@ def test_another_layout_gives_the_same_numbers(vae: AutoencoderKLWan) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_decoder_is_compiled_whole_and_seldom(dtype: torch.dtype, vae: AutoencoderKLWan) -> None:
-    """Graphs for a video's first picture and for the pieces after it, then none over ten chunks; no break."""
+@pytest.mark.parametrize(("videos", "dtype"), [(1, torch.float64), (2, torch.float32)])
+def test_a_decoder_is_compiled_to_one_graph(
+    videos: int, dtype: torch.dtype, vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a break, and no second one over ten more chunks or for another video.
+
+    Of one video alone every stride counts, since the batch's may be anything. In float32 a CPU's kernels
+    answer one video in another layout than the compiler's: that is left to two.
+    """
     channels_last(vae.to(dtype))
-    z = latents(36).to(dtype)
+    z = latents(39)[:videos].to(dtype)
     expected = StreamingDecoder(vae)(z)
     counter = CompileCounter()
     torch.compiler.reset()
     counters.clear()
-    vae.decoder.compile(backend=counter, fullgraph=True, dynamic=False)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    compile_decoder(vae)
     stream = StreamingDecoder(vae)
-    pieces = z.split([1, 2, *(3,) * 11], dim=1)
-    answers = [stream(piece) for piece in pieces[:3]]
-    settled = counter.frame_count
-    answers += [stream(piece) for piece in pieces[3:]]
-    assert counter.frame_count == settled == 3
+    found = torch.cat([stream(piece) for piece in z.split([1, 2, *(3,) * 12], dim=1)], dim=1)
+    other = StreamingDecoder(vae)
+    again = torch.cat([other(piece) for piece in z[:, :12].split(3, dim=1)], dim=1)
+    assert counter.frame_count == 1
     assert not counters["graph_break"]
     tolerance = rounding(expected) if dtype is torch.float32 else ATOL
-    torch.testing.assert_close(torch.cat(answers, dim=1), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(again, expected[:, : again.shape[1]], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 1, 1)])

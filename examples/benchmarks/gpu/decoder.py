@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gpu.measuring import Result, Section, error_of, rate
 from gpu.networks import VAE_CHUNK_FLOP, lean_decoder, make_vae, sizes
 from gpu.profiling import kernels
-from sfpp_cli.models.vae import StreamingDecoder, channels_last, to_uint8
+from sfpp_cli.models.vae import StreamingDecoder, channels_last, compile_decoder, to_uint8
 
 
 class Decoding:
@@ -71,7 +71,7 @@ def decoder(s: Section) -> None:
     planar(s, d)
     layouts(s, d)
     s.free()
-    compile_decoder(s, n=5)
+    compiled(s, n=5)
     single = channels_last(make_vae(s.tiny, torch.float32, s.device))
     s.attempt("float32 (previews, image latents)", lambda: d.decode(single, n=2), need=6)
     width, height = sizes(s.tiny).pixels
@@ -102,12 +102,12 @@ def layouts(s: Section, d: Decoding) -> None:
 def warm_decoder(s: Section) -> None:
     """Fill the compiler's cache for `decoder`, with the same graphs and shapes."""
     torch.backends.cudnn.benchmark = True
-    compile_decoder(s, n=1)
+    compiled(s, n=1)
 
 
-def compile_decoder(s: Section, n: int) -> None:
+def compiled(s: Section, n: int) -> None:
     d = Decoding(s)
-    s.attempt("lean decoder compiled whole", partial(compiled_whole, d, n), need=25)
+    s.attempt("compiled whole, as by --compile", partial(compiled_whole, d, n), need=25)
     s.attempt("norm and silu compiled into one kernel", partial(compiled_norms, d, n), need=20)
 
 
@@ -144,25 +144,7 @@ def compiled_norms(d: Decoding, n: int) -> Result:
     return d.decode(vae, n)
 
 
-def steady_step(vae: AutoencoderKLWan) -> Any:
-    """(raw latents, cache) -> (pixels, cache) of a chunk amid a video, compiled whole."""
-
-    def step(raw: Tensor, cache: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        return vae.decoder(raw, feat_cache=cache, feat_idx=[0]), cache
-
-    return torch.compile(step, dynamic=False, fullgraph=True)
-
-
 def compiled_whole(d: Decoding, n: int) -> Result:
-    vae = d.vae(lean=True)
-    decoder, latents = d.steady(vae)
-    decoder(latents)
-    step = steady_step(vae)
-    raw = vae.post_quant_conv(latents.transpose(1, 2))
-
-    def one() -> None:
-        _, decoder.cache = step(raw, list(decoder.cache))
-
-    d.s.reset_peak()
-    result = d.figures(d.s.timed(one, n=n, warm=1))
-    return {**result, "kernels": kernels(d.s, "VAE, a chunk, lean and compiled whole", one)}
+    vae = d.vae()
+    compile_decoder(vae)
+    return {**d.decode(vae, n), "kernels": d.kernels("compiled whole", vae)}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import sfpp_cli.generation.job
-from gpu.decoder import half, steady_step
+from gpu.decoder import half
 from gpu.machine import ffmpeg_version
 from gpu.measuring import Result, Section
 from gpu.networks import compile_blocks, fused_blocks, lean_decoder, make_vae, sampler
@@ -27,7 +27,7 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job
 from sfpp_cli.generation.requests import Request
-from sfpp_cli.models.vae import StreamingDecoder, channels_last, to_uint8
+from sfpp_cli.models.vae import StreamingDecoder, channels_last, compile_decoder, to_uint8
 from sfpp_cli.progress import Silent
 from sfpp_cli.video import Frames
 from sfpp_cli.video.writer import VideoWriter
@@ -85,24 +85,9 @@ def videos(s: Section, v: Videos) -> None:
     torch._dynamo.reset()
     fused_blocks(p.student)
     compile_blocks(p.student)
-    step = steady_step(vae)
-    mended = partial(v.twice, lambda: CompiledDecoder(vae, step))
-    s.attempt("overlapped, all mended and compiled", mended, need=25)
+    compile_decoder(vae)
+    s.attempt("overlapped, all mended and compiled", twice, need=25)
     s.attempt("first picture, all mended and compiled", lambda: v.first_picture(vae), need=5)
-
-
-class CompiledDecoder(StreamingDecoder):
-    """Chunks amid a video go through the compiled step."""
-
-    def __init__(self, vae: Any, step: Any) -> None:
-        super().__init__(vae)
-        self.step = step
-
-    def _pass(self, piece: Tensor) -> Tensor:
-        if piece.shape[2] != 3:  # of a video's first chunk
-            return super()._pass(piece)
-        out, self.cache = self.step(piece, list(self.cache))
-        return out
 
 
 class Videos:
