@@ -11,6 +11,7 @@ from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory
 from sfpp_cli.generation.generator import Generator
 from sfpp_cli.generation.job import Job, describe_model, jobs_of
+from sfpp_cli.generation.kernels import check_kernel
 from sfpp_cli.generation.limits import check_fits
 from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.outputs import check_outputs
@@ -68,14 +69,8 @@ def make(job: Job, generator: Generator, options: GenerateOptions, progress: Pro
     progress.detail(f"CPU threads for an operation of each stage: {generator.threads(job.request)}")
     kernel = generator.attention_kernel(job.request)
     progress.detail(f"attention runs by the kernel '{kernel}'")
-    if kernel == "math" and generator.attention is None and generator.device.type == "cuda":
-        progress.warn(
-            "PyTorch has no fast attention kernel for these shapes on this GPU, and runs the slow one"
-        )
-    if generator.attention not in (None, kernel):
-        raise UserError(
-            f"--attention {generator.attention} does not run these shapes here, '{kernel}' does: leave it out"
-        )
+    if warning := check_kernel(kernel, generator.attention, generator.device):
+        progress.warn(warning)
     description = job.run(generator, progress, sheet=options.sheet, save_latents=options.save_latents)
     speed = description["speed"]
     progress.say(

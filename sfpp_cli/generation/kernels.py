@@ -54,6 +54,15 @@ def kernel_for(query: Tensor, key: Tensor) -> str:
     return next((name for name, kernel in KERNELS.items() if kernel == chosen), "none")
 
 
+def check_kernel(runs: str, asked: str | None, device: torch.device) -> str | None:
+    """What to warn of where attention `runs` by this kernel, if anything; UserError if another was asked."""
+    if asked not in (None, runs):
+        raise UserError(f"--attention {asked} does not run these shapes here, '{runs}' does: leave it out")
+    if runs == "math" and asked is None and device.type == "cuda":
+        return "PyTorch has no fast attention kernel for these shapes on this GPU, and runs the slow one"
+    return None
+
+
 def check_quantize(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
     """UserError unless the student's matrix products can be done so here."""
     if name is None:
