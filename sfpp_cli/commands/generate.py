@@ -10,24 +10,9 @@ from typing import Annotated
 import typer
 
 from sfpp_cli import DEFAULT_MODEL
+from sfpp_cli.commands import options as flags
 from sfpp_cli.commands.console import Terminal, result, waiting
-from sfpp_cli.commands.options import (
-    Context,
-    Decoder,
-    Device,
-    Dtype,
-    Loras,
-    Model,
-    Offload,
-    Sink,
-    Size,
-    Student,
-    Tile,
-    Verbose,
-)
 
-_what = partial(typer.Option, rich_help_panel="What to make")
-_run = partial(typer.Option, rich_help_panel="How to run it")
 _output = partial(typer.Option, rich_help_panel="Output")
 
 
@@ -37,89 +22,93 @@ def generate(
     ] = None,
     prompts: Annotated[
         Path | None,
-        _what(
+        flags.what(
             help="Make many videos: a .txt file with a prompt on each line ('# ' begins a comment), or a "
             ".jsonl file whose lines may also set seed, seconds, out, scenes, start and drop_start."
         ),
     ] = None,
-    seconds: Annotated[float | None, _what(help="Length of the video; 10 if not given.")] = None,
-    frames: Annotated[int | None, _what(help="Length in frames, instead of --seconds.")] = None,
+    seconds: Annotated[float | None, flags.what(help="Length of the video; 10 if not given.")] = None,
+    frames: Annotated[int | None, flags.what(help="Length in frames, instead of --seconds.")] = None,
     seed: Annotated[
         int,
-        _what(help="Any whole number. Another seed gives another video, the same seed the same one.", min=0),
+        flags.what(
+            help="Any whole number. Another seed gives another video, the same seed the same one.", min=0
+        ),
     ] = 0,
-    seeds: Annotated[str | None, _what(help="Several seeds, such as 0,3,8-11: a video for each.")] = None,
+    seeds: Annotated[
+        str | None, flags.what(help="Several seeds, such as 0,3,8-11: a video for each.")
+    ] = None,
     then: Annotated[
         list[str] | None,
-        _what(
+        flags.what(
             help='Another prompt from a second on, such as "20: the sun sets"; may be given again. '
             "--seconds is the length of all scenes."
         ),
     ] = None,
     how: Annotated[
         str | None,
-        _what(
+        flags.what(
             help="What --then does to what the model sees of the video so far. recache: see it under the new "
             "prompt; switch: leave it; cut: begin anew. Default: recache."
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        _what(
+        flags.what(
             help="A picture or a video of any size to go on from; --seconds is what is added. A video of "
             "sfpp's with its latents (--save-latents) goes on without a seam."
         ),
     ] = None,
     drop_start: Annotated[
-        bool, _what("--drop-start", help="Begin the video after what --start gives.")
+        bool, flags.what("--drop-start", help="Begin the video after what --start gives.")
     ] = False,
-    size: Size = None,
+    size: flags.Size = None,
     fps: Annotated[
         float | None,
-        _what(
+        flags.what(
             help="Frames a second at which the video plays. Default: the rate of the training videos; at "
             "another rate things move faster or slower."
         ),
     ] = None,
-    model: Model = DEFAULT_MODEL,
-    student: Student = None,
-    lora: Loras = None,
-    decoder: Decoder = "wan",
-    context: Context = None,
-    sink: Sink = None,
-    device: Device = None,
+    model: flags.Model = DEFAULT_MODEL,
+    student: flags.Student = None,
+    lora: flags.Loras = None,
+    decoder: flags.Decoder = "wan",
+    context: flags.Context = None,
+    sink: flags.Sink = None,
+    device: flags.Device = None,
     decoder_device: Annotated[
         str | None,
-        _run(help="Where to turn latents into pictures, such as cuda:1. Default: on --device, too."),
+        flags.run(help="Where to turn latents into pictures, such as cuda:1. Default: on --device, too."),
     ] = None,
-    dtype: Dtype = None,
-    offload: Offload = "text",
-    tile: Tile = None,
+    dtype: flags.Dtype = None,
+    offload: flags.Offload = "text",
+    tile: flags.Tile = None,
     compile: Annotated[
         bool | None,
-        _run(
+        flags.run(
             "--compile/--no-compile",
-            help="Compile the network with torch.compile: it starts later and runs faster. Default: on a GPU "
-            "from 20 seconds of video on.",
+            help="Compile the student, and on a GPU of 40 GB or more the decoder, with torch.compile: it "
+            "starts later and runs faster. Default: on a GPU from 20 seconds of video on.",
         ),
     ] = None,
     attention: Annotated[
         str | None,
-        _run(
+        flags.run(
             help="PyTorch's attention kernel: cudnn, flash, efficient or math; flash or math on the CPU. "
             "Default: the fastest that there is."
         ),
     ] = None,
     split: Annotated[
         str | None,
-        _run(
+        flags.run(
             help="heads: all processes that torchrun starts make every video together, each on a GPU of its "
             "own with some of the heads of attention. Default: each makes other videos."
         ),
     ] = None,
     quantize: Annotated[
         str | None,
-        _run(help="fp8: multiply in eight bits, on GPUs that can (Ada, Hopper). Needs torchao."),
+        flags.run(help="fp8: multiply in eight bits, on GPUs that can (Ada, Hopper). Needs torchao."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -149,7 +138,7 @@ def generate(
         bool,
         _output("--resume", help="Continue videos that were interrupted, and skip those that are finished."),
     ] = False,
-    verbose: Verbose = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Make a video of any length from a prompt.
 

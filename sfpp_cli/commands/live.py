@@ -8,25 +8,10 @@ from typing import Annotated
 import typer
 
 from sfpp_cli import DEFAULT_MODEL
+from sfpp_cli.commands import options as flags
 from sfpp_cli.commands.console import Terminal
-from sfpp_cli.commands.options import (
-    Context,
-    Decoder,
-    Device,
-    Dtype,
-    Loras,
-    Model,
-    Offload,
-    Sink,
-    Size,
-    Student,
-    Tile,
-    Verbose,
-)
 
-_what = partial(typer.Option, rich_help_panel="What to make")
 _page = partial(typer.Option, rich_help_panel="The page")
-_run = partial(typer.Option, rich_help_panel="How to run it")
 
 
 def live(
@@ -34,8 +19,8 @@ def live(
         str | None,
         typer.Argument(help="The prompt that the page offers at first. Left out: the model's own example."),
     ] = None,
-    seed: Annotated[int, _what(help="The seed that the page offers at first.", min=0)] = 0,
-    size: Size = None,
+    seed: Annotated[int, flags.what(help="The seed that the page offers at first.", min=0)] = 0,
+    size: flags.Size = None,
     port: Annotated[int, _page(help="Port of the page; 0 takes a free one.", min=0, max=65535)] = 8765,
     host: Annotated[
         str,
@@ -46,20 +31,20 @@ def live(
         _page(help="The token, 16 characters or more; one is made where it is needed and not given."),
     ] = None,
     minutes: Annotated[float, _page(help="Longest video, in minutes.", min=0.1, max=24 * 60)] = 60,
-    model: Model = DEFAULT_MODEL,
-    student: Student = None,
-    lora: Loras = None,
-    decoder: Decoder = "wan",
-    context: Context = None,
-    sink: Sink = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    offload: Offload = "none",
-    tile: Tile = None,
+    model: flags.Model = DEFAULT_MODEL,
+    student: flags.Student = None,
+    lora: flags.Loras = None,
+    decoder: flags.Decoder = "wan",
+    context: flags.Context = None,
+    sink: flags.Sink = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    offload: flags.Offload = "none",
+    tile: flags.Tile = None,
     compile: Annotated[
-        bool, _run("--compile", help="Compile the student: slow to begin, then faster.")
+        bool, flags.run("--compile", help="As in generate: slow to begin, then faster.")
     ] = False,
-    verbose: Verbose = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Watch a video in your browser while it is made, and change its prompt as it goes."""
     from sfpp_cli.generation.generator import Generator

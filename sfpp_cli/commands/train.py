@@ -51,7 +51,8 @@ def train(
 ) -> None:
     """Train a student on its own videos (Self-Forcing, Self-Forcing++, GRPO), or a teacher on stored ones.
 
-    The recipe says which. An interrupted run continues with --resume.
+    The recipe says which. An interrupted run continues with --resume. Several GPUs, or for a small model
+    several cores of a CPU, share a batch: torchrun --nproc-per-node 2 -m sfpp_cli train RECIPE --out RUN.
 
     metrics.jsonl in the run folder has a line a step: losses, norms of gradients before they are clipped,
     learning rates (lr), samples seen so far, seconds of the whole step (step_s) and of its stages (update_s,
