@@ -11,6 +11,7 @@ frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -52,8 +53,52 @@ class Past(Memory, Protocol):
         """Keep the `frames` latent frames of the pass just run; the next pass starts after them."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """Which latent frames a rolling memory holds: `context`, the current chunk's included.
+
+    ValueError if the sink leaves no room.
+    """
+
+    tokens: int
+    """Of a latent frame."""
+    context: int
+    sink: int = 0
+    """How many of the first frames always stay."""
+    turn: Turn | None = None
+    """Moves the sink along, which without it stays where it is."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sink < self.context:
+            raise ValueError(
+                f"sink frames ({self.sink}) must leave room in the context ({self.context} latent frames)"
+            )
+
+    def visible(self, count: int, end: int, origin: int) -> list[int]:
+        """Of the first `count` latent frames, those that a pass which ends before frame `end` sees.
+
+        The sink, and as far back from `end` as the rest of the context reaches, but not before `origin`. It
+        is counted from the end of the pass, not from its beginning, since the pass's own frames take part of
+        the context.
+        """
+        oldest = max(origin, end - (self.context - self.sink))
+        return [*range(min(self.sink, count)), *range(min(oldest, count), count)]
+
+    def passed(self, end: int, origin: int) -> int:
+        """How many frames between sink and rest a pass that ends before frame `end` no longer sees."""
+        return max(origin, end - (self.context - self.sink)) - self.sink
+
+    def slot(self, frame: int, origin: int) -> int:
+        """Where a ring keeps a latent frame; `origin` is in the first slot after the sink."""
+        return frame if frame < self.sink else self.sink + (frame - origin) % (self.context - self.sink)
+
+    def span(self, frame: int, frames: int) -> slice:
+        """The tokens of so many latent frames, or slots."""
+        return slice(frame * self.tokens, (frame + frames) * self.tokens)
+
+
 class KVCache:
-    """Rolling cache of `context` latent frames, the current chunk included; the first `sink` always stay.
+    """Rolling cache of a room's latent frames.
 
     Latent frame f lives in slot f while f < sink, then in slot sink + (f - origin) mod (context - sink).
     `origin` is the first frame after the sink that the ring was given (`forget` moves it). A pass writes its
@@ -62,34 +107,18 @@ class KVCache:
     overwrites it. Memory depends on the context alone.
     """
 
-    def __init__(
-        self,
-        text: Sequence[KeysValues],
-        *,
-        tokens: int,
-        context: int,
-        sink: int = 0,
-        turn: Turn | None = None,
-    ) -> None:
-        """`tokens` per latent frame; `turn` moves the sink along, which without it stays where it is.
-
-        Batch, heads, head_dim, device and dtype are those of `text`'s keys.
-        """
-        if not 0 <= sink < context:
-            raise ValueError(f"sink frames ({sink}) must leave room in the context ({context} latent frames)")
+    def __init__(self, text: Sequence[KeysValues], room: Room) -> None:
+        """Batch, heads, head_dim, device and dtype are those of `text`'s keys."""
         self.text = text
-        self.tokens = tokens
-        self.context = context
-        self.sink = sink
-        self.turn = turn
-        self.origin = sink
+        self.room = room
+        self.origin = room.sink
         self.frame = 0
         self._turned = [0 for _ in text]
         """By layer, how many frames the sink's keys in the ring have been moved along."""
         self._sinks: dict[int, Tensor] = {}
         """By layer, the sink's keys as they were before that."""
         like = text[0][0]
-        shape = (like.shape[0], like.shape[1], context * tokens, like.shape[3])
+        shape = (like.shape[0], like.shape[1], room.context * room.tokens, like.shape[3])
         self.keys = [like.new_zeros(shape) for _ in text]
         self.values = [like.new_zeros(shape) for _ in text]
 
@@ -114,27 +143,29 @@ class KVCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
         """Put a pass's keys and values in their slots; returns all that the pass sees, its own included."""
-        frames = key.shape[2] // self.tokens
+        room = self.room
+        frames = key.shape[2] // room.tokens
         keys = self.keys[layer]
         values = self.values[layer]
         for source, slot, length in self._runs(frames):
-            here = _span(source, length, self.tokens)
-            there = _span(slot, length, self.tokens)
+            here = room.span(source, length)
+            there = room.span(slot, length)
             keys[:, :, there] = key[:, :, here]
             values[:, :, there] = value[:, :, here]
         self._turn_sink(layer, self.frame + frames)
-        filled = min(self.sink + self.frame + frames - self.origin, self.context) * self.tokens
+        filled = min(room.sink + self.frame + frames - self.origin, room.context) * room.tokens
         return keys[:, :, :filled], values[:, :, :filled]
 
     def _turn_sink(self, layer: int, end: int) -> None:
         """Move the sink's keys to where a pass that ends before frame `end` sees them."""
-        passed = _passed(end, self.context, self.sink, self.origin)
-        if self.turn is None or not self.sink or passed == self._turned[layer]:
+        room = self.room
+        passed = room.passed(end, self.origin)
+        if room.turn is None or not room.sink or passed == self._turned[layer]:
             return
-        ring = self.keys[layer][:, :, : self.sink * self.tokens]
+        ring = self.keys[layer][:, :, room.span(0, room.sink)]
         if layer not in self._sinks:
             self._sinks[layer] = ring.clone()
-        ring.copy_(self.turn(self._sinks[layer], passed))
+        ring.copy_(room.turn(self._sinks[layer], passed))
         self._turned[layer] = passed
 
     def _runs(self, frames: int) -> list[tuple[int, int, int]]:
@@ -142,16 +173,17 @@ class KVCache:
 
         More than one where the ring's end, or the sink's, falls inside the chunk.
         """
-        if frames > self.context - self.sink:
+        room = self.room
+        if frames > room.context - room.sink:
             raise ValueError(
-                f"a chunk of {frames} latent frames does not fit a context of {self.context}, "
-                f"{self.sink} of them sink"
+                f"a chunk of {frames} latent frames does not fit a context of {room.context}, "
+                f"{room.sink} of them sink"
             )
         runs = []
         offset = 0
         while offset < frames:
-            slot = _slot(self.frame + offset, self.context, self.sink, self.origin)
-            length = min(frames - offset, self.context - slot)
+            slot = room.slot(self.frame + offset, self.origin)
+            length = min(frames - offset, room.context - slot)
             runs.append((offset, slot, length))
             offset += length
         return runs
@@ -162,19 +194,18 @@ class KVCache:
         The ring stays as it is. What it has overwritten for a pass not yet committed is not copied: those
         slots are the oldest frames', which no later pass sees.
         """
-        past = _visible(self.frame, self.frame + frames, self.context, self.sink, self.origin)
-        room = {"tokens": self.tokens, "context": self.context, "sink": self.sink}
-        snapshot = CacheSnapshot(self.text, **room, turn=self.turn)
+        room = self.room
+        past = room.visible(self.frame, self.frame + frames, self.origin)
+        snapshot = CacheSnapshot(self.text, room)
         snapshot.frame = self.frame
         snapshot.origin = self.origin
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            slots = {frame: _slot(frame, self.context, self.sink, self.origin) for frame in past}
-            spans = {frame: _span(slot, 1, self.tokens) for frame, slot in slots.items()}
+            spans = {frame: room.span(room.slot(frame, self.origin), 1) for frame in past}
             snapshot.past[layer] = {
                 f: (keys[:, :, at].clone(), values[:, :, at].clone()) for f, at in spans.items()
             }
             if layer in self._sinks:
-                for frame, key in enumerate(self._sinks[layer].split(self.tokens, 2)):
+                for frame, key in enumerate(self._sinks[layer].split(room.tokens, 2)):
                     snapshot.past[layer][frame] = key.clone(), snapshot.past[layer][frame][1]
         return snapshot
 
@@ -198,21 +229,10 @@ class CacheSnapshot:
     7 % of their L2 norm (cosine 0.998).
     """
 
-    def __init__(
-        self,
-        text: Sequence[KeysValues],
-        *,
-        tokens: int,
-        context: int,
-        sink: int = 0,
-        turn: Turn | None = None,
-    ) -> None:
+    def __init__(self, text: Sequence[KeysValues], room: Room) -> None:
         self.text = text
-        self.tokens = tokens
-        self.context = context
-        self.sink = sink
-        self.turn = turn
-        self.origin = sink
+        self.room = room
+        self.origin = room.sink
         self.frame = 0
         self.past: list[dict[int, KeysValues]] = [{} for _ in text]
         self.present: list[KeysValues] = [(part[0][:, :, :0], part[1][:, :, :0]) for part in text]
@@ -221,21 +241,19 @@ class CacheSnapshot:
         past = self.past[layer]
         frame = self.frame
         origin = self.origin
-
-        def slot(frame: int) -> int:
-            return _slot(frame, self.context, self.sink, origin)
+        room = self.room
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             # Checkpointing runs this again in the backward pass. That writes the same keys and values once
             # more, where only a pass that is not yet committed would be looking: by then there is none.
             self.write(layer, key, value)
-            end = frame + key.shape[2] // self.tokens
+            end = frame + key.shape[2] // room.tokens
             known = self._seen(past, end, origin) | self._by_frame(frame, key, value)
-            if passed := self.turn and _passed(end, self.context, self.sink, origin):
-                known |= {f: (self.turn(known[f][0], passed), known[f][1]) for f in range(self.sink)}
+            if passed := room.turn and room.passed(end, origin):
+                known |= {f: (room.turn(known[f][0], passed), known[f][1]) for f in range(room.sink)}
             # In the order of the ring's slots: sums then round alike, and a chunk that learns is bit for bit
             # the chunk that the ring's rollout would have made.
-            ordered = [known[f] for f in sorted(known, key=slot)]
+            ordered = [known[f] for f in sorted(known, key=lambda f: room.slot(f, origin))]
             keys = torch.cat([k for k, _ in ordered], dim=2)
             values = torch.cat([v for _, v in ordered], dim=2)
             return F.scaled_dot_product_attention(query, keys, values)
@@ -256,16 +274,16 @@ class CacheSnapshot:
         """As `KVCache.forget`."""
         self.frame = frame
         self.origin = frame
-        self.past = [{f: known[f] for f in range(self.sink)} for known in self.past]
+        self.past = [{f: known[f] for f in range(self.room.sink)} for known in self.past]
 
     def _by_frame(self, first: int, key: Tensor, value: Tensor) -> dict[int, KeysValues]:
         """A pass's keys and values by absolute latent frame; its first is `first`."""
-        pieces = zip(key.split(self.tokens, 2), value.split(self.tokens, 2), strict=True)
+        pieces = zip(key.split(self.room.tokens, 2), value.split(self.room.tokens, 2), strict=True)
         return dict(enumerate(pieces, start=first))
 
     def _seen(self, past: dict[int, KeysValues], end: int, origin: int) -> dict[int, KeysValues]:
         count = max(past, default=-1) + 1
-        return {frame: past[frame] for frame in _visible(count, end, self.context, self.sink, origin)}
+        return {frame: past[frame] for frame in self.room.visible(count, end, origin)}
 
 
 class NoisyPast:
@@ -353,28 +371,3 @@ class BlockCausal:
             return recent
         sink = part[:, :, : self.sink * self.tokens]
         return torch.cat([sink if turn is None else turn(sink, first - self.sink), recent], dim=2)
-
-
-def _visible(count: int, end: int, context: int, sink: int, origin: int) -> list[int]:
-    """Of the first `count` latent frames, those that a pass which ends before frame `end` sees.
-
-    The sink, and as far back from `end` as the rest of the context reaches, but not before `origin`. It is
-    counted from the end of the pass, not from its beginning, since the pass's own frames take part of the
-    context.
-    """
-    oldest = max(origin, end - (context - sink))
-    return [*range(min(sink, count)), *range(min(oldest, count), count)]
-
-
-def _passed(end: int, context: int, sink: int, origin: int) -> int:
-    """How many frames between the sink and the rest a pass that ends before frame `end` no longer sees."""
-    return max(origin, end - (context - sink)) - sink
-
-
-def _slot(frame: int, context: int, sink: int, origin: int) -> int:
-    """Where the ring keeps a latent frame; `origin` is in the first slot after the sink."""
-    return frame if frame < sink else sink + (frame - origin) % (context - sink)
-
-
-def _span(frame: int, frames: int, tokens: int) -> slice:
-    return slice(frame * tokens, (frame + frames) * tokens)

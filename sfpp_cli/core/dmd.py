@@ -189,9 +189,8 @@ class DistributionMatching:
     ) -> tuple[list[Tensor], list[Tensor], CacheSnapshot]:
         """Clean chunks before the window, and of it if it is re-noised, and the cache before the window."""
         sampler = self.sampler
-        room = {"context": sampler.context, "sink": sampler.sink}
-        positions = sampler.sink_positions
-        cache = self.student.new_cache(text, self.chunk_shape[2:], **room, sink_positions=positions)
+        room = (sampler.context, sampler.sink, sampler.sink_positions)
+        cache = self.student.new_cache(text, self.chunk_shape[2:], *room)
         if self.videos is not None:
             video = list(self.videos(update)[1].split(sampler.chunk, dim=1))
             for clean in video[: -self.length]:

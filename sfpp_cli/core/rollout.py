@@ -267,7 +267,7 @@ class _History:
     def _run_again(self, cache: KVCache | CacheSnapshot) -> None:
         """Fill the cache anew, but for the sink, with what the next chunk sees."""
         seen = self.sampler.context - self.sampler.sink - self.sampler.chunk
-        first = max(cache.sink, cache.frame - seen)
+        first = max(cache.room.sink, cache.frame - seen)
         if first >= cache.frame:
             return
         cache.forget(first)
@@ -279,16 +279,14 @@ class _History:
     def _opened(self, like: Tensor) -> KVCache | CacheSnapshot:
         """The cache, an empty one if there is none yet."""
         if self.cache is None:
-            student = self.student
+            sampler = self.sampler
             size = (like.shape[3], like.shape[4])
-            room = {"context": self.sampler.context, "sink": self.sampler.sink}
-            positions = self.sampler.sink_positions
+            room = (sampler.context, sampler.sink, sampler.sink_positions)
             if self.carries_gradient:
-                turn = student.sink_turn(positions)
-                self.cache = CacheSnapshot(self._embedded(), tokens=student.tokens(size), **room, turn=turn)
+                self.cache = CacheSnapshot(self._embedded(), self.student.room(size, *room))
             else:
                 with torch.no_grad():
-                    self.cache = student.new_cache(self.text, size, **room, sink_positions=positions)
+                    self.cache = self.student.new_cache(self.text, size, *room)
         return self.cache
 
     def _embedded(self) -> list[KeysValues]:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfpp_cli.core.cache import Attend, KeysValues, KVCache, Turn
+from sfpp_cli.core.cache import Attend, KeysValues, KVCache, Room
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.errors import UserError
 
@@ -71,31 +71,21 @@ class Split:
 class SplitCache(KVCache):
     """A rolling cache of this rank's heads, for passes over its tokens."""
 
-    def __init__(
-        self,
-        split: Split,
-        text: Sequence[KeysValues],
-        *,
-        tokens: int,
-        context: int,
-        sink: int = 0,
-        turn: Turn | None = None,
-    ) -> None:
-        split.check(text[0][0].shape[1], tokens)
-        mine = [(split.my_heads(key), split.my_heads(value)) for key, value in text]
-        super().__init__(mine, tokens=tokens, context=context, sink=sink, turn=turn)
+    def __init__(self, text: Sequence[KeysValues], room: Room, split: Split) -> None:
+        split.check(text[0][0].shape[1], room.tokens)
+        super().__init__([(split.my_heads(key), split.my_heads(value)) for key, value in text], room)
         self.text = text  # whole: its attention needs no other token
         self.split = split
 
     def attention(self, layer: int) -> Attend:
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            asking = self.split.to_heads(query, self.tokens)
+            asking = self.split.to_heads(query, self.room.tokens)
             answer = F.scaled_dot_product_attention(asking, *self.write(layer, key, value))
-            return self.split.to_tokens(answer, self.tokens)
+            return self.split.to_tokens(answer, self.room.tokens)
 
         return attend
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> KeysValues:
         """Put my tokens' keys and values, with those of all ranks, in the slots of my heads."""
-        mine = (self.split.to_heads(part, self.tokens) for part in (key, value))
+        mine = (self.split.to_heads(part, self.room.tokens) for part in (key, value))
         return super().write(layer, *mine)

@@ -18,7 +18,7 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from torch import Tensor
 
-from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past, Turn
+from sfpp_cli.core.cache import Attend, BlockCausal, KeysValues, KVCache, Memory, Past, Room, Turn
 from sfpp_cli.core.constants import CLEAN
 from sfpp_cli.core.geometry import tokens_per_frame
 from sfpp_cli.core.norm import norm_in_own_precision
@@ -119,15 +119,22 @@ class CausalWanModel(WanTransformer3DModel):  # type: ignore[misc]
         self,
         text: Tensor,
         latent_size: tuple[int, int],
-        *,
         context: int,
         sink: int = 0,
         sink_positions: SinkPositions = "absolute",
     ) -> KVCache:
         """An empty rolling cache for videos of `latent_size` (height, width) under `text` [B, L, D]."""
-        cache = KVCache if self.split is None else partial(SplitCache, self.split)
-        room = {"tokens": self.tokens(latent_size), "context": context, "sink": sink}
-        return cache(self.embed_text(text), **room, turn=self.sink_turn(sink_positions))
+        room = self.room(latent_size, context, sink, sink_positions)
+        text_keys_values = self.embed_text(text)
+        if self.split is not None:
+            return SplitCache(text_keys_values, room, self.split)
+        return KVCache(text_keys_values, room)
+
+    def room(
+        self, latent_size: tuple[int, int], context: int, sink: int, sink_positions: SinkPositions
+    ) -> Room:
+        """Of a cache for videos of `latent_size`."""
+        return Room(self.tokens(latent_size), context, sink, self.sink_turn(sink_positions))
 
     def block_causal(
         self,

@@ -13,7 +13,7 @@ import torch
 from tiny import MaskedMemory, NaiveCache, gaussian
 from torch import Tensor
 
-from sfpp_cli.core.cache import BlockCausal, KVCache, NoisyPast
+from sfpp_cli.core.cache import BlockCausal, KVCache, NoisyPast, Room
 
 TOKENS = 2
 LAYERS = 2
@@ -39,7 +39,7 @@ def walk(draw: Drawn, chunks: list[int], context: int, sink: int) -> None:
 
     After each, both must answer the same.
     """
-    ring = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
+    ring = KVCache(TEXT, Room(TOKENS, context, sink))
     naive = NaiveCache(TEXT, tokens=TOKENS, context=context, sink=sink)
     for frames in chunks:
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_the_ring_at_the_methods_sizes(chunks: list[int], context: int, sink: in
 
 
 def test_a_denoise_pass_does_not_become_the_past(draw: Drawn) -> None:
-    once, often = (KVCache(TEXT, tokens=TOKENS, context=7, sink=2) for _ in range(2))
+    once, often = (KVCache(TEXT, Room(TOKENS, 7, 2)) for _ in range(2))
     for frames in [3, 3, 3, 2]:
         last = draw(frames)
         for _ in range(4):
@@ -86,7 +86,7 @@ def test_a_denoise_pass_does_not_become_the_past(draw: Drawn) -> None:
 
 
 def test_eviction_moves_nothing(draw: Drawn) -> None:
-    cache = KVCache(TEXT, tokens=TOKENS, context=7, sink=1)
+    cache = KVCache(TEXT, Room(TOKENS, 7, 1))
     tensors = [*cache.keys, *cache.values]
     homes = [(tensor.data_ptr(), tensor.untyped_storage().nbytes()) for tensor in tensors]
     assert cache.nbytes == sum(nbytes for _, nbytes in homes) == 2 * LAYERS * 2 * 2 * (7 * TOKENS) * 4 * 8
@@ -105,7 +105,7 @@ def test_eviction_moves_nothing(draw: Drawn) -> None:
 
 
 def test_the_number_of_attended_keys_stops_growing(draw: Drawn) -> None:
-    cache = KVCache(TEXT, tokens=TOKENS, context=8, sink=1)
+    cache = KVCache(TEXT, Room(TOKENS, 8, 1))
     seen = []
     for frames in [3, 3, 3, 3, 3, 1]:
         _, key, value = draw(frames)
@@ -119,19 +119,19 @@ def test_the_number_of_attended_keys_stops_growing(draw: Drawn) -> None:
 @pytest.mark.parametrize(("context", "sink"), [(3, 3), (3, 4), (3, -1), (0, 0)])
 def test_a_sink_must_leave_room(context: int, sink: int) -> None:
     with pytest.raises(ValueError, match="room"):
-        KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
+        KVCache(TEXT, Room(TOKENS, context, sink))
 
 
 @pytest.mark.parametrize(("context", "sink"), [(2, 0), (5, 3), (9, 7)])
 def test_a_chunk_must_fit_beside_the_sink(context: int, sink: int, draw: Drawn) -> None:
-    cache = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
+    cache = KVCache(TEXT, Room(TOKENS, context, sink))
     with pytest.raises(ValueError, match="a chunk of 3 latent frames does not fit"):
         cache.attention(0)(*draw(3))
     cache.attention(0)(*draw(2))
 
 
 def test_gradient_is_refused_where_it_would_be_overwritten(draw: Drawn) -> None:
-    cache = KVCache(TEXT, tokens=TOKENS, context=5)
+    cache = KVCache(TEXT, Room(TOKENS, 5))
     query, key, value = draw(3)
     with pytest.raises(ValueError, match="snapshot"):
         cache.attention(0)(query.requires_grad_(), key, value)
@@ -145,7 +145,7 @@ def test_a_snapshot_goes_on_as_the_ring_would(context: int, sink: int, chunk: in
     Taken after any number of chunks, between two passes, or after one that is not committed.
     """
     for before in range(9):
-        ring = KVCache(TEXT[:1], tokens=TOKENS, context=context, sink=sink)
+        ring = KVCache(TEXT[:1], Room(TOKENS, context, sink))
         for _ in range(before):
             ring.attention(0)(*draw(chunk))
             ring.commit(chunk)
@@ -166,7 +166,7 @@ def test_noise_on_queries_and_keys_is_relative_to_them_and_stays_with_the_keys(d
 
     Values stay, and the noise is cached with the keys.
     """
-    noisy, plain = (KVCache(TEXT[:1], tokens=TOKENS, context=6) for _ in range(2))
+    noisy, plain = (KVCache(TEXT[:1], Room(TOKENS, 6)) for _ in range(2))
 
     def noise(number: int, like: Tensor) -> Tensor:
         return gaussian(*like.shape, seed=100 + number, dtype=like.dtype)
@@ -191,7 +191,7 @@ def test_noise_on_queries_and_keys_is_relative_to_them_and_stays_with_the_keys(d
 
 def test_what_a_pass_saw_is_never_overwritten(draw: Drawn) -> None:
     """Attention begun before the rollout went on still sees the past of then, as a recomputation does."""
-    cache = KVCache(TEXT[:1], tokens=TOKENS, context=5).snapshot(3)
+    cache = KVCache(TEXT[:1], Room(TOKENS, 5)).snapshot(3)
     for _ in range(2):
         cache.attention(0)(*draw(3))
         cache.commit(3)
@@ -234,7 +234,7 @@ def test_one_block_causal_pass_is_the_ring_chunk_by_chunk(context: int, sink: in
     frames, chunk = 14, 3
     qkv = draw(frames)
     whole = BlockCausal(TEXT, tokens=TOKENS, chunk=chunk, context=context, sink=sink).attention(0)(*qkv)
-    ring = KVCache(TEXT, tokens=TOKENS, context=context, sink=sink)
+    ring = KVCache(TEXT, Room(TOKENS, context, sink))
     pieces = []
     for query, key, value in zip(*(tensor.split(chunk * TOKENS, 2) for tensor in qkv), strict=True):
         pieces.append(ring.attention(0)(query, key, value))

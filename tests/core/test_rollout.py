@@ -20,7 +20,7 @@ from sfpp_cli.core.cache import KeysValues, KVCache
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise, normal, seeded
 from sfpp_cli.core.rollout import Sampler, rollout
-from sfpp_cli.core.student import CausalWanModel, SinkPositions
+from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
 STEPS = (1000, 750, 500, 250)
@@ -393,12 +393,8 @@ def long_rollout(frames: int, chunk: int, context: int, monkeypatch: pytest.Monk
     student = make_student(num_layers=1, num_attention_heads=1)
     caches = []
 
-    def new_cache(
-        text: Tensor, latent_size: tuple[int, int], *, context: int, sink: int, sink_positions: SinkPositions
-    ) -> KVCache:
-        caches.append(
-            Watched(student.embed_text(text), tokens=student.tokens(latent_size), context=context, sink=sink)
-        )
+    def new_cache(text: Tensor, latent_size: tuple[int, int], *room: Any) -> KVCache:
+        caches.append(Watched(student.embed_text(text), student.room(latent_size, *room)))
         caches[-1].seen = set()
         return caches[-1]
 

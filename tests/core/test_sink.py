@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny import CONFIG, IDENTITY, SIZE, NaiveCache, gradients, latents, make_student, prompts
 from torch import Tensor
 
-from sfpp_cli.core.cache import Attend, KeysValues, KVCache
+from sfpp_cli.core.cache import Attend, KeysValues, KVCache, Room
 from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Change, Sampler
@@ -155,7 +155,7 @@ def test_the_sink_is_moved_once_a_chunk(student: CausalWanModel) -> None:
         turned.append(frames)
         return keys
 
-    cache = KVCache(student.embed_text(TEXT), tokens=student.tokens(SIZE), context=8, sink=2, turn=turn)
+    cache = KVCache(student.embed_text(TEXT), Room(student.tokens(SIZE), 8, 2, turn))
     for _ in range(4):
         for _ in range(3):
             student(latents(1, 3).double(), torch.zeros(1), cache)

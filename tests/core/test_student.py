@@ -28,7 +28,7 @@ from tiny import (
 )
 from torch import Tensor, nn
 
-from sfpp_cli.core.cache import CacheSnapshot, KVCache, Memory
+from sfpp_cli.core.cache import CacheSnapshot, KVCache, Memory, Room
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.models.convert import student_from_original
 
@@ -299,10 +299,14 @@ def test_gradients_survive_that_the_rollout_goes_on(checkpointing: bool) -> None
     present.requires_grad_()
     with torch.no_grad():
         text = student.embed_text(TEXT.double())
+    tokens = student.tokens(SIZE)
+    caches: list[Any] = [
+        CacheSnapshot(text, Room(tokens, 7, 1)),
+        NaiveCache(text, tokens=tokens, context=7, sink=1),
+    ]
     found = []
-    for kind in (CacheSnapshot, NaiveCache):
-        student.gradient_checkpointing = checkpointing and kind is CacheSnapshot
-        cache: Any = kind(text, tokens=student.tokens(SIZE), context=7, sink=1)
+    for cache in caches:
+        student.gradient_checkpointing = checkpointing and cache is caches[0]
         walk(student, past, cache)
         flow = student(present, TIMESTEP, cache)
         walk(student, torch.cat([present.detach(), future], 1), cache)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tiny import CONFIG, SIZE, make_student, prompts, randomize
 from torch import Tensor
 
-from sfpp_cli.core.cache import KVCache
+from sfpp_cli.core.cache import KVCache, Room
 from sfpp_cli.core.geometry import Compression, tokens_per_frame
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.errors import UserError
@@ -141,7 +141,7 @@ def test_wans_cache_is_as_large_as_published() -> None:
     assert (wan.tokens, wan.cache_bytes(1, 2)) == (1560, 287_539_200)
     assert [readable(wan.cache_bytes(frames, 2)) for frames in (1, 21)] == ["287.5 MB", "6.0 GB"]
     text = torch.empty(1, 12, 512, 128, device="meta", dtype=torch.bfloat16)
-    assert KVCache([(text, text)] * 30, tokens=tokens, context=21).nbytes == wan.cache_bytes(21, 2)
+    assert KVCache([(text, text)] * 30, Room(tokens, 21)).nbytes == wan.cache_bytes(21, 2)
 
 
 def test_show_as_json(weights: Command, tiny_bundle: Path) -> None:
