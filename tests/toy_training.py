@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.noise import normal, seeded
 from sfpp_cli.core.objective import Loss, Player, Update
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 TRAINING = Training(
     steps=12, batch=4, lr=1e-2, warmup=3, decay="cosine", clip=1.0, ema=0.9, ema_start=5, save_every=4

@@ -22,7 +22,8 @@ from torch import nn
 
 from sfpp_cli.core.noise import normal, seeded
 from sfpp_cli.core.objective import Loss, Player, Update
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 WIDTH = 1024
 EVERY = 3

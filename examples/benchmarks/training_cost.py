@@ -22,7 +22,7 @@ from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.dmd import DistributionMatching
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.objective import Update
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.devices import peak_megabytes, pick_device, synchronize
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts

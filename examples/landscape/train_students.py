@@ -33,7 +33,8 @@ from sfpp_cli.core.objective import Objective
 from sfpp_cli.core.ode import TrajectoryRegression
 from sfpp_cli.core.parallel import Ranks
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.data.trajectories import described
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.settings import SETTINGS

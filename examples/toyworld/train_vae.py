@@ -20,7 +20,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.data.toyworld.world import ToyWorld
 from sfpp_cli.models.vae import StreamingDecoder, StreamingEncoder
 

@@ -15,7 +15,7 @@ import torch
 from transformers import UMT5Config
 
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.devices import pick_dtype, total_memory
 from sfpp_cli.errors import UserError
 from sfpp_cli.files import check_writable, free_space

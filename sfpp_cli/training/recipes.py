@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from sfpp_cli.core.constants import TRAIN_STEPS
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.grpo_config import GRPOConfig
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.errors import UserError, reason, suggest
 from sfpp_cli.files import atomic_write
 from sfpp_cli.models.layout import Layout

@@ -14,7 +14,8 @@ from torch import nn
 
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.parallel import Ranks, is_restarted
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.data.prompts import read_prompts
 from sfpp_cli.devices import peak_megabytes, threads_for
 from sfpp_cli.errors import Interrupted, UserError, is_out_of_memory, reason

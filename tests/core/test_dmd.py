@@ -30,7 +30,8 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.objective import Update
 from sfpp_cli.core.rollout import Sampler
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 SCHEDULE = FlowSchedule(5.0)
 CHUNK, HORIZON, FRAMES = 3, 6, 30

@@ -14,7 +14,8 @@ from sfpp_cli.core.flow import FlowSchedule
 from sfpp_cli.core.flow_matching import FlowMatching
 from sfpp_cli.core.noise import normal, seeded
 from sfpp_cli.core.teacher import Teacher
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 
 class Clips:

@@ -27,7 +27,8 @@ from sfpp_cli.core.grpo_config import GRPOConfig
 from sfpp_cli.core.objective import Update
 from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.rollout import Sampler
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.errors import UserError
 
 SAMPLER = Sampler(schedule=FlowSchedule(5.0), steps=(1000, 750, 500, 250), chunk=3, context=8, sink=1)

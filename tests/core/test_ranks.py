@@ -20,7 +20,8 @@ from sfpp_cli.core import checkpoint
 from sfpp_cli.core.adapter import add_adapters
 from sfpp_cli.core.parallel import ALONE, Ranks
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 TRAINING = Training(steps=3, batch=4, micro_batch=1, lr=1e-3, clip=1.0, ema=0.5, ema_start=1, save_every=2)
 

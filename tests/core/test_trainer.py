@@ -23,7 +23,8 @@ from two_ranks import on_two_ranks
 from sfpp_cli.core import checkpoint
 from sfpp_cli.core.objective import Loss, Player, Update
 from sfpp_cli.core.parallel import Ranks
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.errors import UserError
 
 

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from sfpp_cli.core.adapter import add_adapters
 from sfpp_cli.core.cache import BlockCausal
 from sfpp_cli.core.parallel import ALONE, Ranks
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.models.settings import Settings
 from sfpp_cli.models.summary import Shape, summarise

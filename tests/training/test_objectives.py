@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfpp_cli.core.dmd import DistributionMatching, DMDConfig
 from sfpp_cli.core.objective import Update
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.models.bundle import Bundle
 from sfpp_cli.models.text import EmbeddedPrompts
 from sfpp_cli.training.objectives import matching_objective

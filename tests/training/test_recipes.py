@@ -13,7 +13,7 @@ import pytest
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.dmd_config import DMDConfig
-from sfpp_cli.core.trainer import Training
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.training.recipes import (

@@ -16,7 +16,8 @@ from sfpp_cli.core.dmd import DistributionMatching
 from sfpp_cli.core.dmd_config import DMDConfig
 from sfpp_cli.core.student import CausalWanModel
 from sfpp_cli.core.teacher import Teacher
-from sfpp_cli.core.trainer import Trainer, Training
+from sfpp_cli.core.trainer import Trainer
+from sfpp_cli.core.training_config import Training
 
 CRITIC_UPDATES = 5
 
