@@ -7,7 +7,8 @@ Both trees make the same videos with one model, this tree's embedded one unless 
 the same updates of a student; each run is a process of its own, and the two take turns, so that what else the
 machine does meets both alike.
 Quantities are seconds, so a ratio below 1 is a gain; `processor` is the time that a run's processes spent
-computing, which a busy neighbour changes least. With `--busy` a process keeps each core busy meanwhile.
+computing, which a busy neighbour changes least. With `--busy` a process keeps each core busy meanwhile, with
+`--ranks 2` two processes of this tree share an update's samples.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> None:
     cases: dict[str, Callable[[Path], dict[str, float]]] = {
         "video": lambda tree: video(tree, model, options.seconds),
         "short": lambda tree: short(tree, model),
-        "update": lambda tree: update(tree, model),
+        "update": lambda tree: update(tree, model, options.ranks if tree == HERE else 1),
     }
     with neighbours(os.cpu_count() or 1 if options.busy else 0):
         print(f"{'seconds':45}{'base':>9}{'this':>9}{'ratio':>8}", flush=True)
@@ -72,7 +73,7 @@ def short(tree: Path, model: Path) -> dict[str, float]:
     return {"one frame, start-up included": wall, "  processor ": processor}
 
 
-def update(tree: Path, model: Path) -> dict[str, float]:
+def update(tree: Path, model: Path, ranks: int) -> dict[str, float]:
     """One update of Self-Forcing++ and its critic's, of a smaller rollout than the recipe's."""
     with tempfile.TemporaryDirectory() as folder:
         # What windows start from is called by other names in older trees: each takes its own default.
@@ -91,7 +92,8 @@ def update(tree: Path, model: Path) -> dict[str, float]:
         sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
         before = used()
         out = Path(folder) / "run"
-        run(tree, "train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", str(out))
+        words = ("train", str(recipe), *sets, "--steps", "3", "--device", "cpu", "--out", str(out))
+        run(tree, *words, ranks=ranks)
         processor = used() - before
         records = (out / "metrics.jsonl").read_text().splitlines()
     step = statistics.median(json.loads(record)["step_s"] for record in records[1:])
@@ -115,10 +117,11 @@ def used() -> float:
     return children.ru_utime + children.ru_stime
 
 
-def run(tree: Path, *words: str) -> str:
+def run(tree: Path, *words: str, ranks: int = 1) -> str:
     """A command of one tree, with the number of threads that it chooses itself; its answer."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
-    command = [sys.executable, "-m", "sfpp_cli", *words]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, "-m", "sfpp_cli", *words]
     return subprocess.run(
         command,
         cwd=tree,
@@ -150,6 +153,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["video", "short", "update"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=100.0, help="length of the video")
+    parser.add_argument("--ranks", type=int, default=1, help="processes of this tree's updates")
     parser.add_argument("--busy", action="store_true", help="keep a process busy on each core meanwhile")
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -203,8 +204,21 @@ def begin(recipe: Recipe, bundle: Bundle, run: RunContext) -> Bundle:
     threads = threads_for(operations(recipe, bundle, run.ranks))
     torch.set_num_threads(threads)
     run.progress.detail(f"CPU threads for an operation: {threads}")
+    if run.device.type == "cpu" and threads == 1 and (advice := sharing_out(recipe.training, run.ranks)):
+        run.progress.detail(advice)
     run.ranks.join(run.device, recipe.training.timeout)
     return bundle
+
+
+def sharing_out(training: Training, ranks: Ranks, cores: int | None = os.cpu_count()) -> str | None:
+    """How a model that is too small for several threads can have several cores, if it can and does not."""
+    count = max(n for n in range(1, (cores or 1) + 1) if training.batch % n == 0)
+    if ranks.world > 1 or count == 1 or training.offload:
+        return None
+    return (
+        f"one of {cores} cores is used: started as `torchrun --nproc-per-node {count} -m sfpp_cli ...`, "
+        f"{count} would share a batch of {training.batch}"
+    )
 
 
 def operations(recipe: Recipe, layout: Layout, ranks: Ranks) -> float:

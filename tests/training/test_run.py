@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,14 +24,15 @@ from toy_training import untimed
 
 from sfpp_cli import DEFAULT_MODEL
 from sfpp_cli.core.noise import seeded
-from sfpp_cli.core.parallel import Ranks
+from sfpp_cli.core.parallel import ALONE, Ranks
+from sfpp_cli.core.training_config import Training
 from sfpp_cli.data import latents, trajectories
 from sfpp_cli.devices import cpu_threads, threads_for
 from sfpp_cli.errors import UserError
 from sfpp_cli.models.hub import resolve
 from sfpp_cli.models.layout import Layout
 from sfpp_cli.training.recipes import MatchingRecipe, read_recipe
-from sfpp_cli.training.run import duration, operations, overrides
+from sfpp_cli.training.run import duration, operations, overrides, sharing_out
 from sfpp_cli.video.reader import probe
 
 pytest_plugins = ["tiny_bundle"]
@@ -432,6 +434,19 @@ def test_small_runs_use_one_thread_and_large_ones_what_there_is() -> None:
     with cpu_threads(7):
         assert threads_for(toy / 8) == 1, "one sample"
         assert threads_for(1000 * toy) == 7
+
+
+@pytest.mark.parametrize(
+    ("batch", "cores", "count"), [(8, 2, 2), (8, 3, 2), (6, 4, 3), (8, 64, 8), (8, 1, 1), (1, 64, 1)]
+)
+def test_cores_that_would_idle_are_told_how_to_help(batch: int, cores: int, count: int) -> None:
+    """By processes, since the model is too small for threads."""
+    training = Training(steps=1, batch=batch)
+    said = sharing_out(training, ALONE, cores)
+    assert (said is not None) == (count > 1)
+    assert said is None or f"torchrun --nproc-per-node {count} -m sfpp_cli" in said
+    assert sharing_out(training, Ranks(0, 2), cores) is None
+    assert sharing_out(replace(training, offload=True), ALONE, cores) is None
 
 
 def test_overrides() -> None:
