@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import typer
 from conftest import Sfpp
+from rich.console import Console
 
 import sfpp_cli
 from sfpp_cli import DEFAULT_MODEL, __version__
 from sfpp_cli.app import app
+from sfpp_cli.commands import console
 
 pytest_plugins = ["tiny_bundle"]
 
@@ -162,6 +165,20 @@ def test_our_own_bugs_show_their_traceback(sfpp: Sfpp, monkeypatch: pytest.Monke
     monkeypatch.setattr("sfpp_cli.models.summary.summarise", broken)
     with pytest.raises(ZeroDivisionError):
         sfpp("weights", "show", DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "rank", "shown"), [(True, "0", True), (False, "0", False), (True, "1", False)]
+)
+def test_a_terminal_is_told_at_once_of_a_wait(
+    terminal: bool, rank: str, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By one of several ranks; a log is not."""
+    screen = Console(file=io.StringIO(), force_terminal=terminal)
+    monkeypatch.setattr(console, "err", screen)
+    monkeypatch.setenv("RANK", rank)
+    with console.waiting("loading PyTorch ..."):
+        assert ("loading PyTorch ..." in screen.file.getvalue()) is shown
 
 
 def test_the_process_itself_exits_as_told() -> None:
