@@ -19,22 +19,9 @@ from sfpp_cli.core.noise import VideoNoise
 from sfpp_cli.core.rollout import Change, Changes, Sampler
 from sfpp_cli.core.split import Split
 from sfpp_cli.core.student import CausalWanModel
-from sfpp_cli.devices import (
-    Made,
-    Moment,
-    cpu_threads,
-    own_stream,
-    release_memory,
-    synchronize,
-    threads_for,
-)
+from sfpp_cli.devices import Made, Moment, cpu_threads, own_stream, release_memory, synchronize, threads_for
 from sfpp_cli.errors import NOT_FINITE, UserError
-from sfpp_cli.generation.kernels import (
-    attention,
-    kernel_for,
-    multiply_fast,
-    quantize,
-)
+from sfpp_cli.generation.kernels import attention, kernel_for, multiply_fast, quantize
 from sfpp_cli.generation.model_options import ModelOptions
 from sfpp_cli.generation.pipeline import Pipeline
 from sfpp_cli.generation.requests import Request

@@ -39,8 +39,8 @@ class _Stream:
     def _pass(self, piece: Tensor) -> Tensor:
         # The layout of the weights. Convolutions keep it, and norms over channels are much faster in it.
         piece = piece.contiguous(memory_format=torch.channels_last_3d)
-        # From the fourth pass on all are alike, and share one graph if the module is compiled. Those before
-        # have shapes of their own, or caches that such have left with other strides: a graph each, for once.
+        # From the fourth pass on all are alike: one graph, if the module is compiled. The first two have
+        # shapes of their own, the third caches of other strides, and each would be compiled for itself.
         run = self.module if self.passes > 2 else self.module.forward
         self.passes += 1
         out: Tensor = run(piece, feat_cache=self.cache, feat_idx=[0])
