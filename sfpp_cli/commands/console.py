@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
+from rich.spinner import Spinner
 from rich.table import Column
 from rich.text import Text
 
@@ -81,7 +83,8 @@ def waiting(text: str) -> Iterator[None]:
     shown = err.is_terminal and os.environ.get("RANK", "0") == "0"
     line: AbstractContextManager[object] = nullcontext()
     if shown:
-        line = err.status(plain(text), refresh_per_second=4)
+        spinner = Spinner("dots", plain(text), style="status.spinner")
+        line = Live(spinner, console=err, refresh_per_second=4, transient=True)  # unlike a status, at once
     with line, collecting_later():
         yield
 

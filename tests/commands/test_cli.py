@@ -176,9 +176,11 @@ def test_a_terminal_is_told_at_once_of_a_wait(
     """By one of several ranks; a log is not."""
     screen = Console(file=io.StringIO(), force_terminal=terminal)
     monkeypatch.setattr(console, "err", screen)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("RANK", rank)
     with console.waiting("loading PyTorch ..."):
-        assert ("loading PyTorch ..." in screen.file.getvalue()) is shown
+        seen = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert ("loading PyTorch ..." in seen) is shown
 
 
 def test_the_process_itself_exits_as_told() -> None:
