@@ -90,7 +90,7 @@ STAGES = (
     Stage("warm-teacher", warm.warm_teacher, beside=True),
     Stage("vae", train_vae.run, share=115),
     Stage("gate-vae", gate_vae.run, gpu=12, cpu=900, after="vae"),
-    Stage("latents", laid_out, gpu=20, cpu=900, after="vae"),
+    Stage("latents", laid_out, gpu=20, cpu=1500, after="vae"),
     Stage("teacher", train_teacher.run, share=150, after="latents/captions.jsonl"),
     Stage("gate-teacher", gate_teacher.run, gpu=12, cpu=1200, after="teacher"),
     Stage("read-teacher", read_teacher.run, cpu=600, after="teacher-videos.pt", beside=True),
