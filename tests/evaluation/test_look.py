@@ -139,6 +139,20 @@ def test_a_subject_that_is_covered_or_whose_colour_spreads_is_not_lost() -> None
         assert subject(scene, look).onset is None
 
 
+@pytest.mark.parametrize(("shade", "lost"), [((110, 15, 15), True), ((30, 60, 200), False)])
+def test_a_thing_in_light_and_shade_is_one_subject_by_its_hue(
+    shade: tuple[int, int, int], lost: bool
+) -> None:
+    """Beside something white that stays; each shade is there for half of the time."""
+    look = {"colour_cast": Finding(np.zeros(160), None, "", {})}
+    scene = evidence([*[(3, 3)] * 100, *[None] * 60])
+    pictures = scene.seen.miniatures.reshape(160, SIDE, SIDE, 3)
+    pictures[:, 9:13, 9:13] = 240
+    pictures[:100][np.arange(100) // 8 % 2 == 1, 3:7, 3:7] = shade
+    onset = subject(scene, look).onset
+    assert onset == (pytest.approx(100, abs=9) if lost else None)
+
+
 def test_a_subject_may_be_lost_before_a_camera_that_moves_on_but_not_in_a_turn() -> None:
     look = {"colour_cast": Finding(np.zeros(160), None, "", {})}
     lost: list[tuple[int, int] | None] = [*[(6, 6)] * 100, *[None] * 60]

@@ -15,6 +15,10 @@ from sfpp_cli.evaluation.metrics.stability import smooth
 Cells = NDArray[np.float32]
 RIM = np.pad(np.zeros((SIDE - 2, SIDE - 2), np.bool_), 1, constant_values=True).ravel()
 """Which of the 256 cells are at the edge of the picture."""
+_HUE = 30.0
+"""Degrees in CIELAB's plane of a and b, between which colours are shades of one hue."""
+_GREY = 10.0
+"""CIELAB units of chroma up to which a colour has no hue to speak of."""
 
 
 def subject(evidence: Evidence, look: Mapping[str, Finding]) -> Finding:
@@ -116,16 +120,30 @@ def _drifted(evidence: Evidence, look: Mapping[str, Finding], rim_change: Curve)
 
 
 def _candidates(evidence: Evidence, out: Mask) -> list[Mask]:
-    """Which cells [T, 256] are of a colour that stands `out` in the beginning: for each such colour, and for
-    all of them, since a shaded thing before something as bright has several."""
+    """Which cells [T, 256] are of a colour that stands `out` in the beginning: for each such colour, for
+    those of one hue, and for all of them, since a shaded thing before something as bright has several."""
     distance = evidence.parameters.subject_distance
     reference = evidence.reference
     colors = _colors(evidence.cells[reference][out[reference]], distance)
+    if not colors:
+        return []
     alike = [
         np.stack([np.linalg.norm(picture - color, axis=1) < distance for picture in evidence.cells])
         for color in colors
     ]
-    return [*alike, np.any(alike, axis=0)] if len(alike) > 1 else alike
+    places = range(len(colors))
+    groups = dict.fromkeys([*((place,) for place in places), *_shades(np.array(colors)), tuple(places)])
+    return [np.any([alike[place] for place in group], axis=0) for group in groups]
+
+
+def _shades(colors: Cells) -> list[tuple[int, ...]]:
+    """For each of the colours [N, 3] that is not grey the places of those of its hue: what one thing has in
+    light and in shade."""
+    hues = np.degrees(np.arctan2(colors[:, 2], colors[:, 1]))
+    coloured = np.hypot(colors[:, 1], colors[:, 2]) > _GREY
+    apart = np.abs((hues[:, None] - hues + 180) % 360 - 180)
+    near = (apart < _HUE) & coloured
+    return [tuple(np.flatnonzero(row).tolist()) for row in near[coloured]]
 
 
 def _colors(cells: Cells, distance: float, most: int = 3) -> list[Cells]:
