@@ -35,7 +35,7 @@ def versions() -> dict[str, str]:
     """What the numbers depend on besides the parameters."""
     return {
         "sfpp": __version__,
-        "metrics": "4",
+        "metrics": "5",
         "opencv": cv2.__version__,
         "numpy": np.__version__,
         "ffmpeg": imageio_ffmpeg.get_ffmpeg_version(),
