@@ -24,6 +24,8 @@ from browser import Browser, find_chromium
 from sfpp_cli import app, interruption
 
 Sfpp = Callable[..., tuple[int, str, str]]
+TESTS = Path(__file__).parent
+EXAMPLES = str(TESTS.parent / "examples")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -43,6 +45,15 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not os.environ.get("SFPP_TEST_GPU"):
         pytest.skip("the suite hides GPUs unless asked: SFPP_TEST_GPU=1 pytest -m gpu")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Scripts of two folders may bear one name, as `faults` does: no test finds what another has imported."""
+    if item.path.parent != TESTS / "examples":
+        return
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(EXAMPLES):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)
