@@ -243,7 +243,7 @@ class Trainer:
         return self.ranks.gather(loss.detach()[None]).mean()
 
     def decay(self) -> float:
-        """Of the learning rates: none until the last quarter, so that the time may be prolonged."""
+        """Of the learning rates: none until `COOLDOWN`, so that the time may be prolonged."""
         return max(0.02, min(1.0, (1 - self.done) / COOLDOWN))
 
     @torch.no_grad()
