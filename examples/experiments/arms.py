@@ -53,6 +53,8 @@ ARMS = {
     "grpo-control": Arm("grpo", ("grpo.shuffle_advantages=true",), start="pp@320"),
 }
 
+BROUGHT = {"ode": "students/ode", "sf@320": "students/self-forcing", "pp@320": "transformer"}
+"""Systems whose weights the model brings, and where in its folder."""
 ROADS_OWN = {"sf": "self-forcing", "pp": "self-forcing-pp"}
 """Arms that the road of ../landscape has trained, by its runs' names."""
 
@@ -66,8 +68,6 @@ SECONDS = {
     **{f"{arm}@320": 255 for arm in ROADS_OWN},
     **{f"{arm}~1@320": 100 for arm in ROADS_OWN},
     "pp@200": 100,
-    "self-forcing": 100,
-    "self-forcing-pp": 100,
 }
 """How long a system's videos are; 50 s where nothing is said."""
 

@@ -36,10 +36,14 @@ def draw(
     seconds: float = 2.0,
     every: int = 2,
     tile: int = 96,
+    end: float | None = None,
 ) -> None:
-    """Write the grid: a row for each video, `moments` stretches of so many seconds, every so many frames."""
+    """Write the grid: a row for each video, `moments` stretches of so many seconds, every so many frames; of
+    no more than the first `end` seconds."""
     infos = [probe(video) for video in videos]
     fps, shortest = infos[0].fps, min(info.frames for info in infos)
+    if end is not None:
+        shortest = min(shortest, round(end * fps))
     length = round(seconds * fps)
     starts = [round(share * (shortest - length)) for share in np.linspace(0, 1, moments)]
     cells = [[cut(video, start, length)[::every] for start in starts] for video in videos]

@@ -108,9 +108,9 @@ def longest(study: Study, systems: Systems) -> str:
 
 def minutes(study: Study, systems: Systems) -> str:
     """What the students' training took."""
-    trained = {name: rows[0] for name, rows in systems.items() if "minutes" in rows[0]}
+    trained = {name: rows[0] for name, rows in systems.items() if rows[0].get("minutes")}
     lines = [[name, f"{row['minutes']:.1f}"] for name, row in trained.items()]
-    return markdown(["student", "minutes of training, one thread"], lines)
+    return markdown(["student", "minutes of training (the road's: two cores, others one)"], lines)
 
 
 def last_end(rows: Sequence[object]) -> int:
@@ -228,7 +228,7 @@ ASKED_FOR = {
 """What is made only where it is named."""
 EMBEDDED = Comparison(
     "The embedded students",
-    {"world": "world", "ODE": "ode", "Self-Forcing": "self-forcing", "Self-Forcing++": "self-forcing-pp"},
+    {"world": "world", "ODE": "ode", "Self-Forcing": "sf@320", "Self-Forcing++": "pp@320"},
     "Self-Forcing",
     ends=(5, 25, 50, 100),
 )

@@ -1,9 +1,9 @@
 """What the experiments share: students trained once, videos made once, measured once.
 
-A *system* is what makes videos: an arm of `arms.py` after so many updates (`pp@320`), a student that the
-model brings (`ode`, `self-forcing`, and `self-forcing-pp`, its own), its `teacher` (5 s clips only), or the
-`world` itself. Everything lies in one folder and is made only if it is not there yet, so an interrupted study
-goes on where it was.
+A *system* is what makes videos: an arm of `arms.py` after so many updates (`pp@40`), the `ode` student, the
+`teacher` (5 s clips only), or the `world` itself. The model brings three of them (`ode`, `sf@320`, `pp@320`).
+Everything lies in one folder and is made only if it is not there yet, so an interrupted study goes on where
+it was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import ARMS, ROADS_OWN, SECONDS, TEACHERS, System
+from arms import ARMS, BROUGHT, ROADS_OWN, SECONDS, TEACHERS, System
 from torch import Tensor
 
 from sfpp_cli.core.flow import FlowSchedule
@@ -48,8 +48,7 @@ from sfpp_cli.video.writer import VideoWriter
 
 HERE = Path(__file__).parent
 LANDSCAPE = HERE.parent / "landscape"
-MODEL, MAIN = "landscape", "self-forcing-pp"
-"""The model, and what its own student is called among those beside it."""
+MODEL = "landscape"
 CPU = torch.device("cpu")
 
 WINDOW = 5
@@ -118,10 +117,10 @@ class Study:
     # --- students
 
     def student(self, system: str) -> Path:
-        """The folder of a system's averaged weights, as float16; trained as far as needed."""
-        folder = resolve(self.model)
-        if "@" not in system:
-            return folder / "transformer" if system == MAIN else folder / "students" / system
+        """The folder of a system's averaged weights, as float16: the road's, the model's, or trained
+        as far as needed."""
+        if system in BROUGHT and not self._on_road(system):
+            return resolve(self.model) / BROUGHT[system]
         kept = self.out / "weights" / system
         if not (kept / SETTINGS).exists():
             trained = self._trained(System.of(system), self.run_of(system))
@@ -131,12 +130,15 @@ class Study:
 
     def run_of(self, system: str) -> Path:
         """The folder of checkpoints: the road's, where it has this system, or the study's own."""
+        return self._on_road(system) or self.out / "students" / system.partition("@")[0]
+
+    def _on_road(self, system: str) -> Path | None:
         name, of = system.partition("@")[0], System.of(system)
         if self.road and name in ROADS_OWN:
             run = self.road / "runs" / ROADS_OWN[name]
             if (run / f"step-{of.updates:06d}").exists():
                 return run
-        return self.out / "students" / name
+        return None
 
     def _trained(self, system: System, run: Path) -> Path:
         """Runs are at a constant learning rate, so a longer one goes on from a shorter one."""
@@ -158,7 +160,7 @@ class Study:
             changes += [f"reward.{name}={value}" for name, value in self.band.items()]
         if self.quick:
             changes += QUICK_CHANGES
-            changes += ["dmd.frames=42"] if arm.recipe == MAIN else []
+            changes += ["dmd.frames=42"] if arm.recipe == "self-forcing-pp" else []
             changes += ["grpo.group=2"] if arm.recipe == "grpo" else []
         words = ["--out", str(run), *(["--resume"] if any(run.glob("step-*")) else [])]
         self._sfpp_train(arm.recipe, changes, words)
@@ -192,13 +194,17 @@ class Study:
         root = HERE.parent.parent
         return subprocess.run(command, check=True, cwd=root, stdout=subprocess.PIPE, text=True).stdout
 
-    def minutes(self, system: str) -> float:
-        """What a system's training took, of one thread."""
+    def minutes(self, system: str) -> float | None:
+        """What a system's training took, on one core, or on two if the road did it; None where that was not
+        kept."""
         run, step = self.run_of(system), self.updates(System.of(system).updates)
         spent = run / f"step-{step:06d}" / "spent.json"
         if spent.exists():
             return float(json.loads(spent.read_text())) / 60
-        lines = (run / "metrics.jsonl").read_text().splitlines()[:step]
+        log = run / "metrics.jsonl"
+        if not log.exists():
+            return None
+        lines = log.read_text().splitlines()[:step]
         return sum(float(json.loads(line)["step_s"]) for line in lines) / 60
 
     # --- videos

@@ -3,9 +3,10 @@
     python examples/landscape/measure.py               # about two hours of two cores; goes on where stopped
     python examples/landscape/measure.py --quick --model FOLDER --shown FOLDER     # to see that it works
 
-Every caption of test.txt, 100 s, seed 0. `measured/` beside this file receives README.md (its tables), the
-rows, hero.gif (the first four captions of the list), students.gif and strip.png (the first one), claim.png,
-and twenty contact sheets of 40 frames, the first twenty captions.
+Every caption of test.txt, seed 0. Videos have 255 s, since the experiments go on with them; 100 s are shown.
+`measured/` beside this file receives README.md (its tables), the rows, hero.gif (the first four captions of
+the list), students.gif and strip.png (the first one), claim.png, and twenty contact sheets of 40 frames, the
+first twenty captions.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import grid  # noqa: E402 (the experiments measure the same way)
 import memory  # noqa: E402
 import run  # noqa: E402
 from report import draw_claim, interval, markdown, shown  # noqa: E402
-from study import FULL, MAIN, MODEL, QUICK, Study  # noqa: E402
+from study import FULL, MODEL, QUICK, Study  # noqa: E402
 
 from sfpp_cli.files import atomic_write  # noqa: E402
 from sfpp_cli.video.reader import probe, read_frames  # noqa: E402
@@ -50,6 +51,8 @@ FAILURES = {
 }
 HEROES, SHEETS, FRAMES = 4, 20, 40
 """Captions of hero.gif, contact sheets, and frames of each."""
+SECONDS = 100
+"""Of a video that the pictures show."""
 VAE = HERE / "made" / "vae.tar"
 """Where the road's VAE lies, with what its gate measured."""
 FIRST_WORLD = EXPERIMENTS / "first-world" / "measured.jsonl.gz"
@@ -61,7 +64,7 @@ FIRST_TOOK = "0.15"
 
 def main() -> None:
     options = parse()
-    study = Study(options.out, QUICK if options.quick else FULL, options.model)
+    study = Study(options.out, QUICK if options.quick else FULL, options.model, options.road)
     took = wall_time(study)
     run.share_work(options, run.EMBEDDED.made)
     systems = {name: study.rows(system) for name, system in run.EMBEDDED.systems.items()}
@@ -142,7 +145,7 @@ def wall_time(study: Study) -> float:
     """Seconds that one of video takes, measured once, before anything else runs."""
     kept = study.out / "wall-time.json"
     if not kept.exists():
-        seconds = study.shortened(100)
+        seconds = study.shortened(SECONDS)
         took = memory.generate(study.model, study.bundle.settings.context, seconds)[-1]
         kept.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(kept, took)
@@ -151,13 +154,14 @@ def wall_time(study: Study) -> float:
 
 def draw_videos(study: Study, folder: Path) -> None:
     """The moving pictures, and the sheets of those who look at everything."""
-    videos = [study.video(MAIN, prompt, 0) for prompt in study.prompts]
-    grid.draw(videos[:HEROES], study.prompts[:HEROES], folder / "hero.gif", tile=168)
+    end = study.shortened(SECONDS)
+    videos = [study.video(STUDENTS["Self-Forcing++"], prompt, 0) for prompt in study.prompts]
+    grid.draw(videos[:HEROES], study.prompts[:HEROES], folder / "hero.gif", tile=168, end=end)
     first = [study.video(system, study.prompts[0], 0) for system in STUDENTS.values()]
-    grid.draw(first, list(STUDENTS), folder / "students.gif", tile=168)
+    grid.draw(first, list(STUDENTS), folder / "students.gif", tile=168, end=end)
     for number, video in enumerate(videos[:SHEETS]):
         info = probe(video)
-        sampler = SheetSampler(info.frames, FRAMES)
+        sampler = SheetSampler(min(info.frames, round(end * info.fps)), FRAMES)
         for frame in read_frames(video):
             sampler.write(np.asarray(frame)[None])
         path = folder / "sheets" / f"{number:02d}.png"
@@ -170,6 +174,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=MODEL, help="the embedded model, or a folder laid out as it is")
+    parser.add_argument("--road", type=Path, help="work folder of all.py, for the minutes of training")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/experiments"), help="videos; the experiments' own"
     )
@@ -177,7 +182,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
     parser.add_argument("--quick", action="store_true", help="tiny: to see that it works")
     options = parser.parse_args()
-    options.road, options.hours = None, 1e6
+    options.hours = 1e6
     return options
 
 

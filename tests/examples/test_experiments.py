@@ -180,6 +180,20 @@ def test_the_roads_students_are_taken_where_they_have_come_so_far(module: Any, t
         assert study.run_of(system) == tmp_path / "out" / "students" / system.partition("@")[0]
 
 
+def test_the_model_brings_some_students_but_the_road_comes_first(
+    module: Any, model: Path, tmp_path: Path
+) -> None:
+    study = module("study").Study(tmp_path / "out", model=str(model))
+    assert study.student("ode") == model / "students" / "ode"
+    assert study.student("sf@320") == model / "students" / "self-forcing"
+    assert study.student("pp@320") == model / "transformer"
+    assert study.minutes("pp@320") is None
+    run = tmp_path / "road" / "runs" / "self-forcing-pp" / "step-000320"
+    shutil.copytree(model / "students" / "ode", run / "student-ema")
+    study = module("study").Study(tmp_path / "out", model=str(model), road=tmp_path / "road")
+    assert study.student("pp@320") == tmp_path / "out" / "weights" / "pp@320"
+
+
 def test_a_verdict_is_right_where_half_of_a_later_stretch_is_so(module: Any) -> None:
     judge = module("judge")
 

@@ -105,7 +105,7 @@ def test_one_command_measures_and_shows_the_students(work: Path, tmp_path: Path)
     text = (shown / "README.md").read_text()
     assert "| Self-Forcing++: in the world to 5 s, % | 82 (" in text, "the first world's own, from its rows"
     assert {path.name for path in shown.glob("*.jsonl.gz")} == {
-        f"{system}.jsonl.gz" for system in ("world", "ode", "self-forcing", "self-forcing-pp")
+        f"{system}.jsonl.gz" for system in ("world", "ode", "sf@320", "pp@320")
     }
     for picture in ("hero.gif", "students.gif", "claim.png", "strip.png", "sheets/00.png", "sheets/01.png"):
         Image.open(shown / picture).verify()
