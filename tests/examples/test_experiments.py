@@ -25,13 +25,9 @@ FOLDER = Path(__file__).parents[2] / "examples" / "experiments"
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(name) -> a module of the experiments; forgotten afterwards, since their names are everyday words."""
+    """(name) -> a module of the experiments."""
     monkeypatch.syspath_prepend(FOLDER)
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(FOLDER)):
-            del sys.modules[name]
+    return importlib.import_module
 
 
 def rows(values: dict[str, list[float]], metric: str = "good@50") -> list[dict[str, Any]]:
