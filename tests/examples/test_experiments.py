@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,9 +19,12 @@ from sfpp_cli.data.landscape import FPS, parse_caption
 from sfpp_cli.data.landscape.reader import read_video
 from sfpp_cli.models.settings import SETTINGS, Settings
 from sfpp_cli.training.recipes import GRPORecipe, MatchingRecipe, read_recipe
+from sfpp_cli.video.reader import read_frames
+from sfpp_cli.video.writer import VideoWriter
 
 pytest_plugins = ["tiny_bundle"]
 FOLDER = Path(__file__).parents[2] / "examples" / "experiments"
+LIT = np.ones((16, 16, 3), np.uint8)
 
 
 @pytest.fixture
@@ -188,6 +192,17 @@ def test_the_model_brings_some_students_but_the_road_comes_first(
     shutil.copytree(model / "students" / "ode", run / "student-ema")
     study = module("study").Study(tmp_path / "out", model=str(model), road=tmp_path / "road")
     assert study.student("pp@320") == tmp_path / "out" / "weights" / "pp@320"
+
+
+def test_a_grid_may_end_before_its_videos_do(module: Any, tmp_path: Path) -> None:
+    grid, video = module("grid"), tmp_path / "seconds.mp4"
+    with VideoWriter(video, (16, 16), 4) as writer:
+        writer.write(np.repeat(np.arange(6, dtype=np.uint8) * 40, 4)[:, None, None, None] * LIT)
+    x, y = 2 * grid.MARGIN + 16 + 8, 2 * grid.LINE + 8  # the middle of the second column
+    for end, shown in ((None, 200), (3.0, 80)):
+        out = tmp_path / f"{end}.mp4"
+        grid.draw([video], ["one"], out, moments=2, seconds=1, every=1, tile=16, end=end)
+        assert abs(int(next(read_frames(out))[y, x, 0]) - shown) < 10
 
 
 def test_a_verdict_is_right_where_half_of_a_later_stretch_is_so(module: Any) -> None:
